@@ -1,0 +1,49 @@
+# Everything from a fresh clone with python3 (3.11 or newer), make and git. `make` lists the targets.
+PYTHON ?= python3
+PY := .venv/bin/python
+PYTEST_ARGS ?=
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format bench truth clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 12
+
+install: .venv/.installed ## make .venv with the package (editable) and all that the tests need
+
+.venv/.installed: pyproject.toml constraints.txt
+	@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "adhere needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+	    echo "Name a newer one: make install PYTHON=python3.12" >&2; exit 1; }; \
+	  $(PYTHON) -m venv .venv; \
+	fi
+	$(PY) -m pip install -q -c constraints.txt torch
+	$(PY) -m pip install -q -c constraints.txt -e ".[test]"
+	@touch $@
+
+demo: install ## repair, upscale and deblur a picture into out/
+	$(PY) -m examples.demo
+
+test: install ## run the tests; PYTEST_ARGS='-m "not slow"' leaves out the shipped models
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: install ## ruff check, ruff format --check, pyright
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright
+
+format: install ## let ruff mend and format the code
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: install ## measure methods and baselines on photographs
+	$(PY) -m benchmarks.photo --json benchmarks/results/photo.json
+
+truth: install ## measure methods against exact posteriors
+	$(PY) -m benchmarks.truth --json benchmarks/results/truth.json
+
+clean: ## remove .venv, caches and demo output; data/ stays
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist out
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,199 @@
+"""Benchmark results: one row for each run of one method on one item with one seed.
+
+    python -m benchmarks.rows benchmarks/results/photo.json --plot out.png
+
+A results file is JSON, {"meta": {...}, "rows": [...]}, each row flat: task, item, method, seed, nfe, seconds, peak_mb
+and the scores that were measured, named as in METRICS. JSON has no infinity: a value that is not finite is written as
+null and read as nan. Two settings of one method are two methods, 'name @ setting': a plot joins them with a line.
+"""
+
+import argparse
+import datetime
+import json
+import math
+import os
+import platform
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from adhere import __version__
+
+
+class Metric(NamedTuple):
+    """How a column is shown and what is best: the nearest to `goal`; inf: the highest; None: no merit either way."""
+
+    label: str
+    goal: float | None
+    format: str
+
+
+METRICS = {
+    "psnr": Metric("PSNR (dB)", math.inf, ".2f"),
+    "ssim": Metric("SSIM", 1, ".3f"),
+    "feature_distance": Metric("feature distance", 0, ".4f"),
+    "residual": Metric("residual", 0, ".2e"),
+    "mean_error": Metric("mean error", 0, ".4f"),
+    "sw2": Metric("sliced W2", 0, ".4f"),
+    "log_p": Metric("log p", None, ".3f"),
+    "spread": Metric("spread", 1, ".2f"),
+    "nfe": Metric("NFE", None, ".0f"),
+    "seconds": Metric("seconds", 0, ".2f"),
+    "peak_mb": Metric("peak MB", 0, ".0f"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run: `nfe` counts denoiser calls, `seconds` is wall time, `peak_mb` the peak memory if measured.
+
+    Raises ValueError for a score that METRICS does not know.
+    """
+
+    task: str
+    item: str
+    method: str
+    seed: int
+    nfe: float
+    seconds: float
+    peak_mb: float | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.scores) - (set(METRICS) - FIELDS):
+            raise ValueError(f"unknown scores {sorted(unknown)}: METRICS has {sorted(set(METRICS) - FIELDS)}")
+
+    def value(self, column: str) -> float | None:
+        """The value in one column of METRICS, None where it was not measured."""
+        return getattr(self, column) if column in FIELDS else self.scores.get(column)
+
+
+FIELDS = {f.name for f in fields(Row)} - {"scores"}
+
+
+def meta() -> dict[str, Any]:
+    """Say what was measured where and when: version, processor, cores, torch, date; never a host name."""
+    import torch
+
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "version": __version__,
+        "machine": models[0] if models else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def save(path: str | Path, rows: Iterable[Row], meta: dict[str, Any]) -> None:
+    """Write a results file at once or not at all; folders are made."""
+    flat = []
+    for row in rows:
+        record = asdict(row)
+        record |= {name: float(score) for name, score in record.pop("scores").items()}  # numpy and torch scalars too
+        measured = {k: v for k, v in record.items() if v is not None}
+        flat.append({k: None if v in (math.inf, -math.inf) or v != v else v for k, v in measured.items()})
+    (path := Path(path)).parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    head, *records = (json.dumps(record, ensure_ascii=False, allow_nan=False) for record in [meta, *flat])
+    body = ",\n  ".join(records)
+    part.write_text(f'{{"meta": {head},\n "rows": [\n  {body}\n]}}\n', encoding="utf-8")
+    part.replace(path)
+
+
+def load(path: str | Path) -> tuple[list[Row], dict[str, Any]]:
+    """Read a results file: (rows, meta)."""
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    rows = []
+    for record in content["rows"]:
+        values: dict[str, Any] = {k: math.nan if v is None else v for k, v in record.items()}
+        rows.append(Row(scores={k: values.pop(k) for k in set(values) - FIELDS}, **values))
+    return rows, content["meta"]
+
+
+def _groups(rows: Iterable[Row]) -> dict[str, dict[str, list[Row]]]:
+    """Rows by task, then by method, both in the order of first appearance."""
+    groups: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        groups.setdefault(row.task, {}).setdefault(row.method, []).append(row)
+    return groups
+
+
+def _mean(rows: Iterable[Row], column: str) -> float | None:
+    values = [v for row in rows if (v := row.value(column)) is not None]
+    return fmean(values) if values else None
+
+
+def table(rows: Iterable[Row], columns: Sequence[str] | None = None, reference: Collection[str] = ("exact",)) -> str:
+    """Markdown: one table a task, one line a method, means over items and seeds, the best of each column in bold.
+
+    `columns` are names from METRICS, by default all that the task has. `reference` methods are shown, never marked. A
+    method that was run on fewer items and seeds than another says so, since its means are then of something else.
+    """
+    parts = []
+    for task, methods in _groups(rows).items():
+        names = columns or [c for c in METRICS if any(_mean(group, c) is not None for group in methods.values())]
+        most = max(len(group) for group in methods.values())
+        lines = [["method", *(METRICS[c].label for c in names)], ["---", *("---:" for _ in names)]]
+        cells = [_cells({m: _mean(group, c) for m, group in methods.items()}, METRICS[c], reference) for c in names]
+        for method, group in methods.items():
+            note = "" if len(group) == most else f" ({len(group)} of {most} runs)"
+            lines.append([method.replace("|", "\\|") + note, *(column[method] for column in cells)])
+        parts.append(f"### {task}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cells(values: dict[str, float | None], metric: Metric, reference: Collection[str]) -> dict[str, str]:
+    """One column as text by method; all that look the same as the best are bold."""
+    texts = {m: "–" if v is None else format(v, metric.format) for m, v in values.items()}
+    rivals = {m: v for m, v in values.items() if m not in reference and v is not None and not math.isnan(v)}
+    if (goal := metric.goal) is None or len(values) < 2 or not rivals:
+        return texts
+    best = texts[min(rivals, key=lambda m: -rivals[m] if goal == math.inf else abs(rivals[m] - goal))]
+    return {m: f"**{text}**" if m in rivals and text == best else text for m, text in texts.items()}
+
+
+def plot(rows: Iterable[Row], path: str | Path, metric: str) -> None:
+    """Draw the means of `metric` against denoiser calls, one panel a task; a method without calls is a dashed line."""
+    from matplotlib.figure import Figure
+
+    groups = _groups(row for row in rows if row.value(metric) is not None)
+    if not groups:
+        raise ValueError(f"no row has '{metric}'; plot one of {list(METRICS)} that the rows have")
+    figure = Figure(figsize=(4.5 * len(groups), 4), layout="constrained")
+    for axes, (task, methods) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for method, group in methods.items():
+            point = (_mean(group, "nfe") or 0.0, _mean(group, metric) or 0.0)  # both are known
+            curves.setdefault(method.split(" @ ")[0], []).append(point)
+        for i, (name, points) in enumerate(curves.items()):
+            if all(nfe > 0 for nfe, _ in points):
+                axes.semilogx(*zip(*sorted(points), strict=True), "o-", color=f"C{i % 10}", label=name)
+            else:
+                axes.axhline(points[0][1], linestyle="--", color=f"C{i % 10}", label=name)
+        axes.set(title=task, xlabel="denoiser calls (NFE)", ylabel=METRICS[metric].label)
+        axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Print the tables of a results file, and plot it if asked to."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.rows", description=main.__doc__)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw quality against denoiser calls")
+    parser.add_argument("--metric", default="psnr", choices=METRICS, help="what --plot draws")
+    args = parser.parse_args()
+    rows, about = load(args.results)
+    print(table(rows), ", ".join(f"{k} {v}" for k, v in about.items()), sep="\n")
+    if args.plot:
+        plot(rows, args.plot, args.metric)
+
+
+if __name__ == "__main__":
+    main()

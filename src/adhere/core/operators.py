@@ -1,0 +1,159 @@
+"""Linear operators A with adjoints: what a measurement y = A x0 sees of an image.
+
+An operator maps (B, C, H, W) to its measurement space sample by sample; `adjoint` is the exact transpose (tested by
+<A x, y> = <x, A^T y>). Composition is `Compose(outer, inner)`. A newcomer adds one with these two methods.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import conv2d, conv_transpose2d, pad
+
+Images = Float[Tensor, "b c h w"]
+
+
+class Operator(Protocol):
+    def __call__(self, x: Tensor) -> Tensor:
+        """y = A x."""
+        ...
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """x = A^T y."""
+        ...
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A = I: the image itself is measured (denoising)."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Keeps what is known: A x = known * x, with `known` of zeros and ones broadcastable to x. Its own adjoint."""
+
+    known: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.known * x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.known * y
+
+
+@dataclass(frozen=True)
+class Downsample:
+    """Down-sampling by a whole `factor` per side, by area means or by an anti-aliased bicubic (Keys, a = -1/2).
+
+    Edges repeat. Height and width must be multiples of `factor`. Shapes: (B, C, H, W) -> (B, C, H/factor, W/factor).
+    """
+
+    factor: int
+    kind: Literal["area", "bicubic"] = "area"
+
+    def _kernel(self) -> list[float]:
+        if self.kind == "area":
+            return [1 / self.factor] * self.factor
+        length = 4 * self.factor - self.factor % 2  # an odd factor has its centre on a pixel
+        kernel = [_keys(abs(i - (length - 1) / 2) / self.factor) for i in range(length)]
+        return [value / sum(kernel) for value in kernel]
+
+    def __call__(self, x: Images) -> Images:
+        if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
+            raise ValueError(f"down-sampling by {self.factor}: {tuple(x.shape[-2:])} is no multiple of it; pad first")
+        return _separable(x, self._kernel(), self.factor)
+
+    def adjoint(self, y: Images) -> Images:
+        return _separable_adjoint(y, self._kernel(), self.factor)
+
+
+@dataclass(frozen=True)
+class Blur:
+    """Gaussian blur of `sigma` pixels, edges repeated."""
+
+    sigma: float
+
+    def _kernel(self) -> list[float]:
+        reach = max(1, math.ceil(3 * self.sigma))
+        kernel = [math.exp(-0.5 * (i / self.sigma) ** 2) for i in range(-reach, reach + 1)]
+        return [value / sum(kernel) for value in kernel]
+
+    def __call__(self, x: Images) -> Images:
+        return _separable(x, self._kernel(), 1)
+
+    def adjoint(self, y: Images) -> Images:
+        return _separable_adjoint(y, self._kernel(), 1)
+
+
+@dataclass(frozen=True)
+class Gray:
+    """RGB to one luma channel, ITU-R BT.601 weights: (B, 3, H, W) -> (B, 1, H, W)."""
+
+    weights: tuple[float, float, float] = (0.299, 0.587, 0.114)
+
+    def __call__(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
+        return (x * x.new_tensor(self.weights).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+    def adjoint(self, y: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 3 h w"]:
+        return y * y.new_tensor(self.weights).view(1, 3, 1, 1)
+
+
+@dataclass(frozen=True)
+class Compose:
+    """A x = outer(inner(x)): `Compose(Gray(), Mask(known))` sees the gray values of the known pixels."""
+
+    outer: Operator
+    inner: Operator
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.outer(self.inner(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.inner.adjoint(self.outer.adjoint(y))
+
+
+def _keys(x: float) -> float:
+    """Keys' cubic convolution kernel, a = -1/2 (Keys, 1981, eq. 15)."""
+    if x < 1:
+        return 1.5 * x**3 - 2.5 * x**2 + 1
+    return -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0.0
+
+
+def _separable(x: Tensor, kernel: list[float], stride: int) -> Tensor:
+    """Correlate rows and columns with `kernel`, edges repeated, at every `stride`-th place."""
+    margin = (len(kernel) - stride) // 2
+    flat = x.reshape(-1, 1, *x.shape[-2:])  # (B C, 1, H, W)
+    taps = x.new_tensor(kernel)
+    flat = conv2d(pad(flat, (margin, margin, margin, margin), "replicate"), taps.view(1, 1, -1, 1), stride=(stride, 1))
+    flat = conv2d(flat, taps.view(1, 1, 1, -1), stride=(1, stride))
+    return flat.view(*x.shape[:-2], *flat.shape[-2:])
+
+
+def _separable_adjoint(y: Tensor, kernel: list[float], stride: int) -> Tensor:
+    """The transpose of `_separable`: spread, then fold the repeated margins back onto the edge they repeat."""
+    margin = (len(kernel) - stride) // 2
+    flat = y.reshape(-1, 1, *y.shape[-2:])
+    taps = y.new_tensor(kernel)
+    flat = conv_transpose2d(flat, taps.view(1, 1, 1, -1), stride=(1, stride))
+    flat = conv_transpose2d(flat, taps.view(1, 1, -1, 1), stride=(stride, 1))
+    for dim in (-1, -2):
+        flat = _fold_margin(flat, margin, dim)
+    return flat.view(*y.shape[:-2], *flat.shape[-2:])
+
+
+def _fold_margin(x: Tensor, margin: int, dim: int) -> Tensor:
+    if margin == 0:
+        return x
+    size = x.shape[dim] - 2 * margin
+    inner = x.narrow(dim, margin, size).clone()
+    inner.narrow(dim, 0, 1).add_(x.narrow(dim, 0, margin).sum(dim, keepdim=True))
+    inner.narrow(dim, size - 1, 1).add_(x.narrow(dim, size + margin, margin).sum(dim, keepdim=True))
+    return inner

@@ -1,0 +1,150 @@
+"""Noise schedules: x_t = alpha_t x0 + sigma_t eps, as functions t -> (alpha_t, sigma_t).
+
+`t` is opaque to everything else: only the schedule (and the network, which receives it untouched) reads it, so the
+index slips between alphas_cumprod, network and scheduler cannot happen. Times and coefficients are Python floats:
+they are the same for the whole batch, cost no host synchronisation and never fix a dtype.
+
+Sampling goes from high noise to low, evenly in the log-SNR lambda = log(alpha_t / sigma_t) (Lu et al., DPM-Solver, 2022).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+PredictionType = Literal["epsilon", "sample", "v_prediction", "flow"]
+
+
+class Schedule(Protocol):
+    """x_t = alpha_t x0 + sigma_t eps."""
+
+    def __call__(self, t: float) -> tuple[float, float]:
+        """(alpha_t, sigma_t) at time t."""
+        ...
+
+    def time_at(self, log_snr: float) -> float:
+        """The time whose log-SNR is nearest to `log_snr`, within the schedule's range."""
+        ...
+
+    def evenly(self, steps: int) -> list[float]:
+        """`steps` times evenly spaced in t, from high noise to low: DDIM's stride, the paper's grid."""
+        ...
+
+
+def log_snr(schedule: Schedule, t: float) -> float:
+    """lambda = log(alpha_t / sigma_t), in nats."""
+    alpha_t, sigma_t = schedule(t)
+    return math.log(alpha_t / sigma_t)
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """Variance preserving, tabulated: alpha_t^2 = alphas_cumprod[t] (Ho et al., DDPM, 2020), t = 0, 1, ..., T - 1.
+
+    The table is diffusers' `scheduler.alphas_cumprod`, as floats: the t given to it is the t given to the network.
+    """
+
+    alphas_cumprod: tuple[float, ...]
+
+    @classmethod
+    def from_betas(cls, first: float = 1e-4, last: float = 0.02, count: int = 1000) -> "Discrete":
+        """DDPM's linear schedule."""
+        product, table = 1.0, []
+        for i in range(count):
+            product *= 1 - (first + (last - first) * i / (count - 1))
+            table.append(product)
+        return cls(tuple(table))
+
+    def __call__(self, t: float) -> tuple[float, float]:
+        index = round(t)
+        if index != t or not 0 <= index < len(self.alphas_cumprod):
+            raise ValueError(f"timestep {t}: this schedule has the whole numbers 0 to {len(self.alphas_cumprod) - 1}")
+        a = self.alphas_cumprod[index]
+        return math.sqrt(a), math.sqrt(1 - a)
+
+    def time_at(self, log_snr: float) -> float:
+        wanted = 1 / (1 + math.exp(-2 * log_snr))  # alphas_cumprod = sigmoid(2 lambda), decreasing in t
+        low, high = 0, len(self.alphas_cumprod) - 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.alphas_cumprod[middle] > wanted else (low, middle)
+        nearest = min((low, high), key=lambda i: abs(_logit(self.alphas_cumprod[i]) - 2 * log_snr))
+        return float(nearest)
+
+    def evenly(self, steps: int) -> list[float]:
+        """DDIM's 'leading' stride with offset 1 (Song et al., 2021; `steps_offset=1` in diffusers)."""
+        count = len(self.alphas_cumprod)
+        if not 1 <= steps <= count:
+            raise ValueError(f"steps = {steps}: from 1 to {count} are possible")
+        return [float(min(i * (count // steps) + 1, count - 1)) for i in reversed(range(steps))]
+
+
+def _logit(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """alpha_t = 1 - t, sigma_t = t (Liu et al., 2022; Lipman et al., 2022), 0 < t < 1; networks read `scale` * t."""
+
+    scale: float = 1.0
+
+    def __call__(self, t: float) -> tuple[float, float]:
+        return 1 - t / self.scale, t / self.scale
+
+    def time_at(self, log_snr: float) -> float:
+        return self.scale / (1 + math.exp(log_snr))
+
+    def evenly(self, steps: int) -> list[float]:
+        return [self.scale * (steps - i) / (steps + 1) for i in range(steps)]
+
+
+@dataclass(frozen=True)
+class Trigonometric:
+    """Variance preserving and continuous: alpha_t = cos(pi t / 2), sigma_t = sin(pi t / 2), 0 < t < 1."""
+
+    def __call__(self, t: float) -> tuple[float, float]:
+        return math.cos(math.pi * t / 2), math.sin(math.pi * t / 2)
+
+    def time_at(self, log_snr: float) -> float:
+        return 2 / math.pi * math.atan(math.exp(-log_snr))
+
+    def evenly(self, steps: int) -> list[float]:
+        return [(steps - i) / (steps + 1) for i in range(steps)]
+
+
+def x0_from(prediction: PredictionType, out: Tensor, x_t: Tensor, alpha_t: float, sigma_t: float) -> Tensor:
+    """x0 from a network's output, by one rule for all: out = p x0 + q eps gives x0 = (q x_t - sigma_t out)/(alpha_t q - sigma_t p).
+
+    epsilon: (p, q) = (0, 1); sample: (1, 0); v_prediction: (-sigma_t, alpha_t); flow, eps - x0: (-1, 1).
+    """
+    p, q = {
+        "epsilon": (0.0, 1.0),
+        "sample": (1.0, 0.0),
+        "v_prediction": (-sigma_t, alpha_t),
+        "flow": (-1.0, 1.0),
+    }[prediction]
+    return (q * x_t - sigma_t * out) / (alpha_t * q - sigma_t * p)
+
+
+def log_snr_timesteps(
+    schedule: Schedule, steps: int, first: float = -2.7, last: float = 3.5, power: float = 1.0
+) -> list[float]:
+    """`steps` times from log-SNR `first` (noise) to `last` (nearly clean), evenly spaced in (i/(steps-1))^power.
+
+    power < 1 sets the steps denser at low noise, power > 1 denser at high noise. Times that a discrete schedule rounds to
+    the same index appear once, so fewer than `steps` may come back.
+    """
+    if steps < 1:
+        raise ValueError(f"steps = {steps}: at least 1 is needed")
+    fractions = [(i / (steps - 1)) ** power if steps > 1 else 0.0 for i in range(steps)]
+    times = [schedule.time_at(first + (last - first) * f) for f in fractions]
+    return list(dict.fromkeys(times))
+
+
+def is_descending(schedule: Schedule, timesteps: Sequence[float]) -> bool:
+    """Whether the noise falls from each time to the next, as sampling needs."""
+    lam = [log_snr(schedule, t) for t in timesteps]
+    return all(a < b for a, b in zip(lam, lam[1:], strict=False))

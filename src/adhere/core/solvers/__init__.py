@@ -1,0 +1,75 @@
+"""The methods by name: a solver, the transition and the noise levels that suit it. One file a solver; one entry here.
+
+A newcomer's solver needs its file and an entry in `METHODS`: the command line, the benchmarks and the tests against exact priors
+read this table.
+"""
+
+import difflib
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from adhere.core.constraints import Constraint
+from adhere.core.denoise import Denoiser
+from adhere.core.sample import DDIM, DPMSolver2M, Memory, Solver, Transition
+from adhere.core.schedule import Schedule, log_snr_timesteps
+from adhere.core.solvers.ddnm import DDNM
+from adhere.core.solvers.inexact_newton import InexactNewton
+from adhere.core.solvers.moment_matching import MomentMatching
+
+
+@dataclass(frozen=True)
+class Plain:
+    """No constraint: the denoised image as it is. One evaluation a level."""
+
+    def __call__(
+        self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Memory
+    ) -> tuple[Tensor, Tensor, Memory]:
+        return x_t, denoiser(x_t, t), None
+
+
+@dataclass(frozen=True)
+class LogSNR:
+    """Noise levels evenly spaced in log-SNR from `first` to `last`; see `log_snr_timesteps`."""
+
+    first: float = -2.7
+    last: float = 3.5
+    power: float = 1.0
+
+    def __call__(self, schedule: Schedule, steps: int) -> list[float]:
+        return log_snr_timesteps(schedule, steps, self.first, self.last, self.power)
+
+
+@dataclass(frozen=True)
+class Even:
+    """Noise levels evenly spaced in t: DDIM's stride."""
+
+    def __call__(self, schedule: Schedule, steps: int) -> list[float]:
+        return schedule.evenly(steps)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A solver with the transition, the noise levels and the number of steps that suit it."""
+
+    solver: Solver
+    transition: Transition
+    levels: LogSNR | Even
+    steps: int
+
+
+METHODS: dict[str, Method] = {
+    "moment_matching": Method(MomentMatching(m=3), DPMSolver2M(eta=1.0), LogSNR(), steps=6),
+    "inexact_newton": Method(InexactNewton(K=5), DDIM(eta=1.0), Even(), steps=20),
+    "ddnm": Method(DDNM(), DDIM(eta=0.85), LogSNR(), steps=50),
+}
+DEFAULT_METHOD = "moment_matching"
+
+
+def method_named(name: str) -> Method:
+    """The entry of METHODS; ValueError names the nearest and all of them."""
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.3)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise ValueError(f"unknown solver '{name}': {hint}there are {', '.join(METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,93 @@
+"""Moment matching, forward only: the conditional mean E[x0 | x_t, y] of a linear constraint y = A x0 + noise, by GMRES.
+
+With V_t = Cov[x0 | x_t] = (sigma_t^2 / alpha_t) J (Tweedie's second-order formula) and a Gaussian approximation of
+x0 given x_t (exact for a Gaussian prior),
+
+    E[x0 | x_t, y] = x0 + V_t A^T u,     (noise^2 I + A V_t A^T) u = y - A x0            (1)
+
+as in TMPD (Boys et al., 2023) and MMPS (Rozet et al., 2024), which apply J^T by backpropagation. Here every product V_t A^T q is one
+forward difference of the denoiser, J A^T q, legitimate because J of the exact denoiser is symmetric. A trained
+network's J is only nearly so, hence GMRES (Saad & Schultz, 1986), which needs no symmetry, and not conjugate
+gradients. m iterations cost m evaluations, and their products already give V_t A^T u for free: 1 + m per noise level.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adhere.core.constraints import Constraint, Linear, dot, sum_of
+from adhere.core.denoise import Denoiser, jacobian_product, per_sample
+from adhere.core.sample import Memory
+
+
+@dataclass(frozen=True)
+class MomentMatching:
+    """`m` GMRES iterations per noise level, or as many as `iterations(sigma_t/alpha_t)` says.
+
+    `noise_floor`: the least measurement noise assumed in (1), in units of the image; it keeps the small system well
+    conditioned when the constraint is exact. Raises TypeError for a constraint that is not `Linear`.
+    """
+
+    m: int = 3
+    noise_floor: float = 0.02
+    iterations: Callable[[float], int] | None = None
+
+    def __call__(
+        self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Memory
+    ) -> tuple[Tensor, Tensor, Memory]:
+        if not isinstance(constraint, Linear):
+            raise TypeError(
+                f"moment_matching needs a Linear constraint, not {type(constraint).__name__}: try inexact_newton"
+            )
+        alpha_t, sigma_t = denoiser.schedule(t)
+        x0 = denoiser(x_t, t)
+        m = self.m if self.iterations is None else self.iterations(sigma_t / alpha_t)
+        variance = max(constraint.noise, self.noise_floor) ** 2
+
+        def covariance_product(q: Tensor) -> Tensor:
+            """V_t A^T q: measurement space -> image space, one evaluation."""
+            v = constraint.operator.adjoint(q)
+            return (sigma_t**2 / alpha_t) * jacobian_product(denoiser, x_t, t, x0, v)
+
+        residual = constraint.residual(x0)
+        return x_t, x0 + gmres_correction(covariance_product, constraint.operator, variance, residual, m), None
+
+
+def gmres_correction(
+    covariance_product: Callable[[Tensor], Tensor],
+    operator: Callable[[Tensor], Tensor],
+    variance: float,
+    residual: Tensor,
+    m: int,
+) -> Tensor:
+    """V A^T u for the u that minimises |residual - (variance I + A V A^T) u| over the m-dimensional Krylov space.
+
+    Arnoldi with modified Gram-Schmidt, all samples at once, each with its own coefficients. A sample whose Krylov
+    space is exhausted (or whose residual is zero) gets zero further directions and stops changing.
+    """
+    if m < 1:
+        raise ValueError(f"m = {m}: at least one GMRES iteration is needed")
+    tiny = torch.finfo(residual.dtype).tiny
+    beta = dot(residual, residual).sqrt()  # (B, 1, ..., 1)
+    basis = [residual / beta.clamp_min(tiny)]
+    products: list[Tensor] = []
+    batch = len(residual)
+    hessenberg = residual.new_zeros(batch, m + 1, m)
+    for j in range(m):
+        products.append(covariance_product(basis[j]))
+        w = variance * basis[j] + operator(products[j])
+        scale = dot(w, w).sqrt()
+        for i, q in enumerate(basis):
+            h = dot(q, w)
+            hessenberg[:, i, j] = h.flatten()
+            w = w - h * q
+        norm = dot(w, w).sqrt()
+        exhausted = norm <= 1e-6 * scale
+        hessenberg[:, j + 1, j] = torch.where(exhausted, 0, norm).flatten()
+        basis.append(torch.where(exhausted, 0, w / norm.clamp_min(tiny)))
+    target = residual.new_zeros(batch, m + 1, 1)
+    target[:, 0, 0] = beta.flatten()
+    coefficients = torch.linalg.pinv(hessenberg, rtol=1e-6) @ target  # (B, m, 1); pinv, as exhausted columns are zero
+    return sum_of([per_sample(coefficients[:, j, 0], product) * product for j, product in enumerate(products)])

@@ -1,0 +1,54 @@
+"""Picture files of every mode for the tests; contents are random, from a fixed seed."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+HEIGHT, WIDTH = 24, 31
+
+
+def noise(*shape: int, dtype: type = np.uint8, seed: int = 0) -> np.ndarray:
+    """Uniform over the dtype's whole range."""
+    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
+
+
+def image_of(mode: str, height: int = HEIGHT, width: int = WIDTH) -> Image.Image:
+    """A PIL image of any mode, full of noise."""
+    if mode == "1":
+        return Image.fromarray(noise(height, width) > 127)
+    if mode == "I;16":
+        return Image.fromarray(noise(height, width, dtype=np.uint16))
+    if mode == "I":
+        return Image.fromarray(noise(height, width, dtype=np.uint16).astype(np.int32))
+    if mode == "F":
+        return Image.fromarray(noise(height, width).astype(np.float32))
+    if mode == "P":
+        image = Image.frombytes("P", (width, height), noise(height, width).tobytes())
+        image.putpalette(noise(768, seed=1).tobytes())
+        return image
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    if mode == "PA":
+        image = Image.frombytes("PA", (width, height), noise(height, width, 2).tobytes())
+        image.putpalette(noise(768, seed=1).tobytes())
+        return image
+    return Image.frombytes(mode, (width, height), noise(height, width, bands).tobytes())
+
+
+def encoded(image: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def hole(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    """A rectangle to repaint, away from the edges."""
+    mask = np.zeros((height, width), bool)
+    mask[height // 4 : height * 3 // 4, width // 4 : width * 3 // 4] = True
+    return mask
+
+
+def temporaries(folder: Path) -> list[Path]:
+    """What an interrupted save would leave behind."""
+    return list(folder.glob("*.tmp")) + list(folder.glob(".adhere*"))

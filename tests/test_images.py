@@ -1,0 +1,713 @@
+import io
+import os
+import struct
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import ExifTags, Image, ImageOps, JpegImagePlugin
+
+from adhere import images
+from adhere.errors import AdhereError
+from adhere.images import (
+    Picture,
+    check_mask,
+    check_output,
+    keep_exactly,
+    mask_from_alpha,
+    pad_to_multiple,
+    picture_from,
+    read_mask,
+    read_picture,
+    save_picture,
+)
+from tests.picture_files import HEIGHT, WIDTH, encoded, hole, image_of, noise, temporaries
+
+SIZE = (HEIGHT, WIDTH)
+LOSSLESS = [
+    *((mode, suffix) for mode in ("L", "RGB", "P") for suffix in (".png", ".tiff", ".webp", ".bmp")),
+    *((mode, suffix) for mode in ("RGBA",) for suffix in (".png", ".tiff", ".webp")),
+    *((mode, suffix) for mode in ("LA", "I;16") for suffix in (".png", ".tiff")),
+    ("1", ".png"),
+    ("1", ".bmp"),
+]
+OPTIONS: dict[str, dict] = {".webp": {"lossless": True, "exact": True}}
+
+
+def written(folder: Path, mode: str, suffix: str) -> Path:
+    path = folder / f"input{suffix}"
+    image_of(mode).save(path, **OPTIONS.get(suffix, {}))
+    return path
+
+
+def refusal(function, *args, **kwargs) -> str:
+    """The message of the AdhereError that the call must raise: one line."""
+    with pytest.raises(AdhereError) as caught:
+        function(*args, **kwargs)
+    message = str(caught.value)
+    assert message
+    assert "\n" not in message
+    return message
+
+
+# --- reading
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "channels", "alpha", "dtype"),
+    [
+        ("1", ".png", 1, False, "uint8"),
+        ("L", ".png", 1, False, "uint8"),
+        ("L", ".jpg", 1, False, "uint8"),
+        ("LA", ".png", 1, True, "uint8"),
+        ("P", ".png", 3, False, "uint8"),
+        ("P", ".gif", 3, False, "uint8"),
+        ("PA", ".tiff", 3, True, "uint8"),
+        ("RGB", ".png", 3, False, "uint8"),
+        ("RGB", ".bmp", 3, False, "uint8"),
+        ("RGB", ".jpg", 3, False, "uint8"),
+        ("RGBA", ".png", 3, True, "uint8"),
+        ("RGBA", ".webp", 3, True, "uint8"),
+        ("CMYK", ".jpg", 3, False, "uint8"),
+        ("CMYK", ".tiff", 3, False, "uint8"),
+        ("LAB", ".tiff", 3, False, "uint8"),
+        ("I;16", ".png", 1, False, "uint16"),
+        ("I;16", ".tiff", 1, False, "uint16"),
+        ("I", ".tiff", 1, False, "uint16"),
+    ],
+)
+def test_every_mode_is_read_in_its_own_kind(tmp_path, mode, suffix, channels, alpha, dtype):
+    path = written(tmp_path, mode, suffix)
+    picture = read_picture(path)
+    with Image.open(path) as image:
+        assert picture.format == image.format
+        if dtype == "uint16":
+            expected = np.asarray(image).astype(np.uint16)[..., None]
+        else:
+            wanted = ("L" if channels == 1 else "RGB") + "A" * alpha
+            expected = np.asarray(image.convert(wanted)).reshape(*SIZE, -1)
+    assert picture.size == SIZE
+    assert picture.pixels.shape == (*SIZE, channels)
+    assert picture.pixels.dtype == dtype
+    assert (picture.alpha is not None) == alpha
+    planes = picture.pixels if picture.alpha is None else np.dstack([picture.pixels, picture.alpha])
+    assert np.array_equal(planes, expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P"])
+def test_a_transparent_colour_becomes_alpha(tmp_path, mode):
+    image = image_of(mode)
+    key = image.getpixel((3, 5))
+    image.save(tmp_path / "keyed.png", transparency=key)
+    picture = read_picture(tmp_path / "keyed.png")
+    same = (np.asarray(image).reshape(*SIZE, -1) == np.array(key)).all(-1)
+    assert picture.alpha is not None
+    assert np.array_equal(picture.alpha, np.where(same, 0, 255))
+    assert np.array_equal(picture.pixels, np.asarray(image.convert("L" if mode == "L" else "RGB")).reshape(*SIZE, -1))
+
+
+def test_the_first_frame_of_an_animation_is_read(tmp_path):
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert (read_picture(tmp_path / "a.gif").pixels == (255, 0, 0)).all()
+
+
+def test_sixteen_bit_colour_is_reduced_to_eight(tmp_path):
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(b"\0" + bytes([200, 7, 100, 7, 50, 7])))
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b""))
+    assert read_picture(tmp_path / "deep.png").pixels.tolist() == [[[200, 100, 50]]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("suffix", [".png", ".tiff", ".jpg", ".webp"])
+def test_exif_orientation_is_applied_and_reset(tmp_path, orientation, mode, suffix):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    exif[ExifTags.Base.Artist] = "A. Person"
+    path = tmp_path / f"turned{suffix}"
+    image_of(mode).save(path, exif=exif, **OPTIONS.get(suffix, {}))
+    plain = tmp_path / f"plain{suffix}"
+    image_of(mode).save(plain, **OPTIONS.get(suffix, {}))
+    v = read_picture(plain).pixels
+    turned = v.swapaxes(0, 1)  # by the standard: where the 0th row and 0th column are
+    upright = [v, v[:, ::-1], v[::-1, ::-1], v[::-1], turned, turned[:, ::-1], turned[::-1, ::-1], turned[::-1]]
+    picture = read_picture(path)
+    assert np.array_equal(picture.pixels, upright[orientation - 1])
+    assert picture.exif is not None
+    kept = Image.Exif()
+    kept.load(picture.exif)
+    assert (kept[ExifTags.Base.Orientation], kept[ExifTags.Base.Artist]) == (1, "A. Person")
+
+
+def test_sixteen_bit_gray_and_masks_are_turned_too(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    image_of("I;16").save(tmp_path / "deep.png", exif=exif)
+    deep = np.asarray(image_of("I;16"))
+    assert np.array_equal(read_picture(tmp_path / "deep.png").pixels[..., 0], np.rot90(deep, -1))
+    Image.fromarray(hole()).convert("L").save(tmp_path / "mask.png", exif=exif)
+    assert np.array_equal(read_mask(tmp_path / "mask.png", (WIDTH, HEIGHT)), np.rot90(hole(), -1))
+
+
+def test_damaged_exif_does_not_cost_the_picture(tmp_path):
+    image_of("RGB").save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage")
+    assert np.array_equal(read_picture(tmp_path / "a.png").pixels, np.asarray(image_of("RGB")))
+
+
+def test_the_exif_thumbnail_is_dropped_and_the_camera_data_kept(tmp_path):
+    # big-endian TIFF: IFD0 with an artist and an Exif directory, then IFD1 with a thumbnail
+    ifd0 = struct.pack(">HHHI4sHHIII", 2, 0x013B, 2, 4, b"Ann\0", 0x8769, 4, 1, 38, 56)
+    exif_ifd = struct.pack(">HHHIHHI", 1, 0x8827, 3, 1, 400, 0, 0)
+    ifd1 = struct.pack(">HHHIIHHIII", 2, 0x0201, 4, 1, 86, 0x0202, 4, 1, 9, 0)
+    block = b"MM\0*" + struct.pack(">I", 8) + ifd0 + exif_ifd + ifd1 + b"THUMBNAIL"
+    block_path = tmp_path / "a.jpg"
+    image_of("RGB").save(block_path, exif=b"Exif\0\0" + block)
+    assert b"THUMBNAIL" in block_path.read_bytes()
+    exif = read_picture(block_path).exif
+    assert exif is not None
+    assert b"THUMBNAIL" not in exif
+    kept = Image.Exif()
+    kept.load(exif)
+    assert kept[ExifTags.Base.Artist] == "Ann"
+    assert kept.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ISOSpeedRatings] == 400
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("RGB", True), ("L", True), ("CMYK", False)])
+def test_the_icc_profile_is_read_unless_it_is_for_cmyk(tmp_path, mode, kept):
+    profile = bytes(16) + b"test" + bytes(108)
+    image_of(mode).save(tmp_path / "a.tiff", icc_profile=profile)
+    assert read_picture(tmp_path / "a.tiff").icc_profile == (profile if kept else None)
+
+
+# --- what is refused
+
+
+def test_missing_files_and_folders(tmp_path):
+    assert "no such file" in refusal(read_picture, tmp_path / "none.png")
+    assert "is a folder" in refusal(read_picture, tmp_path)
+    assert "no such file" in refusal(read_mask, tmp_path / "none.png", SIZE)
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    path = written(tmp_path, "RGB", ".png")
+
+    def forbidden(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", forbidden)  # root may read everything, so it must be pretended
+    assert "permission" in refusal(read_picture, path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
+def test_what_is_not_an_image(tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    message = refusal(read_picture, tmp_path / "a.png")
+    assert "not an image" in message
+    assert "PNG, JPEG" in message
+
+
+def test_an_image_of_no_pixels(tmp_path):
+    data = bytearray(encoded(image_of("RGB"), "BMP"))
+    data[18:22] = bytes(4)  # the width
+    (tmp_path / "a.bmp").write_bytes(data)
+    assert str(tmp_path / "a.bmp") in refusal(read_picture, tmp_path / "a.bmp")
+    assert "is empty (0 x 5 pixels)" in refusal(picture_from, Image.new("RGB", (0, 5)))
+    assert "is empty (5 x 0 pixels)" in refusal(picture_from, np.zeros((0, 5), np.uint8))
+
+
+def test_a_vector_drawing_is_refused_before_it_is_decoded(tmp_path):
+    image_of("RGB").save(tmp_path / "a.eps")
+    assert "EPS is a drawing" in refusal(read_picture, tmp_path / "a.eps")
+
+
+FILES = {
+    "PNG": encoded(image_of("RGB"), "PNG"),
+    "JPEG": encoded(image_of("RGB"), "JPEG"),
+    "WEBP": encoded(image_of("RGB"), "WEBP", lossless=True),
+    "TIFF": encoded(image_of("RGB"), "TIFF"),
+    "BMP": encoded(image_of("RGB"), "BMP"),
+    "GIF": encoded(image_of("P"), "GIF"),
+}
+
+
+@pytest.mark.parametrize("format", FILES)
+def test_a_file_cut_in_half_is_refused(tmp_path, format):
+    (tmp_path / "cut").write_bytes(FILES[format][: len(FILES[format]) // 2])
+    assert "damaged" in refusal(read_picture, tmp_path / "cut")
+
+
+@settings(deadline=None)  # files and a busy machine
+@given(st.sampled_from(sorted(FILES)), st.data())
+def test_a_file_cut_anywhere_is_refused_or_read_whole(format, data):
+    whole = FILES[format]
+    cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "cut")
+        path.write_bytes(cut)
+        try:
+            pixels = read_picture(path).pixels
+        except AdhereError as error:
+            assert "\n" not in str(error)
+        else:
+            assert np.array_equal(pixels, np.asarray(Image.open(io.BytesIO(whole)).convert("RGB")))
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(FILES)), st.data())
+def test_a_damaged_file_never_raises_anything_else(format, data):
+    damaged = bytearray(FILES[format])
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, min(len(damaged), 200) - 1))] = data.draw(st.integers(0, 255))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "damaged")
+        path.write_bytes(damaged)
+        try:
+            read_picture(path)
+        except AdhereError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("side", [8_000, 30_000])  # above our limit; above Pillow's own
+@pytest.mark.filterwarnings("error")
+def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, side, monkeypatch):
+    data = bytearray(encoded(Image.new("L", (1, 1)), "PNG"))
+    data[16:24] = struct.pack(">II", side, side)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (tmp_path / "bomb.png").write_bytes(data)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("it was decoded"))
+    message = refusal(read_picture, tmp_path / "bomb.png")
+    assert "at most 50,000,000" in message
+    assert "make it smaller" in message
+
+
+def test_the_limit_itself_is_allowed(tmp_path, monkeypatch):
+    path = written(tmp_path, "RGB", ".png")
+    monkeypatch.setattr(images, "MAX_PIXELS", HEIGHT * WIDTH)
+    read_picture(path)
+    monkeypatch.setattr(images, "MAX_PIXELS", HEIGHT * WIDTH - 1)
+    assert f"is {WIDTH} x {HEIGHT}" in refusal(read_picture, path)
+    assert f"is {WIDTH} x {HEIGHT}" in refusal(picture_from, noise(HEIGHT, WIDTH))
+
+
+def test_values_that_fit_no_kind(tmp_path):
+    image_of("F").save(tmp_path / "a.tiff")
+    assert "floating-point" in refusal(read_picture, tmp_path / "a.tiff")
+    Image.fromarray(np.array([[0, 70_000]], np.int32)).save(tmp_path / "b.tiff")
+    assert "0 to 70000" in refusal(read_picture, tmp_path / "b.tiff")
+
+
+# --- from Python, and to the network
+
+
+@pytest.mark.parametrize("top", [255, 65535])
+def test_the_tensor_is_the_nearest_float(top):
+    dtype = np.uint8 if top == 255 else np.uint16
+    values = np.arange(top + 1, dtype=dtype).reshape(16, -1)
+    x = picture_from(values).tensor()
+    assert x.dtype == torch.float32
+    assert x.shape == (1, 3, *values.shape)
+    assert x.is_contiguous()
+    assert (x.min(), x.max()) == (-1, 1)
+    expected = (values / (top / 2) - 1).astype(np.float32)
+    for channel in x[0].numpy():
+        assert np.array_equal(channel, expected)
+    assert np.array_equal(np.rint((x[0, 0].double().numpy() + 1) * (top / 2)), values)
+
+
+def test_the_tensor_keeps_the_order_of_colours():
+    pixels = noise(5, 7, 3)
+    assert np.array_equal(picture_from(pixels).tensor()[0, 2].numpy(), (pixels[..., 2] / 127.5 - 1).astype(np.float32))
+
+
+def test_pictures_from_python(tmp_path):
+    rgba, deep = noise(4, 6, 4), noise(4, 6, dtype=np.uint16)
+    from_array, from_pil = picture_from(rgba), picture_from(Image.fromarray(rgba))
+    for picture in (from_array, from_pil):
+        assert np.array_equal(picture.pixels, rgba[..., :3])
+        assert picture.size == (4, 6)
+        assert picture.alpha is not None
+        assert np.array_equal(picture.alpha, rgba[..., 3])
+    assert np.array_equal(picture_from(deep).pixels[..., 0], deep)
+    assert np.array_equal(picture_from(rgba[..., :1]).pixels, rgba[..., :1])
+    assert picture_from(from_array) is from_array
+    path = written(tmp_path, "RGB", ".png")
+    assert np.array_equal(picture_from(str(path)).pixels, picture_from(path).pixels)
+    rgba[:] = 0
+    assert from_array.pixels.any()  # a copy: the caller's array may change
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4)), np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4, 3), np.uint16)])
+def test_arrays_of_another_kind_are_refused(array):
+    message = refusal(picture_from, array)
+    assert str(array.dtype) in message
+    assert "give uint8" in message
+
+
+def test_a_pil_image_cut_short_is_refused(tmp_path):
+    (tmp_path / "cut.png").write_bytes(FILES["PNG"][:1000])
+    with Image.open(tmp_path / "cut.png") as image:
+        assert "cut short" in refusal(picture_from, image)
+
+
+# --- masks
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])
+def test_white_is_repainted_in_every_kind_of_mask_file(tmp_path, mode):
+    white = Image.fromarray(hole())
+    image = Image.fromarray(hole().astype(np.uint16) * 65535) if mode == "I;16" else white.convert("L").convert(mode)
+    image.save(tmp_path / "mask.png")
+    assert np.array_equal(read_mask(tmp_path / "mask.png", SIZE), hole())
+    assert np.array_equal(check_mask(image, SIZE), hole())
+    assert np.array_equal(check_mask(tmp_path / "mask.png", SIZE), hole())
+
+
+def test_soft_masks_are_cut_at_half():
+    values = np.array([[0, 127, 128, 255]], np.uint8)
+    expected = [[False, False, True, True]]
+    assert check_mask(Image.fromarray(values), (1, 4)).tolist() == expected
+    assert check_mask(values, (1, 4)).tolist() == expected
+    assert check_mask(torch.tensor([[0, 0.49, 0.5, 1]]), (1, 4)).tolist() == expected
+    assert check_mask(torch.tensor([[0, 0.49, 0.5, 1]], dtype=torch.bfloat16), (1, 4)).tolist() == expected
+
+
+@pytest.mark.parametrize("colour", [0, 255])
+def test_a_mask_of_one_colour_is_read_by_its_alpha(tmp_path, colour):
+    rgba = np.full((*SIZE, 4), colour, np.uint8)
+    rgba[..., 3] = np.where(hole(), 100, 200)
+    Image.fromarray(rgba).save(tmp_path / "mask.png")
+    assert np.array_equal(read_mask(tmp_path / "mask.png", SIZE), hole())
+
+
+def test_a_mask_of_two_colours_is_read_by_its_colour_whatever_its_alpha(tmp_path):
+    rgba = np.zeros((*SIZE, 4), np.uint8)
+    rgba[hole()] = 255  # white strokes on a transparent layer
+    Image.fromarray(rgba).save(tmp_path / "mask.png")
+    assert np.array_equal(read_mask(tmp_path / "mask.png", SIZE), hole())
+
+
+def test_masks_that_make_no_sense(tmp_path):
+    image = Image.fromarray(hole())
+    image.save(tmp_path / "mask.png")
+    message = refusal(read_mask, tmp_path / "mask.png", (48, 62))
+    assert "mask is 31 x 24" in message
+    assert "picture is 62 x 48" in message
+    assert "resize the mask to 62 x 48" in message
+    assert "nothing to repaint" in refusal(check_mask, np.zeros(SIZE, bool), SIZE)
+    assert "nothing to repaint" in refusal(check_mask, np.ones(SIZE, np.uint8), SIZE)  # 0 and 1 are both dark
+    assert "nothing to keep" in refusal(check_mask, np.ones(SIZE, bool), SIZE)
+    assert "nothing to keep" in refusal(check_mask, Image.new("RGBA", (WIDTH, HEIGHT), "white"), SIZE)
+    assert "(24, 31, 3)" in refusal(check_mask, np.ones((*SIZE, 3), bool), SIZE)
+    assert "int64" in refusal(check_mask, torch.ones(SIZE, dtype=torch.int64), SIZE)
+    assert "in [0, 1]" in refusal(check_mask, np.full(SIZE, 255.0), SIZE)
+    assert "in [0, 1]" in refusal(check_mask, np.full(SIZE, np.nan), SIZE)
+
+
+@pytest.mark.parametrize("shape", [SIZE, (1, *SIZE), (*SIZE, 1), (1, 1, *SIZE)])
+def test_masks_from_python_may_have_axes_of_length_one(shape):
+    assert np.array_equal(check_mask(hole().reshape(shape), SIZE), hole())
+    assert np.array_equal(check_mask(torch.from_numpy(hole()).reshape(shape), SIZE), hole())
+
+
+@settings(deadline=None)
+@given(st.integers(1, 6), st.integers(2, 6))
+def test_masks_as_thin_as_one_pixel_keep_their_shape(height, width):
+    mask = np.zeros((1, height, width), bool)
+    mask[..., -1] = True
+    assert np.array_equal(check_mask(mask, (height, width)), mask[0])
+
+
+def test_a_checked_mask_is_a_copy():
+    mask = hole()
+    checked = check_mask(mask, SIZE)
+    mask[:] = False
+    assert checked.any()
+
+
+def test_transparency_as_mask():
+    pixels = noise(2, 2, 3)
+    alpha = np.array([[0, 127], [128, 255]], np.uint8)
+    assert mask_from_alpha(Picture(pixels, alpha)).tolist() == [[True, True], [False, False]]
+    assert "--mask" in refusal(mask_from_alpha, Picture(pixels))
+    assert "nothing to repaint" in refusal(mask_from_alpha, Picture(pixels, np.full((2, 2), 255, np.uint8)))
+    assert "nothing to keep" in refusal(mask_from_alpha, Picture(pixels, np.zeros((2, 2), np.uint8)))
+
+
+# --- padding
+
+
+@settings(deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 16))
+def test_padding_then_cropping_is_the_identity(height, width, multiple):
+    x = torch.arange(2.0 * height * width).reshape(1, 2, height, width)
+    padded, crop = pad_to_multiple(x, multiple)
+    assert padded.shape[2] % multiple == padded.shape[3] % multiple == 0
+    assert padded.shape[2] - height < multiple
+    assert padded.shape[3] - width < multiple
+    assert torch.equal(padded[crop], x)
+    assert set(padded.unique().tolist()) == set(x.unique().tolist())  # no new values
+
+
+def test_padding_reflects():
+    padded, _ = pad_to_multiple(torch.tensor([[[[1.0, 2, 3]]]]), 5)
+    assert padded[0, 0, 0].tolist() == [1, 2, 3, 2, 1]
+    assert torch.equal(padded[0, 0], padded[0, 0, :1].expand(5, 5))  # one row cannot be reflected
+    with pytest.raises(ValueError, match="1 or more"):
+        pad_to_multiple(torch.zeros(1, 1, 2, 2), 0)
+
+
+# --- putting known pixels back
+
+
+@pytest.mark.parametrize(("mode", "suffix"), LOSSLESS)
+@pytest.mark.parametrize("blend", [0, 4])
+def test_known_pixels_are_kept_bit_for_bit_through_files(tmp_path, mode, suffix, blend):
+    picture = read_picture(written(tmp_path, mode, suffix))
+    result = torch.rand(3, *SIZE) * 2 - 1
+    save_picture(keep_exactly(picture, result, hole(), blend), tmp_path / f"out{suffix}", picture=picture)
+    out = read_picture(tmp_path / f"out{suffix}")
+    assert out.pixels.dtype == picture.pixels.dtype
+    assert out.pixels.shape == picture.pixels.shape
+    assert np.array_equal(out.pixels[~hole()], picture.pixels[~hole()])
+    assert not np.array_equal(out.pixels[hole()], picture.pixels[hole()])
+    if picture.alpha is not None:
+        assert out.alpha is not None
+        assert np.array_equal(out.alpha, picture.alpha)
+
+
+@settings(deadline=None)
+@given(st.data(), st.sampled_from([1, 3, 4]), st.integers(0, 6))
+def test_only_the_hole_changes(data, channels, blend):
+    height, width = data.draw(st.integers(1, 12)), data.draw(st.integers(1, 12))
+    bits = data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width))
+    repaint = np.array(bits).reshape(height, width)
+    picture = picture_from(noise(height, width, channels))
+    image = keep_exactly(picture, torch.zeros(3, height, width), repaint, blend, opaque=True)
+    out = picture_from(image)
+    assert np.array_equal(out.pixels[~repaint], picture.pixels[~repaint])
+    if picture.alpha is not None and out.alpha is not None:
+        assert np.array_equal(out.alpha, np.where(repaint, 255, picture.alpha))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_perfect_result_gives_the_picture_back(dtype):
+    picture = picture_from(noise(*SIZE, dtype=dtype))
+    for blend in (0, 4):
+        out = picture_from(keep_exactly(picture, picture.tensor()[0], hole(), blend))
+        assert np.array_equal(out.pixels, picture.pixels)
+
+
+def test_without_blending_the_hole_is_the_result():
+    picture, result = picture_from(noise(*SIZE, 3)), picture_from(noise(*SIZE, 3, seed=1))
+    out = picture_from(keep_exactly(picture, result.tensor()[0], hole(), blend=0))
+    assert np.array_equal(out.pixels, np.where(hole()[..., None], result.pixels, picture.pixels))
+
+
+def test_results_outside_the_range_are_clipped():
+    picture = picture_from(np.full((*SIZE, 3), 100, np.uint8))
+    out = picture_from(keep_exactly(picture, torch.full((3, *SIZE), 7.0), hole(), blend=0))
+    assert (out.pixels[hole()] == 255).all()
+
+
+def test_gray_pictures_take_the_luma_of_the_result():
+    result = torch.tensor([1.0, -1, -1]).view(3, 1, 1).expand(3, *SIZE)  # red
+    out = picture_from(keep_exactly(picture_from(noise(*SIZE)), result, hole(), blend=0))
+    assert (out.pixels[hole()] == np.asarray(Image.new("RGB", (1, 1), "red").convert("L"))[0, 0]).all()
+
+
+@settings(deadline=None)
+@given(st.floats(-0.4, 0.4), st.integers(1, 6))
+def test_blending_closes_the_step_at_the_seam(offset, blend):
+    height, width = 40, 40
+    ramp = np.linspace(90, 160, width)[None, :, None].repeat(height, 0).repeat(3, 2).round().astype(np.uint8)
+    picture, repaint = picture_from(ramp), hole(height, width)
+    out = picture_from(keep_exactly(picture, picture.tensor()[0] + offset, repaint, blend)).pixels.astype(int)
+    error = np.abs(out - ramp)[..., 0]
+    assert (error[~repaint] == 0).all()
+    top, left = np.argwhere(repaint)[0]
+    assert error[top, left:-left].max() <= 1  # the step is gone next to the seam ...
+    deep = repaint[blend:-blend, blend:-blend] & repaint[: -2 * blend, : -2 * blend] & repaint[2 * blend :, 2 * blend :]
+    inner = error[blend:-blend, blend:-blend][deep]
+    assert np.abs(inner - abs(offset) * 127.5).max() <= 1  # ... and the middle is the result, untouched
+    fade = error[top : top + blend, width // 2]
+    assert np.abs(fade - abs(offset) * 127.5 * np.arange(blend) / blend).max() <= 1  # in between, linear
+
+
+@pytest.mark.parametrize("tile", [1, 5, 16])
+def test_painting_in_tiles_changes_nothing(monkeypatch, tile):
+    picture, result = picture_from(noise(*SIZE, 3)), torch.rand(3, *SIZE) * 2 - 1
+    repaint = hole() | (noise(*SIZE) > 200)
+    whole = picture_from(keep_exactly(picture, result, repaint, blend=2)).pixels.astype(int)
+    monkeypatch.setattr(images, "TILE", tile)
+    tiled = picture_from(keep_exactly(picture, result, repaint, blend=2)).pixels
+    assert np.abs(whole - tiled).max() <= 1  # sums in another order
+    assert np.array_equal(tiled[~repaint], picture.pixels[~repaint])
+
+
+def test_a_result_that_is_not_a_number_is_refused():
+    result = torch.full((3, *SIZE), torch.nan)
+    assert "not finite" in refusal(keep_exactly, picture_from(noise(*SIZE)), result, hole())
+    with pytest.raises(ValueError, match="blend -1"):
+        keep_exactly(picture_from(noise(*SIZE)), torch.zeros(3, *SIZE), hole(), blend=-1)
+
+
+# --- saving
+
+
+def test_the_icc_profile_and_exif_are_carried_over(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Artist] = "A. Person"
+    exif[ExifTags.Base.Orientation] = 6
+    profile = bytes(16) + b"RGB " + bytes(108)
+    image_of("RGB").save(tmp_path / "in.jpg", exif=exif, icc_profile=profile)
+    picture = read_picture(tmp_path / "in.jpg")
+    image = keep_exactly(picture, torch.zeros(3, *picture.size), hole(*picture.size))
+    assert image.info["icc_profile"] == profile
+    for suffix in (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".PNG"):
+        path = tmp_path / f"out-{suffix}{suffix}"
+        save_picture(image, path, picture=picture)
+        again = read_picture(path)
+        assert again.size == (WIDTH, HEIGHT)  # turned once, not twice
+        assert again.icc_profile == profile
+        assert again.exif is not None
+        kept = Image.Exif()
+        kept.load(again.exif)
+        assert kept[ExifTags.Base.Artist] == "A. Person"
+    save_picture(image, tmp_path / "out.bmp", picture=picture)
+    assert read_picture(tmp_path / "out.bmp").icc_profile is None
+
+
+def test_metadata_that_does_not_fit_is_left_out(tmp_path):
+    profile = bytes(16) + b"GRAY" + bytes(108)
+    exif = b"Exif\0\0MM\0*" + bytes(70_000)
+    picture = Picture(noise(*SIZE, 1), None, profile, exif)
+    image = Image.fromarray(picture.pixels[..., 0])
+    for suffix, kept in ((".png", profile), (".jpg", profile), (".webp", None)):
+        save_picture(image, tmp_path / f"out{suffix}", picture=picture)
+        with Image.open(tmp_path / f"out{suffix}") as again:
+            assert again.info.get("icc_profile") == kept
+            assert ("exif" in again.info) == (suffix != ".jpg")
+
+
+def test_without_a_picture_the_images_own_profile_is_carried(tmp_path):
+    for space, kept in ((b"RGB ", True), (b"CMYK", False), (b"GRAY", False)):
+        image = image_of("RGB")
+        image.info["icc_profile"] = bytes(16) + space + bytes(108)
+        save_picture(image, tmp_path / "a.png", force=True)
+        assert (read_picture(tmp_path / "a.png").icc_profile is not None) == kept
+
+
+def test_jpeg_is_written_without_chroma_subsampling(tmp_path):
+    save_picture(image_of("RGB"), tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert JpegImagePlugin.get_sampling(image) == 0  # 4:4:4
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".bmp"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_alpha_is_flattened_onto_white(tmp_path, suffix, mode):
+    colour = (0, 0, 0, 0) if mode == "RGBA" else (0, 0)
+    save_picture(Image.new(mode, (8, 8), colour), tmp_path / f"a{suffix}")
+    picture = read_picture(tmp_path / f"a{suffix}")
+    assert picture.alpha is None
+    assert (picture.pixels == 255).all()
+    half = Image.new(mode, (8, 8), (*colour[:-1], 128))
+    save_picture(half, tmp_path / f"half{suffix}")
+    assert abs(int(read_picture(tmp_path / f"half{suffix}").pixels[0, 0, 0]) - 127) <= 1
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".bmp", ".webp"])
+def test_sixteen_bits_become_eight_where_they_must(tmp_path, suffix):
+    save_picture(Image.fromarray(np.full((8, 8), 257 * 200 - 100, np.uint16)), tmp_path / f"a{suffix}")
+    assert (read_picture(tmp_path / f"a{suffix}").pixels == 200).all()
+
+
+def test_outputs_are_checked_before_work_and_again_when_saving(tmp_path):
+    taken = written(tmp_path, "RGB", ".png")
+    before = taken.read_bytes()
+    cases = {
+        tmp_path: "is a folder",
+        tmp_path / "a.xyz": ".png, .jpg, .jpeg, .webp, .tif, .tiff, .bmp",
+        tmp_path / "a": "without suffix",
+        tmp_path / "none" / "a.png": "does not exist",
+        taken / "a.png": "does not exist",
+        taken: "exists; choose another name or add --force",
+    }
+    for path, part in cases.items():
+        assert part in refusal(check_output, path)
+        assert part in refusal(save_picture, image_of("RGB"), path)
+    assert taken.read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == [taken]
+    check_output(taken, force=True)
+    save_picture(image_of("L"), taken, force=True)
+    assert read_picture(taken).pixels.shape[2] == 1
+    assert "is a folder" in refusal(check_output, tmp_path, force=True)
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *args: False)  # root may write everywhere, so it must be pretended
+    assert "cannot be written to" in refusal(check_output, tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left\non device"), SystemExit])
+def test_an_interrupted_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, error):
+    path = written(tmp_path, "RGB", ".png")
+    before = path.read_bytes()
+
+    def breaks(image, file, filename):
+        file.write(b"half a file")
+        raise error
+
+    monkeypatch.setitem(Image.SAVE, "PNG", breaks)
+    with pytest.raises((AdhereError, KeyboardInterrupt, SystemExit)) as caught:
+        save_picture(image_of("L"), path, force=True)
+    if isinstance(error, OSError):
+        assert caught.type is AdhereError
+        assert "No space left on device" in str(caught.value)
+        assert str(path) in str(caught.value)
+    else:
+        assert caught.type is error
+    assert path.read_bytes() == before
+    assert temporaries(tmp_path) == []
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_new_files_get_the_usual_permissions(tmp_path):
+    save_picture(image_of("RGB"), tmp_path / "a.png")
+    (tmp_path / "usual").touch()
+    assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_a_picture_too_wide_for_its_format_says_so(tmp_path):
+    assert "not written" in refusal(save_picture, Image.new("L", (20_000, 1)), tmp_path / "a.webp")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_orientation_agrees_with_pillow(tmp_path):
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        image_of("RGB").save(tmp_path / "a.png", exif=exif)
+        with Image.open(tmp_path / "a.png") as image:
+            assert np.array_equal(picture_from(image).pixels, np.asarray(ImageOps.exif_transpose(image)))
+
+
+def test_a_pil_image_is_left_as_it_was(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    exif[ExifTags.Base.ImageWidth] = WIDTH
+    image_of("RGB").save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert picture_from(image).size == (WIDTH, HEIGHT)
+        assert image.size == (WIDTH, HEIGHT)
+        assert dict(image.getexif()) == dict(exif)

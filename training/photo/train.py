@@ -1,0 +1,237 @@
+"""Train adhere-photo, a fully convolutional pixel-space prior of photographs, on a CPU.
+
+    python -m training.photo.fetch --to data/photo
+    python -m training.photo.train --data data/photo --run data/photo/run --minutes 60
+    python -m training.photo.train --data data/photo --run data/photo/run --minutes 20 --crop 128 --batch 4 --cooldown
+
+The network is a `UNet2DModel` without attention on 2x2 pixel-unshuffled RGB in [-1, 1]; unshuffling is orthogonal, so
+white noise stays white and the diffusion is that of the pixels. It predicts v = alpha_t eps - sigma_t x0 (Salimans & Ho,
+2022) under the linear DDPM schedule. Noise levels are drawn where pictures are decided: log-SNR lambda = log(alpha/sigma)
+from 0.7 N(1.3, 1.3^2) + 0.3 U(-3.5, 4.6).
+
+The run folder holds checkpoint.pt (resumed from when it exists), log.jsonl and model/, the averaged weights as a diffusers
+folder. `--cooldown` brings the learning rate linearly to zero over the run: branch from a copy of the run folder for it.
+"""
+
+import argparse
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, UNet2DModel
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import mse_loss, pixel_unshuffle
+
+ARCHITECTURE = dict(
+    in_channels=12,
+    out_channels=12,
+    block_out_channels=(64, 96, 160, 192),
+    layers_per_block=1,
+    down_block_types=("DownBlock2D",) * 4,
+    up_block_types=("UpBlock2D",) * 4,
+    add_attention=False,
+    norm_num_groups=16,
+)
+SCHEDULER = dict(
+    num_train_timesteps=1000,
+    beta_schedule="linear",
+    prediction_type="v_prediction",
+    clip_sample=False,
+    steps_offset=0,
+    timestep_spacing="trailing",
+)
+
+
+class Crops:
+    """Random crops of the picture pyramids, augmented; a batch is (B, 3, crop, crop) in [-1, 1]."""
+
+    def __init__(self, folder: Path, seed: int):
+        files = sorted((folder / "pyramid").glob("*.png"))
+        if not files:
+            raise SystemExit(f"no pictures in {folder / 'pyramid'}: run training.photo.fetch first")
+        self.pictures = [np.asarray(Image.open(file)) for file in files]
+        sides = np.array([min(picture.shape[:2]) for picture in self.pictures])
+        weight = np.where((sides == 256) | (sides == 1536), 0.6, 1.0)
+        self.weight = weight / weight.sum()
+        self.rng = np.random.default_rng(seed)
+
+    def _one(self, size: int) -> np.ndarray:
+        picture = self.pictures[self.rng.choice(len(self.pictures), p=self.weight)]
+        height, width = picture.shape[:2]
+        top, left = self.rng.integers(height - size + 1), self.rng.integers(width - size + 1)
+        return picture[top : top + size, left : left + size]
+
+    def batch(self, count: int, size: int) -> Tensor:
+        crops = []
+        for _ in range(count):
+            crop = self._one(size)
+            if self.rng.random() < 0.5:  # skies and blurred backgrounds teach little: prefer the busier of two
+                other = self._one(size)
+                crop = other if other[..., 1].std() > crop[..., 1].std() else crop
+            if self.rng.random() < 0.5:
+                crop = crop[:, ::-1]
+            if self.rng.random() < 0.3:
+                crop = crop.transpose(1, 0, 2)
+            if self.rng.random() < 0.2:
+                crop = crop[..., self.rng.permutation(3)]
+            crops.append(np.ascontiguousarray(crop))
+        return self._recolour(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255)
+
+    def _recolour(self, x: Tensor) -> Tensor:
+        """Random gamma, contrast and saturation for half of the crops, in [0, 1] -> [-1, 1]."""
+        draw = lambda low, high: torch.from_numpy(self.rng.uniform(low, high, (len(x), 1, 1, 1))).float()  # noqa: E731
+        gray = x.mean(1, keepdim=True)
+        mean = x.mean((1, 2, 3), keepdim=True)
+        changed = gray + draw(0.2, 1.4) * (x - gray)
+        changed = (mean + draw(0.7, 1.3) * (changed - mean) + draw(-0.1, 0.1)).clamp(0, 1) ** draw(0.75, 1.3)
+        return torch.where(draw(0, 1) < 0.5, changed, x) * 2 - 1
+
+
+class NoiseLevels:
+    """Draws timesteps with the density of log-SNR given above."""
+
+    def __init__(self, alphas_cumprod: Tensor):
+        self.alpha, self.sigma = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
+        lam = (self.alpha / self.sigma).log().double()
+        density = 0.7 * torch.exp(-0.5 * ((lam - 1.3) / 1.3) ** 2) / (1.3 * math.sqrt(2 * math.pi))
+        density = density + 0.3 / 8.1 * ((lam > -3.5) & (lam < 4.6))
+        self.probability = density * -torch.gradient(lam)[0]
+        self.lam = lam
+
+    def draw(self, count: int) -> Tensor:
+        return torch.multinomial(self.probability, count, replacement=True)
+
+
+def courteous_threads() -> int:
+    """One thread while the machine has other work, else all: two OpenMP threads that share a core wait for each other."""
+    loadavg = Path("/proc/loadavg")
+    running = int(loadavg.read_text().split()[3].split("/")[0]) if loadavg.exists() else 1
+    return 1 if running > 1 else os.cpu_count() or 1
+
+
+def pull(network: UNet2DModel, x_t: Tensor, t: Tensor) -> Tensor:
+    return network(pixel_unshuffle(x_t, 2).contiguous(memory_format=torch.channels_last), t).sample
+
+
+def denoising_psnr(network: UNet2DModel, levels: NoiseLevels) -> float:
+    """PSNR at sigma = 25/255 of a picture that is neither trained on nor in a benchmark (motorcycle, 256x256)."""
+    from skimage import data_dir
+
+    picture = np.asarray(Image.open(Path(data_dir) / "motorcycle_left.png").convert("RGB"))[120:376, 200:456]
+    x0 = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    t = int((levels.sigma / levels.alpha - 50 / 255).abs().argmin())
+    alpha, sigma = levels.alpha[t], levels.sigma[t]
+    x_t = alpha * x0 + sigma * torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        out = torch.nn.functional.pixel_shuffle(pull(network, x_t, torch.tensor([t])), 2)
+    return float(10 * torch.log10(4 / mse_loss((alpha * x_t - sigma * out).clamp(-1, 1), x0)))
+
+
+def save_folder(network: UNet2DModel, folder: Path) -> None:
+    """Write a diffusers folder with float16 weights, the layout of an unconditional DDIM pipeline."""
+    (folder / "unet").mkdir(parents=True, exist_ok=True)
+    network.save_config(folder / "unet")
+    weights = {name: value.half().contiguous() for name, value in network.state_dict().items()}
+    part = folder / "unet" / "part.safetensors"
+    save_file(weights, part, metadata={"format": "pt"})
+    os.replace(part, folder / "unet" / "diffusion_pytorch_model.safetensors")
+    DDIMScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "DDIMPipeline",
+        "_diffusers_version": "0.30.0",
+        "unet": ["diffusers", "UNet2DModel"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def train(args: argparse.Namespace) -> None:
+    torch.set_flush_denormal(True)
+    args.run.mkdir(parents=True, exist_ok=True)
+    network = UNet2DModel(**ARCHITECTURE).to(memory_format=torch.channels_last)  # type: ignore[arg-type]
+    average = UNet2DModel(**ARCHITECTURE).to(memory_format=torch.channels_last)  # type: ignore[arg-type]
+    average.load_state_dict(network.state_dict())
+    optimiser = torch.optim.AdamW(network.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+    levels = NoiseLevels(DDIMScheduler(**SCHEDULER).alphas_cumprod)
+    step, crops_seen = 0, 0
+    checkpoint = args.run / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        network.load_state_dict(state["network"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, crops_seen = state["step"], state["crops_seen"]
+    crops = Crops(args.data, seed=step)
+    torch.manual_seed(step)
+
+    def save() -> None:
+        part = checkpoint.with_suffix(".part")
+        state = dict(network=network.state_dict(), average=average.state_dict(), optimiser=optimiser.state_dict())
+        torch.save(state | dict(step=step, crops_seen=crops_seen), part)
+        os.replace(part, checkpoint)
+        save_folder(average, args.run / "model")
+
+    begin = said = saved = time.monotonic()
+    bins: dict[int, list[float]] = {}
+    threads = torch.get_num_threads()
+    while (elapsed := time.monotonic() - begin) < args.minutes * 60:
+        rate = args.lr * min(1, (step + 1) / 300) * (1 - elapsed / (args.minutes * 60) if args.cooldown else 1)
+        if (wanted := courteous_threads()) != threads:
+            threads = wanted
+            torch.set_num_threads(threads)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        x0, t = crops.batch(args.batch, args.crop), levels.draw(args.batch)
+        alpha, sigma = levels.alpha[t, None, None, None], levels.sigma[t, None, None, None]
+        eps = torch.randn_like(x0)
+        target = pixel_unshuffle(alpha * eps - sigma * x0, 2)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = pull(network, alpha * x0 + sigma * eps, t)
+        losses = (out.float() - target).square().mean((1, 2, 3))
+        losses.mean().backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        step, crops_seen = step + 1, crops_seen + args.batch
+        decay = min(args.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+        for lam, loss in zip(levels.lam[t].round().int().tolist(), losses.detach().tolist(), strict=True):
+            bins.setdefault(lam, []).append(loss)
+        now = time.monotonic()
+        if now - said > 120:
+            row = dict(step=step, crops=crops_seen, minutes=round((now - begin) / 60, 1), lr=rate)
+            row["psnr"] = round(denoising_psnr(average, levels), 2)
+            row["v_loss"] = {lam: round(sum(v) / len(v), 4) for lam, v in sorted(bins.items())}
+            print(json.dumps(row), flush=True)
+            with (args.run / "log.jsonl").open("a") as log:
+                log.write(json.dumps(row) + "\n")
+            said, bins = now, {}
+        if now - saved > 300:
+            save()
+            saved = now
+    save()
+    print(f"step {step}, {crops_seen} crops, PSNR {denoising_psnr(average, levels):.2f}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("data/photo"))
+    parser.add_argument("--run", type=Path, default=Path("data/photo/run"))
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--crop", type=int, default=64, help="crop side in pixels, a multiple of 16")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--ema", type=float, default=0.9995, help="decay of the weight average")
+    parser.add_argument("--cooldown", action="store_true", help="learning rate falls linearly to zero over this run")
+    train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
