@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adhere.core.constraints import Linear
 from adhere.core.operators import Mask
+from adhere.errors import AdhereError
 from adhere.images import Picture, check_mask, keep_exactly, mask_from_alpha, pad_to_multiple, picture_from, read_mask
 
 
@@ -23,8 +24,8 @@ from adhere.images import Picture, check_mask, keep_exactly, mask_from_alpha, pa
 class Inpaint:
     """Repaint the white part of the mask, keep the rest bit for bit.
 
-    image: a path, PIL image, uint8/uint16 array (H, W[, C]) or Picture. mask: the same size, white (or True) = repaint, or
-    None when the picture's alpha channel says it (transparent = repaint). The network sees the hole and `context`
+    image: a path, PIL image, uint8/uint16 array (H, W[, C]) or Picture. mask: the same size, white (or True) = repaint,
+    or None when the picture's alpha channel says it (transparent = repaint). The network sees the hole and `context`
     pixels around it, not the whole of a large photograph. Raises AdhereError on anything that cannot be repaired.
     """
 
@@ -35,6 +36,8 @@ class Inpaint:
     repaint: Bool[np.ndarray, "h w"] = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.context < 1:  # at least one known pixel must be seen
+            raise AdhereError(f"context = {self.context}: at least 1 pixel around the hole is needed")
         picture = picture_from(self.image)
         if self.mask is None:
             repaint = mask_from_alpha(picture)
@@ -54,7 +57,7 @@ class Inpaint:
         return slices[0], slices[1]
 
     def constraint(self, multiple: int, device: torch.device) -> Linear:
-        """y = known * x0 on the window, padded by reflection to a multiple of `multiple`: y is (1, 3, H, W) in [-1, 1]."""
+        """y = known * x0 on the window, padded by reflection to a multiple of `multiple`; y (1, 3, H, W) in [-1, 1]."""
         rows, columns = self._window()
         known = torch.from_numpy(~self.repaint[rows, columns])[None, None].float()  # (1, 1, H, W)
         x, _ = pad_to_multiple(self.picture.tensor()[..., rows, columns].to(device), multiple)

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from torch.autograd.functional import jacobian
 
 from adhere.core.priors import FactorMixture, Gaussian, GaussianMixture
+from adhere.core.schedule import RectifiedFlow
 
 SEEDS = st.integers(0, 2**32 - 1)
 NOISE_LEVELS = st.floats(0.05, 0.95)
 FEW = settings(max_examples=15, deadline=None)
+flow = RectifiedFlow()
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -23,11 +25,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def flow(t):
-    """Rectified flow: (alpha_t, sigma_t) = (1 - t, t)."""
-    return 1 - t, t
 
 
 def normal(g, *shape):

@@ -7,7 +7,8 @@
 The network is a `UNet2DModel` without attention on 2x2 pixel-unshuffled RGB in [-1, 1]; unshuffling is orthogonal, so
 white noise stays white and the diffusion is that of the pixels. It predicts v = alpha_t eps - sigma_t x0 (Salimans & Ho,
 2022) under the linear DDPM schedule. Noise levels are drawn where pictures are decided: log-SNR lambda = log(alpha/sigma)
-from 0.7 N(1.3, 1.3^2) + 0.3 U(-3.5, 4.6).
+from 0.7 N(0.7, 1.4^2) + 0.3 U(-3.5, 4.6). Each level's loss is divided by its own running mean (the idea of Karras et al., EDM2,
+2024, section 2.2): else the irreducible loss of nearly clean pictures drowns the levels at which a hole is filled.
 
 The run folder holds checkpoint.pt (resumed from when it exists), log.jsonl and model/, the averaged weights as a diffusers
 folder. `--cooldown` brings the learning rate linearly to zero over the run: branch from a copy of the run folder for it.
@@ -17,6 +18,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -99,13 +101,21 @@ class NoiseLevels:
     def __init__(self, alphas_cumprod: Tensor):
         self.alpha, self.sigma = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
         lam = (self.alpha / self.sigma).log().double()
-        density = 0.7 * torch.exp(-0.5 * ((lam - 1.3) / 1.3) ** 2) / (1.3 * math.sqrt(2 * math.pi))
+        density = 0.7 * torch.exp(-0.5 * ((lam - 0.7) / 1.4) ** 2) / (1.4 * math.sqrt(2 * math.pi))
         density = density + 0.3 / 8.1 * ((lam > -3.5) & (lam < 4.6))
         self.probability = density * -torch.gradient(lam)[0]
         self.lam = lam
+        self.bin = (2 * (lam - lam.min())).long()  # half a unit of log-SNR each
+        self.loss = torch.full((int(self.bin.max()) + 1,), 0.3)  # running mean of each bin
 
     def draw(self, count: int) -> Tensor:
         return torch.multinomial(self.probability, count, replacement=True)
+
+    def balanced(self, t: Tensor, losses: Tensor) -> Tensor:
+        """The losses (B,) at times t over the running means of their levels, which they update; about 0.1 each."""
+        for index, value in zip(self.bin[t].tolist(), losses.detach().tolist(), strict=True):
+            self.loss[index] += 0.02 * (value - self.loss[index])
+        return 0.1 * losses / self.loss[self.bin[t]]
 
 
 def courteous_threads() -> int:
@@ -177,10 +187,13 @@ def train(args: argparse.Namespace) -> None:
         os.replace(part, checkpoint)
         save_folder(average, args.run / "model")
 
+    signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
+    signal.signal(signal.SIGINT, lambda *_: stop.append(True))
+    stop: list[bool] = []
     begin = said = saved = time.monotonic()
     bins: dict[int, list[float]] = {}
     threads = torch.get_num_threads()
-    while (elapsed := time.monotonic() - begin) < args.minutes * 60:
+    while not stop and (elapsed := time.monotonic() - begin) < args.minutes * 60:
         rate = args.lr * min(1, (step + 1) / 300) * (1 - elapsed / (args.minutes * 60) if args.cooldown else 1)
         if (wanted := courteous_threads()) != threads:
             threads = wanted
@@ -194,7 +207,7 @@ def train(args: argparse.Namespace) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             out = pull(network, alpha * x0 + sigma * eps, t)
         losses = (out.float() - target).square().mean((1, 2, 3))
-        losses.mean().backward()
+        levels.balanced(t, losses).mean().backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         optimiser.zero_grad()

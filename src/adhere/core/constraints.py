@@ -6,7 +6,7 @@ never through the network); `Sum` asks for several at once. A newcomer adds a da
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from adhere.core.denoise import per_sample
 from adhere.core.operators import Mask, Operator
 
 
+@runtime_checkable
 class Constraint(Protocol):
     def direction(self, x0: Tensor) -> Tensor:
         """e = -grad C(x0), shaped like x0, zero where the constraint is satisfied."""
@@ -50,11 +51,11 @@ class Linear:
         return self.operator.adjoint(self.residual(x0))
 
     def error(self, x0: Tensor) -> Float[Tensor, " b"]:
-        """RMS of the residual over the measured entries; under a mask, over the known ones."""
+        """RMS of the residual over the measured entries; under a mask, over the known ones (0 if none is)."""
         squares = self.residual(x0).square()
         if isinstance(self.operator, Mask):
             known = self.operator.known.expand_as(squares)
-            return (squares.flatten(1).sum(1) / known.flatten(1).sum(1)).sqrt()
+            return (squares.flatten(1).sum(1) / known.flatten(1).sum(1).clamp_min(1)).sqrt()
         return squares.flatten(1).mean(1).sqrt()
 
     def project(self, x0: Tensor, spread: float = 1.0, iterations: int = 30) -> Tensor:

@@ -6,15 +6,16 @@ thing a forward-only method asks beyond a call is the directional derivative J v
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor
 
 from adhere.core.schedule import PredictionType, Schedule, x0_from
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """D(x_t, t) = E[x0 | x_t], for a batch at one noise level."""
 
@@ -99,7 +100,7 @@ def difference_step(dtype: torch.dtype) -> float:
     return {torch.float64: 1e-5, torch.float32: 5e-3, torch.float16: 5e-2, torch.bfloat16: 5e-1}[dtype]
 
 
-def per_sample(values: Float[Tensor, " b"], like: Tensor) -> Tensor:
+def per_sample(values: Shaped[Tensor, " b"], like: Tensor) -> Tensor:
     """(B,) -> (B, 1, ..., 1), to scale the samples of `like`."""
     return values.view(-1, *[1] * (like.ndim - 1))
 

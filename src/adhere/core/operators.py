@@ -6,15 +6,17 @@ An operator maps (B, C, H, W) to its measurement space sample by sample; `adjoin
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import conv2d, conv_transpose2d, pad
 
 Images = Float[Tensor, "b c h w"]
+Small = Float[Tensor, "b c h_small w_small"]
 
 
+@runtime_checkable
 class Operator(Protocol):
     def __call__(self, x: Tensor) -> Tensor:
         """y = A x."""
@@ -66,12 +68,12 @@ class Downsample:
         kernel = [_keys(abs(i - (length - 1) / 2) / self.factor) for i in range(length)]
         return [value / sum(kernel) for value in kernel]
 
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Images) -> Small:
         if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
             raise ValueError(f"down-sampling by {self.factor}: {tuple(x.shape[-2:])} is no multiple of it; pad first")
         return _separable(x, self._kernel(), self.factor)
 
-    def adjoint(self, y: Images) -> Images:
+    def adjoint(self, y: Small) -> Images:
         return _separable_adjoint(y, self._kernel(), self.factor)
 
 

@@ -27,8 +27,9 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from adhere.core.schedule import Schedule
+
 LinearMap = Callable[[Tensor], Tensor]  # (B, *shape) -> (B, *yshape)
-AlphaSigma = Callable[[float], tuple[float, float]]  # t -> (alpha_t, sigma_t)
 
 
 class _Mixture(ABC):
@@ -102,7 +103,7 @@ class _Mixture(ABC):
         x0 = torch.einsum("bk,bkn->bn", log_joint.softmax(1), means)
         return x0.reshape(x_t.shape).to(x_t.dtype)
 
-    def denoiser(self, schedule: AlphaSigma) -> "ExactDenoiser":
+    def denoiser(self, schedule: Schedule) -> "ExactDenoiser":
         """This prior as a denoiser under `schedule`: t -> (alpha_t, sigma_t)."""
         return ExactDenoiser(self, schedule)
 
@@ -176,7 +177,7 @@ class ExactDenoiser:
     """E[x0 | x_t] of a prior, or of a posterior, under a schedule t -> (alpha_t, sigma_t)."""
 
     prior: _Mixture
-    schedule: AlphaSigma
+    schedule: Schedule
 
     @property
     def dtype(self) -> torch.dtype:

@@ -13,7 +13,7 @@ a stop button and tests all read from it.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,7 @@ Memory = Any  # None at first; each solver and transition defines its own
 Generators = Generator | Sequence[Generator]
 
 
+@runtime_checkable
 class Solver(Protocol):
     def __call__(
         self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Memory
@@ -35,6 +36,7 @@ class Solver(Protocol):
         ...
 
 
+@runtime_checkable
 class Transition(Protocol):
     def __call__(
         self, schedule: Schedule, x_t: Tensor, x0: Tensor, t: float, s: float, memory: Memory, generator: Generators

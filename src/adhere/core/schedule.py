@@ -10,13 +10,14 @@ Sampling goes from high noise to low, evenly in the log-SNR lambda = log(alpha_t
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
 PredictionType = Literal["epsilon", "sample", "v_prediction", "flow"]
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """x_t = alpha_t x0 + sigma_t eps."""
 
@@ -78,7 +79,15 @@ class Discrete:
         count = len(self.alphas_cumprod)
         if not 1 <= steps <= count:
             raise ValueError(f"steps = {steps}: from 1 to {count} are possible")
-        return [float(min(i * (count // steps) + 1, count - 1)) for i in reversed(range(steps))]
+        offset = min(1, count - steps)  # no room for it when every time of the table is asked for
+        return [float(i * (count // steps) + offset) for i in reversed(range(steps))]
+
+
+def _inside(steps: int) -> list[float]:
+    """`steps` fractions that divide 0 to 1 evenly, both ends left out, falling."""
+    if steps < 1:
+        raise ValueError(f"steps = {steps}: at least 1 is needed")
+    return [(steps - i) / (steps + 1) for i in range(steps)]
 
 
 def _logit(p: float) -> float:
@@ -98,7 +107,7 @@ class RectifiedFlow:
         return self.scale / (1 + math.exp(log_snr))
 
     def evenly(self, steps: int) -> list[float]:
-        return [self.scale * (steps - i) / (steps + 1) for i in range(steps)]
+        return [self.scale * fraction for fraction in _inside(steps)]
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,7 @@ class Trigonometric:
         return 2 / math.pi * math.atan(math.exp(-log_snr))
 
     def evenly(self, steps: int) -> list[float]:
-        return [(steps - i) / (steps + 1) for i in range(steps)]
+        return _inside(steps)
 
 
 def x0_from(prediction: PredictionType, out: Tensor, x_t: Tensor, alpha_t: float, sigma_t: float) -> Tensor:

@@ -22,8 +22,8 @@ SHIPPED = Path(__file__).parents[1] / "models" / "adhere-photo"
 def family_of(folder: Path) -> "type[ConstrainedPipeline]":
     """The pipeline class for a diffusers folder, checked as far as can be done without loading weights.
 
-    Raises AdhereError when there is no such folder, it is no diffusers pipeline, its class is not among ours, or a component's
-    weights are missing or pickled only.
+    Raises AdhereError when there is no such folder, it is no diffusers pipeline, its class is not among ours, or the
+    network's weights are missing or pickled only.
     """
     index = folder / "model_index.json"
     if not folder.is_dir():
@@ -37,7 +37,7 @@ def family_of(folder: Path) -> "type[ConstrainedPipeline]":
         name = components["_class_name"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise AdhereError(f"model '{folder}': model_index.json cannot be read ({type(error).__name__})") from error
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise AdhereError(f"model '{folder}': class '{name}' is unknown; known are {', '.join(FAMILIES)}")
     _check_weights(folder, components)
     module, _, attribute = FAMILIES[name].partition(":")

@@ -2,16 +2,20 @@
 
     picture x_t (B, 3, H, W) --unshuffle r--> (B, 3 r^2, H/r, W/r) --UNet2DModel--> out --shuffle r--> (B, 3, H, W)
 
-The layout is read from the network itself: 3 input channels are RGB (r = 1), 12 are RGB unshuffled by r = 2. Unshuffling is
-orthogonal, white noise stays white, so diffusion, constraints and solvers all live in pixels. A network with twice as many
-output channels has learned variances as well (Nichol & Dhariwal, 2021); they are not used.
+The layout is read from the network itself: 3 input channels are RGB (r = 1), 12 are RGB unshuffled by r = 2.
+Unshuffling is orthogonal, white noise stays white, so diffusion, constraints and solvers all live in pixels. A network
+with twice as many output channels has learned variances as well (Nichol & Dhariwal, 2021); they are not used.
 """
 
 import math
-from typing import cast
+from typing import ClassVar, cast, get_args
 
 import torch
-from diffusers import DDIMPipeline, UNet2DModel
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
@@ -24,18 +28,20 @@ from adhere.pipeline import ConstrainedPipeline
 class PixelPipeline(ConstrainedPipeline, DDIMPipeline):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A constrained pipeline over a pixel-space `UNet2DModel` of RGB pictures."""
 
+    network_class: ClassVar[type[ModelMixin]] = UNet2DModel
     unet: UNet2DModel
+    scheduler: DDIMScheduler
+
+    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin) -> None:
+        """Any scheduler with a table `alphas_cumprod` will do. Raises AdhereError for what the family cannot run."""
+        _check_network(unet)
+        super().__init__(unet, scheduler)  # type: ignore[arg-type]  # makes it a DDIMScheduler
+        _check_scheduler(scheduler, self.scheduler)
 
     @property
     def unshuffle(self) -> int:
         """r, the side of the pixel blocks the network takes as channels."""
-        channels = int(self.unet.config["in_channels"])
-        r = math.isqrt(channels // 3)
-        if 3 * r * r != channels:
-            raise AdhereError(
-                f"the network takes {channels} channels: 3 (RGB) or 12 (RGB unshuffled 2x2) are understood"
-            )
-        return r
+        return math.isqrt(int(self.unet.config["in_channels"]) // 3)
 
     @property
     def multiple(self) -> int:
@@ -43,12 +49,7 @@ class PixelPipeline(ConstrainedPipeline, DDIMPipeline):  # pyright: ignore[repor
 
     @property
     def schedule(self) -> Discrete:
-        table = getattr(self.scheduler, "alphas_cumprod", None)
-        if table is None:
-            raise AdhereError(
-                f"{type(self.scheduler).__name__} has no alphas_cumprod: its noise schedule cannot be read"
-            )
-        return Discrete(tuple(table.double().tolist()))
+        return Discrete(tuple(self.scheduler.alphas_cumprod.double().tolist()))
 
     def denoiser(self) -> Denoiser:
         r, channels = self.unshuffle, int(self.unet.config["in_channels"])
@@ -60,3 +61,28 @@ class PixelPipeline(ConstrainedPipeline, DDIMPipeline):  # pyright: ignore[repor
 
         prediction = cast(PredictionType, self.scheduler.config["prediction_type"])
         return Prediction(network, self.schedule, prediction, self.unet.dtype)
+
+
+def _check_network(unet: UNet2DModel) -> None:
+    channels, out = int(unet.config["in_channels"]), int(unet.config["out_channels"])
+    if channels not in (3, 12):
+        raise AdhereError(f"the network takes {channels} channels: 3 (RGB) or 12 (RGB unshuffled 2x2) are understood")
+    if out not in (channels, 2 * channels):
+        given = f"the network takes {channels} channels and returns {out}"
+        raise AdhereError(f"{given}: {channels}, or {2 * channels} with learned variances, are understood")
+    if unet.config["num_class_embeds"] or unet.config["class_embed_type"]:
+        raise AdhereError("the network asks for class labels: only unconditional networks are understood")
+
+
+def _check_scheduler(given: SchedulerMixin, used: DDIMScheduler) -> None:
+    table = getattr(given, "alphas_cumprod", None)
+    name = type(given).__name__
+    if table is None:
+        raise AdhereError(f"{name} has no alphas_cumprod: its noise schedule cannot be read; DDPM's and DDIM's can")
+    if table.shape != used.alphas_cumprod.shape or not torch.allclose(table, used.alphas_cumprod, atol=1e-5):
+        raise AdhereError(
+            f"{name} computes its noise schedule in a way of its own; save the model with a DDIMScheduler"
+        )
+    prediction, known = used.config["prediction_type"], get_args(PredictionType)
+    if prediction not in known:
+        raise AdhereError(f"prediction_type '{prediction}' is unknown: {', '.join(known)} are understood")

@@ -14,6 +14,7 @@ samples vary too little (docs, and `python -m benchmarks.truth`).
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from adhere.core.constraints import Constraint
@@ -47,6 +48,6 @@ class InexactNewton:
                 break
             g = jacobian_product(denoiser, x_t, t, x0, constraint.direction(x0))
             step = self.first + (self.last - self.first) * k / max(1, self.K - 1)
-            x_t = x_t + moving * (scale * step) * g / largest_entry(g)
+            x_t = x_t + torch.where(moving, scale * step * g / largest_entry(g), 0)
             x0 = denoiser(x_t, t)
         return x_t, x0, None

@@ -1,0 +1,6 @@
+"""`python -m adhere` is the command `adhere`."""
+
+from adhere.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""What the core tests share: seeded draws, random exact priors and a dense operator; float64 throughout."""
+
+import math
+
+import torch
+from torch import Generator, Tensor
+
+from adhere.core.priors import FactorMixture, Gaussian, GaussianMixture
+
+
+def seeded(seed: int) -> Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(g: Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+
+def random_covariance(g: Generator, n: int) -> Tensor:
+    root = normal(g, n, n) / math.sqrt(n)
+    return root @ root.T + 0.05 * torch.eye(n, dtype=torch.float64)
+
+
+def random_gaussian(g: Generator, shape: tuple[int, ...] = (1, 2, 2)) -> Gaussian:
+    return Gaussian(normal(g, *shape), random_covariance(g, math.prod(shape)))
+
+
+def random_mixture(g: Generator, components: int = 3, shape: tuple[int, ...] = (1, 2, 2)) -> GaussianMixture:
+    covariances = torch.stack([random_covariance(g, math.prod(shape)) for _ in range(components)])
+    return GaussianMixture(normal(g, components).softmax(0), normal(g, components, *shape), covariances)
+
+
+def random_factors(
+    g: Generator, components: int = 3, shape: tuple[int, ...] = (1, 4, 4), rank: int = 3
+) -> FactorMixture:
+    loadings = normal(g, components, math.prod(shape), rank) / math.sqrt(rank)
+    psi = 0.02 + 0.1 * torch.rand(components, *shape, generator=g, dtype=torch.float64)
+    return FactorMixture(normal(g, components).softmax(0), normal(g, components, *shape), loadings, psi)
+
+
+class Matrix:
+    """The operator of a dense matrix A (m, n) on images of `shape`."""
+
+    def __init__(self, A: Tensor, shape: tuple[int, ...]):
+        self.A, self.shape = A, shape
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.A.T
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return (y @ self.A).reshape(-1, *self.shape)
+
+
+def matrix_of(function, shape: tuple[int, ...]) -> Tensor:
+    """The dense matrix (m, n) of a linear function of images of `shape`."""
+    n = math.prod(shape)
+    return function(torch.eye(n, dtype=torch.float64).reshape(n, *shape)).reshape(n, -1).T
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> None:
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)

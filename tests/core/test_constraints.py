@@ -1,0 +1,181 @@
+"""Constraints against autograd and closed forms; float64."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adhere.core.constraints import Linear, Loss, Sum, Unconstrained, conjugate_gradients
+from adhere.core.operators import Blur, Compose, Downsample, Gray, Identity, Mask
+from tests.core.exact import Matrix, close, matrix_of, normal, random_covariance, seeded
+
+FEW = settings(max_examples=15, deadline=None)
+SEEDS = st.integers(0, 2**32 - 1)
+SHAPE = (3, 8, 8)
+KNOWN = torch.arange(64, dtype=torch.float64).reshape(1, 1, 8, 8) % 3 < 2  # two pixels of three
+OPERATORS = {
+    "identity": Identity(),
+    "mask": Mask(KNOWN.double()),
+    "area": Downsample(4),
+    "bicubic": Downsample(2, "bicubic"),
+    "blur": Blur(0.7),
+    "gray of mask": Compose(Gray(), Mask(KNOWN.double())),
+}
+any_operator = pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+
+
+def log_cosh(x0):
+    return (x0 - 0.3).cosh().log().flatten(1).sum(1)
+
+
+def measured(operator, g, noise=0.0):
+    """A constraint that x_true meets, and x_true (2, *SHAPE)."""
+    x_true = normal(g, 2, *SHAPE)
+    return Linear(operator, operator(x_true), noise), x_true
+
+
+def gradient(cost, x0):
+    leaf = x0.clone().requires_grad_()
+    return torch.autograd.grad(cost(leaf).sum(), leaf)[0]
+
+
+@any_operator
+def test_linear_direction_is_minus_the_gradient_of_half_the_squared_residual(operator):
+    g = seeded(0)
+    constraint, x_true = measured(operator, g)
+    x0 = normal(g, 2, *SHAPE)
+    close(constraint.direction(x0), -gradient(lambda x: 0.5 * (constraint.y - operator(x)).square(), x0))
+    assert not constraint.direction(x_true).any()
+    assert not constraint.error(x_true).any()
+    assert constraint.error(x0).shape == (2,) and (constraint.error(x0) > 0.1).all()
+
+
+@any_operator
+def test_linear_error_is_per_sample_in_the_units_of_the_measurement(operator):
+    """Measurements that are off by 0.1 on one sample and 0.2 on the other; one measurement can serve a batch."""
+    x0 = normal(seeded(0), 1, *SHAPE)
+    offset = operator(torch.ones_like(x0))  # zero where a mask hides it
+    offset = offset / offset.abs().amax()
+    constraint = Linear(operator, operator(x0))
+    y = constraint.y + torch.tensor([0.1, 0.2]).double().view(2, 1, 1, 1) * offset
+    errors = Linear(operator, y).error(x0.expand(2, *SHAPE))
+    visible = offset.square().mean().sqrt() if isinstance(operator, Compose) else 1.0
+    close(errors, torch.tensor([0.1, 0.2]).double() * visible, 1e-7)
+    close(constraint.error(torch.cat([x0, x0, x0])), torch.zeros(3).double())
+
+
+def test_error_of_a_mask_is_over_the_known_pixels_only():
+    known = torch.zeros(2, 1, 8, 8, dtype=torch.float64)
+    known[0, 0, 0, :4] = 1
+    constraint = Linear(Mask(known), torch.zeros(1, 3, 8, 8, dtype=torch.float64))
+    # The first sample is off by 0.5 where it is known; of the second nothing is known, so nothing is asked.
+    close(constraint.error(torch.full((2, *SHAPE), 0.5).double()), torch.tensor([0.5, 0.0]).double())
+
+
+@any_operator
+@FEW
+@given(seed=SEEDS, noise=st.floats(0.1, 1), spread=st.floats(0.1, 2))
+def test_projection_is_the_gaussian_conditional_mean(operator, seed, noise, spread):
+    g = seeded(seed)
+    constraint, _ = measured(operator, g, noise)
+    x0 = normal(g, 2, *SHAPE)
+    A = matrix_of(operator, SHAPE)
+    system = A @ A.T + (noise / spread) ** 2 * torch.eye(len(A), dtype=torch.float64)
+    correction = torch.linalg.solve(system, (constraint.y.flatten(1) - x0.flatten(1) @ A.T).T).T @ A
+    # Conjugate gradients stop at 1e-5 of a residual of norm about 14; |A^T (A A^T + c^2)^-1| <= 1 / (2 c), c >= 0.05.
+    close(constraint.project(x0, spread, iterations=100), x0 + correction.view_as(x0), 1.5e-3)
+
+
+@pytest.mark.parametrize("name", ["identity", "mask", "area", "bicubic", "gray of mask"])
+@pytest.mark.parametrize("spread", [0.1, 1.0])
+def test_noiseless_projection_is_the_nearest_image_that_meets_the_measurement(name, spread):
+    g = seeded(0)
+    constraint, _ = measured(OPERATORS[name], g)
+    x0 = normal(g, 2, *SHAPE)
+    projected = constraint.project(x0, spread)
+    # Conjugate gradients stop at 1e-5 of the first residual, which is about 1.
+    assert (constraint.error(projected) <= 2e-5).all()
+    A = matrix_of(OPERATORS[name], SHAPE)
+    nearest = x0.flatten(1) + constraint.residual(x0).flatten(1) @ torch.linalg.pinv(A).T
+    close(projected.flatten(1), nearest, 1e-3)
+    close(constraint.project(projected, spread), projected, 1e-3)  # once is enough
+
+
+@FEW
+@given(SEEDS, st.integers(1, 12))
+def test_conjugate_gradients_solve(seed, n):
+    g = seeded(seed)
+    S, b = random_covariance(g, n), normal(g, 3, n)
+    b[1] = 0  # one sample has nothing to solve
+    # n iterations are enough in exact arithmetic; round-off may ask for some more.
+    u = conjugate_gradients(lambda u: u @ S, b, 4 * n, tolerance=1e-10)
+    close(u, torch.linalg.solve(S, b.T).T, 1e-6)
+
+
+def test_conjugate_gradients_stop_per_sample():
+    """A sample that is good enough does not move while others still iterate: a batch is its singles."""
+    S, b = random_covariance(seeded(0), 6), normal(seeded(1), 8, 6)
+
+    def solved(b):
+        return conjugate_gradients(lambda u: u @ S, b, 6, tolerance=0.3)
+
+    singles = torch.cat([solved(one) for one in b.split(1)])
+    close(solved(b), singles, 1e-12)
+    residuals = (b - singles @ S).norm(dim=1) / b.norm(dim=1)
+    assert (residuals <= 0.3).all() and (residuals > 1e-3).any()
+
+
+def test_conjugate_gradients_of_a_singular_system_give_the_least_norm_solution():
+    A = normal(seeded(0), 2, 5)
+    S, b = A.T @ A, normal(seeded(1), 1, 2) @ A
+    close(conjugate_gradients(lambda u: u @ S, b, 20, tolerance=1e-10), b @ torch.linalg.pinv(S), 1e-8)
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_loss_direction_is_autograds_under_any_mode(mode):
+    x0 = normal(seeded(0), 2, *SHAPE)
+    loss = Loss(log_cosh)
+    with mode():
+        x = x0 + 0  # under inference_mode, an inference tensor
+        direction, error = loss.direction(x), loss.error(x)
+    close(direction, -gradient(log_cosh, x0))
+    close(error, log_cosh(x0))
+    assert not direction.requires_grad and not error.requires_grad
+
+
+def test_loss_is_per_sample():
+    x0 = normal(seeded(0), 3, *SHAPE)
+    close(Loss(log_cosh).direction(x0)[1:2], Loss(log_cosh).direction(x0[1:2]))
+
+
+def test_sum_adds_with_weights():
+    g = seeded(0)
+    first, _ = measured(OPERATORS["mask"], g)
+    second, x0 = Loss(log_cosh), normal(g, 2, *SHAPE)
+    both = Sum((first, second), (2.0, 0.5))
+    close(both.direction(x0), 2 * first.direction(x0) + 0.5 * second.direction(x0))
+    close(both.error(x0), 2 * first.error(x0) + 0.5 * second.error(x0))
+
+
+def test_unconstrained_asks_for_nothing():
+    x0 = normal(seeded(0), 2, *SHAPE)
+    assert not Unconstrained().direction(x0).any() and Unconstrained().direction(x0).shape == x0.shape
+    assert Unconstrained().error(x0).tolist() == [0, 0]
+
+
+def test_linear_takes_any_pair_of_callables():
+    A = normal(seeded(0), 3, math.prod(SHAPE))
+    operator = Matrix(A, SHAPE)
+    constraint, _ = measured(operator, seeded(1))
+    x0 = normal(seeded(2), 2, *SHAPE)
+    close(constraint.direction(x0).flatten(1), (constraint.y - x0.flatten(1) @ A.T) @ A)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match=r"noise = -0.1.*at least 0"):
+        Linear(Identity(), torch.zeros(1), -0.1)
+    for constraints, weights in [((), ()), ((Unconstrained(),), ()), ((Unconstrained(),), (1.0, 2.0))]:
+        with pytest.raises(ValueError, match="one weight each"):
+            Sum(constraints, weights)

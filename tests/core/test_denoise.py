@@ -1,0 +1,141 @@
+"""What wraps a network: prediction, dtype boundary, guidance, counting, and the forward directional derivative."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adhere.core.denoise import Counted, Guided, Prediction, difference_step, jacobian_product
+from adhere.core.schedule import RectifiedFlow, Trigonometric
+from tests.core.exact import close, normal, random_gaussian, random_mixture, seeded
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+class Smooth(torch.nn.Module):
+    """A small random network, smooth on the scale of its input's unit variance, as a denoiser is at high noise."""
+
+    def __init__(self, seed=0, width=64):
+        super().__init__()
+        g = seeded(seed)
+        self.inner = torch.nn.Parameter(torch.randn(width, width, generator=g) / width**0.5)
+        self.outer = torch.nn.Parameter(torch.randn(width, width, generator=g) / width**0.5)
+
+    def forward(self, x_t, t):
+        return (torch.tanh(0.3 * x_t.flatten(1) @ self.inner) @ self.outer).view_as(x_t)
+
+
+def relative_error(value, exact):
+    return float((value - exact).norm() / exact.norm())
+
+
+def exact_product(network, x_t, v):
+    """J v by forward-mode differentiation, in float64."""
+    network = network.double().requires_grad_(False)
+    return torch.func.jvp(lambda x: network(x, 0.5), (x_t.double(),), (v.double(),))[1].float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+def test_the_network_sees_its_dtype_and_the_state_keeps_its_own(dtype):
+    seen = []
+
+    def network(x_t, t):
+        seen.append((x_t.dtype, t))
+        return x_t
+
+    x_t = torch.randn(2, 1, 4, 4, generator=seeded(0))
+    x0 = Prediction(network, Trigonometric(), "epsilon", dtype)(x_t, 0.5)
+    assert seen == [(dtype, 0.5)]  # t reaches it untouched
+    assert x0.dtype == torch.float32
+    alpha_t, sigma_t = Trigonometric()(0.5)
+    torch.testing.assert_close(x0, (x_t - sigma_t * x_t.to(dtype).float()) / alpha_t)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_float32_difference_is_the_derivative(seed):
+    network = Smooth(seed)
+    x_t, v = torch.randn(2, 3, 1, 8, 8, generator=seeded(seed + 10))
+    denoiser = Prediction(network, RectifiedFlow(), "sample")
+    with torch.no_grad():
+        product = jacobian_product(denoiser, x_t, 0.5, denoiser(x_t, 0.5), 100 * v)
+    assert product.dtype == torch.float32
+    assert relative_error(product, exact_product(network, x_t, 100 * v)) < 1e-2
+
+
+def test_bfloat16_needs_its_own_step():
+    """With float32's h the probe drowns in the rounding of x_t at the boundary: 8 bits of a number near 1 are 0.004."""
+    x_t, v = torch.randn(2, 8, 1, 8, 8, generator=seeded(1))
+    half = Smooth().bfloat16()
+    exact = exact_product(Smooth().bfloat16(), x_t, v)  # the same rounded weights
+
+    @torch.no_grad()
+    def error(denoiser):
+        return relative_error(jacobian_product(denoiser, x_t, 0.5, denoiser(x_t, 0.5), v), exact)
+
+    with_its_own = Prediction(half, RectifiedFlow(), "sample", torch.bfloat16)
+    # The same arithmetic, declared as float32: the same network with float32's step.
+    with_float32s = Prediction(lambda x, t: half(x.bfloat16(), t).float(), RectifiedFlow(), "sample", torch.float32)
+    assert error(with_its_own) < 0.05
+    assert error(with_float32s) > 0.2
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(1e-6, 1e6), st.floats(0.05, 0.95))
+def test_jacobian_product_is_homogeneous_and_per_sample(seed, factor, t):
+    """The probe's size depends on v's direction alone, sample by sample."""
+    g = seeded(seed)
+    prior = random_mixture(g)
+    denoiser = prior.denoiser(RectifiedFlow())
+    x_t, v = normal(g, 3, *prior.shape), normal(g, 3, *prior.shape)
+    x0 = denoiser(x_t, t)
+    product = jacobian_product(denoiser, x_t, t, x0, v)
+    # Round-off of the difference: eps |x0| / h, here about 1e-10.
+    close(jacobian_product(denoiser, x_t, t, x0, factor * v) / factor, product, 1e-7)
+    for i in range(3):
+        one = slice(i, i + 1)
+        close(jacobian_product(denoiser, x_t[one], t, x0[one], v[one]), product[one], 1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES])
+def test_a_zero_direction_gives_zero_beside_one_that_is_not(dtype):
+    network = Smooth().to(dtype)
+    denoiser = Prediction(network, RectifiedFlow(), "sample", dtype)
+    x_t = torch.randn(2, 1, 8, 8, generator=seeded(0))
+    v = torch.stack([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)])
+    with torch.no_grad():
+        product = jacobian_product(denoiser, x_t, 0.5, denoiser(x_t, 0.5), v)
+    assert not product[0].any()
+    assert product[1].isfinite().all() and product[1].any()
+
+
+def test_coarser_arithmetic_takes_a_larger_step():
+    steps = [difference_step(d) for d in (torch.float64, torch.float32, torch.float16, torch.bfloat16)]
+    assert steps == sorted(steps) and steps[0] < steps[-1]
+
+
+def test_guidance_extrapolates_from_unconditional_to_conditional():
+    g = seeded(0)
+    schedule = RectifiedFlow()
+    conditional, unconditional = (random_gaussian(g).denoiser(schedule) for _ in range(2))
+    x_t, t = normal(g, 2, 1, 2, 2), 0.4
+    guided = {w: Guided(conditional, unconditional, w) for w in (0.0, 0.5, 1.0, 7.5)}
+    with_prompt, without = conditional(x_t, t), unconditional(x_t, t)
+    close(guided[0.0](x_t, t), without)
+    close(guided[1.0](x_t, t), with_prompt)
+    close(guided[0.5](x_t, t), (with_prompt + without) / 2)
+    close(guided[7.5](x_t, t), without + 7.5 * (with_prompt - without))
+    assert guided[7.5].schedule is schedule and guided[7.5].dtype == torch.float64
+
+
+@pytest.mark.parametrize("cost", [1, 2])
+def test_counting(cost):
+    denoiser = random_gaussian(seeded(0)).denoiser(RectifiedFlow())
+    counted = Counted(denoiser, cost)
+    x_t = normal(seeded(1), 5, 1, 2, 2)
+    assert counted.nfe == 0
+    x0 = counted(x_t, 0.5)
+    assert counted.nfe == cost  # whatever the batch
+    assert x0.equal(denoiser(x_t, 0.5))
+    jacobian_product(counted, x_t, 0.5, x0, x_t)
+    assert counted.nfe == 2 * cost
+    assert counted.schedule is denoiser.schedule and counted.dtype == denoiser.dtype

@@ -1,0 +1,128 @@
+"""Laws that every operator keeps, and what each of them is by another library's word."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import avg_pool2d, interpolate
+
+from adhere.core.operators import Blur, Compose, Downsample, Gray, Identity, Mask
+from tests.core.exact import close, normal, seeded
+
+FEW = settings(max_examples=25, deadline=None)
+KINDS = ["area", "bicubic"]
+
+
+def random_mask(g, height, width):
+    return Mask((torch.rand(1, 1, height, width, generator=g) < 0.6).double())
+
+
+@st.composite
+def cases(draw):
+    """(operator, x of two samples, generator): any kind, factor and size, edges and all."""
+    g = seeded(draw(st.integers(0, 2**32 - 1)))
+    kind = draw(st.sampled_from(["identity", "mask", *KINDS, "blur", "gray", "gray of mask", "area of blur"]))
+    factor = draw(st.integers(1, 5))
+    height, width = (factor * draw(st.integers(1, 6)) for _ in range(2))
+    mask, blur = random_mask(g, height, width), Blur(draw(st.floats(0.3, 3)))
+    operator = {
+        "identity": Identity(),
+        "mask": mask,
+        "area": Downsample(factor, "area"),
+        "bicubic": Downsample(factor, "bicubic"),
+        "blur": blur,
+        "gray": Gray(),
+        "gray of mask": Compose(Gray(), mask),
+        "area of blur": Compose(Downsample(factor), blur),
+    }[kind]
+    return operator, normal(g, 2, 3, height, width), g
+
+
+@FEW
+@given(cases())
+def test_adjoint_is_the_transpose(case):
+    operator, x, g = case
+    y = normal(g, *operator(x).shape)
+    assert operator.adjoint(y).shape == x.shape
+    close((operator(x) * y).sum(), (x * operator.adjoint(y)).sum(), 1e-10)
+
+
+@FEW
+@given(cases(), st.floats(-3, 3))
+def test_operators_are_linear(case, factor):
+    operator, x, g = case
+    z = normal(g, *x.shape)
+    close(operator(x + factor * z), operator(x) + factor * operator(z), 1e-12)
+    assert not operator(torch.zeros_like(x)).any()
+
+
+@FEW
+@given(cases())
+def test_a_batch_is_its_singles(case):
+    operator, x, _ = case
+    y = operator(x)
+    for i in range(len(x)):
+        close(y[i : i + 1], operator(x[i : i + 1]), 1e-12)
+        close(operator.adjoint(y)[i : i + 1], operator.adjoint(y[i : i + 1]), 1e-12)
+
+
+@FEW
+@given(
+    st.one_of(
+        st.builds(Downsample, st.integers(1, 6), st.sampled_from(KINDS)),
+        st.builds(Blur, st.floats(0.3, 4)),
+        st.just(Gray()),
+    )
+)
+def test_constants_are_kept_up_to_the_edge(operator):
+    y = operator(torch.full((1, 3, 60, 60), 0.7, dtype=torch.float64))
+    close(y, torch.full_like(y, 0.7), 1e-12)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4, 8])
+def test_area_is_the_mean_of_each_block(factor):
+    x = normal(seeded(0), 2, 3, 24, 48)
+    close(Downsample(factor, "area")(x), avg_pool2d(x, factor), 1e-12)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, 8])
+def test_bicubic_is_torchs_away_from_the_edge(factor):
+    """Keys' kernel with a = -1/2, stretched by the factor; at the edge torch cuts it off where we repeat the edge."""
+    x = normal(seeded(0), 1, 3, 8 * factor, 10 * factor)
+    theirs = interpolate(x, scale_factor=1 / factor, mode="bicubic", antialias=True, align_corners=False)
+    inside = (..., slice(2, -2), slice(2, -2))  # the kernel reaches two output pixels
+    close(Downsample(factor, "bicubic")(x)[inside], theirs[inside], 1e-6)
+
+
+def test_blur_of_a_point_has_the_stated_width():
+    point = torch.zeros(1, 1, 41, 41, dtype=torch.float64)
+    point[..., 20, 20] = 1
+    spread = Blur(2.5)(point)[0, 0]
+    offsets = torch.arange(41, dtype=torch.float64) - 20
+    # Cut off at three sigma: the variance of a normal truncated there is 0.973 sigma^2.
+    for marginal in (spread.sum(0), spread.sum(1)):
+        assert marginal @ offsets.square() == pytest.approx(0.973 * 2.5**2, rel=0.02)
+    close(spread, spread.T)
+    close(spread, spread.flip(0))
+
+
+def test_gray_is_bt_601():
+    primaries = torch.eye(3, dtype=torch.float64).view(3, 3, 1, 1)
+    close(Gray()(primaries).flatten(), torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(9, 8), (8, 9)])
+def test_a_size_the_factor_does_not_divide_is_refused(kind, size):
+    with pytest.raises(ValueError, match=r"down-sampling by 4.*pad"):
+        Downsample(4, kind)(torch.zeros(1, 3, *size))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_is_kept(dtype):
+    x = torch.ones(1, 3, 8, 8, dtype=dtype)
+    for operator in [Identity(), Downsample(2), Downsample(2, "bicubic"), Blur(1.0), Gray()]:
+        assert operator(x).dtype == operator.adjoint(operator(x)).dtype == dtype
+        assert math.isfinite(operator(x).sum())

@@ -1,0 +1,155 @@
+"""Schedules against diffusers and their own inverses, and the one rule that turns every network's output into x0."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adhere.core.denoise import Prediction
+from adhere.core.schedule import (
+    Discrete,
+    RectifiedFlow,
+    Trigonometric,
+    is_descending,
+    log_snr,
+    log_snr_timesteps,
+)
+from tests.core.exact import close, normal, seeded
+
+DDPM = Discrete.from_betas()
+CONTINUOUS = [RectifiedFlow(), RectifiedFlow(scale=1000.0), Trigonometric()]
+SCHEDULES = [DDPM, *CONTINUOUS]
+MANY = settings(max_examples=25, deadline=None)
+
+
+def name_of(schedule):
+    return type(schedule).__name__
+
+
+def time_of(schedule, fraction):
+    """A time of the schedule, `fraction` of the way from the image to noise."""
+    return (
+        float(round(999 * fraction)) if isinstance(schedule, Discrete) else fraction * getattr(schedule, "scale", 1.0)
+    )
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction", "flow"])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=name_of)
+@MANY
+@given(fraction=st.floats(0.001, 0.999), seed=st.integers(0, 2**32 - 1))
+def test_a_perfect_network_gives_x0_back(prediction, schedule, fraction, seed):
+    """The four outputs as their papers define them, not as p x0 + q eps."""
+    t = time_of(schedule, fraction)
+    x0, eps = normal(seeded(seed), 2, 2, 3)
+    alpha_t, sigma_t = schedule(t)
+    out = {"epsilon": eps, "sample": x0, "v_prediction": alpha_t * eps - sigma_t * x0, "flow": eps - x0}[prediction]
+    denoiser = Prediction(lambda x_t, time: out if time == t else x_t * math.nan, schedule, prediction, torch.float64)
+    # Round-off in x_t is multiplied by 1 / alpha_t, at most 1e3 here.
+    close(denoiser(alpha_t * x0 + sigma_t * eps, t), x0, 1e-11)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=name_of)
+@MANY
+@given(first=st.floats(0.001, 0.999), second=st.floats(0.001, 0.999))
+def test_alpha_and_sigma_are_what_the_schedule_promises(schedule, first, second):
+    s, t = sorted(time_of(schedule, fraction) for fraction in (first, second))
+    alpha_t, sigma_t = schedule(t)
+    assert alpha_t > 0 and sigma_t > 0
+    total = alpha_t + sigma_t if isinstance(schedule, RectifiedFlow) else alpha_t**2 + sigma_t**2
+    assert total == pytest.approx(1, abs=1e-12)
+    assert log_snr(schedule, t) <= log_snr(schedule, s)  # noise grows with t
+
+
+def test_the_default_table_is_diffusers():
+    # diffusers multiplies 1000 factors in float32: up to 1000 half-ulps, 6e-5, from the float64 product.
+    ours, theirs = torch.tensor(DDPM.alphas_cumprod), DDIMScheduler().alphas_cumprod
+    torch.testing.assert_close(ours, theirs, rtol=6e-5, atol=0)
+
+
+@MANY
+@given(steps=st.integers(1, 999))
+def test_discrete_evenly_is_diffusers_leading_stride(steps):
+    scheduler = DDIMScheduler(timestep_spacing="leading", steps_offset=1)
+    scheduler.set_timesteps(steps)
+    assert DDPM.evenly(steps) == scheduler.timesteps.tolist()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=name_of)
+@pytest.mark.parametrize("steps", [1, 2, 20, 999, 1000])
+def test_evenly_gives_that_many_levels_from_noise_to_image(schedule, steps):
+    times = schedule.evenly(steps)
+    assert len(times) == steps
+    assert is_descending(schedule, times)
+
+
+@MANY
+@given(t=st.integers(0, 999))
+def test_time_at_inverts_a_table(t):
+    assert DDPM.time_at(log_snr(DDPM, float(t))) == t
+
+
+@pytest.mark.parametrize("schedule", CONTINUOUS, ids=name_of)
+@MANY
+@given(lam=st.floats(-8, 8))
+def test_time_at_inverts_a_function(schedule, lam):
+    # 1 - t loses up to e^8 ulps.
+    assert log_snr(schedule, schedule.time_at(lam)) == pytest.approx(lam, abs=1e-10)
+
+
+@MANY
+@given(lam=st.floats(-12, 12))
+def test_time_at_of_a_table_is_the_nearest_index(lam):
+    distances = [abs(0.5 * math.log(a / (1 - a)) - lam) for a in DDPM.alphas_cumprod]
+    assert distances[round(DDPM.time_at(lam))] == pytest.approx(min(distances), abs=1e-9)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=name_of)
+@MANY
+@given(steps=st.integers(1, 60), first=st.floats(-4, 0), last=st.floats(0.5, 4), power=st.floats(0.5, 2))
+def test_log_snr_timesteps_descend_from_end_to_end(schedule, steps, first, last, power):
+    times = log_snr_timesteps(schedule, steps, first, last, power)
+    assert is_descending(schedule, times)
+    assert times[0] == schedule.time_at(first)
+    if steps > 1:
+        assert times[-1] == pytest.approx(schedule.time_at(last))
+    assert len(times) == steps or (isinstance(schedule, Discrete) and len(times) < steps)
+
+
+def test_log_snr_timesteps_are_even_and_power_says_where_they_are_dense():
+    def gaps(power):
+        lam = [log_snr(Trigonometric(), t) for t in log_snr_timesteps(Trigonometric(), 9, -2.0, 3.0, power)]
+        return [b - a for a, b in pairwise(lam)]
+
+    assert gaps(1.0) == pytest.approx([5 / 8] * 8)
+    assert gaps(2.0) == sorted(gaps(2.0))  # dense at high noise
+    assert gaps(0.5) == sorted(gaps(0.5), reverse=True)  # dense at low noise
+
+
+def test_is_descending():
+    assert is_descending(DDPM, [900.0, 500.0, 1.0])
+    assert not is_descending(DDPM, [500.0, 900.0])
+    assert not is_descending(DDPM, [500.0, 500.0])
+
+
+@pytest.mark.parametrize("t", [0.5, -1.0, 1000.0])
+def test_a_table_refuses_times_it_does_not_have(t):
+    with pytest.raises(ValueError, match=r"timestep .*0 to 999"):
+        DDPM(t)
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+def test_no_steps_is_refused(steps):
+    with pytest.raises(ValueError, match=f"steps = {steps}"):
+        log_snr_timesteps(DDPM, steps)
+    for schedule in SCHEDULES:
+        with pytest.raises(ValueError, match=f"steps = {steps}"):
+            schedule.evenly(steps)
+
+
+def test_more_steps_than_the_table_has_are_refused():
+    with pytest.raises(ValueError, match="1 to 1000"):
+        DDPM.evenly(1001)

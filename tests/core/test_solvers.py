@@ -1,0 +1,404 @@
+"""Every method of METHODS on exact priors, and the closed-form truths they rest on (docs, "the method"); float64.
+
+A new entry of METHODS is picked up by the tests that are parametrised over them.
+"""
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adhere.core.constraints import Linear, Loss, Unconstrained
+from adhere.core.denoise import Counted, jacobian_product
+from adhere.core.operators import Downsample, Mask
+from adhere.core.sample import DPMSolver2M, initial_noise, sample
+from adhere.core.schedule import RectifiedFlow, Trigonometric, log_snr_timesteps
+from adhere.core.solvers import DEFAULT_METHOD, METHODS, Plain, method_named
+from adhere.core.solvers.ddnm import DDNM
+from adhere.core.solvers.inexact_newton import InexactNewton
+from adhere.core.solvers.moment_matching import MomentMatching, gmres_correction
+from tests.core.exact import (
+    Matrix,
+    close,
+    matrix_of,
+    normal,
+    random_covariance,
+    random_factors,
+    random_gaussian,
+    seeded,
+)
+
+FEW = settings(max_examples=15, deadline=None)
+SEEDS = st.integers(0, 2**32 - 1)
+TIMES = st.floats(0.1, 0.9)
+any_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+
+SCHEDULE = Trigonometric()
+SHAPE = (1, 2, 3)
+PRIOR = random_factors(seeded(0))
+LEFT = Mask(torch.tensor([1.0, 1.0, 0.0, 0.0]).double().expand(1, 1, 4, 4))
+
+
+def gaussian_case(seed, m=3, orthonormal=False, noise=0.0):
+    """(prior, A, constraint, x_t, generator) of a Gaussian prior on SHAPE and m random measurements."""
+    g = seeded(seed)
+    prior, A = random_gaussian(g, SHAPE), normal(g, m, math.prod(SHAPE))
+    if orthonormal:
+        A = torch.linalg.qr(A.T)[0].T
+    operator = Matrix(A, SHAPE)
+    y = operator(prior.sample(1, g)) + noise * normal(g, 1, m)
+    return prior, A, Linear(operator, y, noise), normal(g, 2, *SHAPE), g
+
+
+def exact_jacobian(prior, alpha_t, sigma_t):
+    """(alpha/sigma^2) Cov[x0 | x_t] of a Gaussian prior, the covariance from Bayes' rule."""
+    identity = torch.eye(prior.size, dtype=torch.float64)
+    return alpha_t / sigma_t**2 * (prior.covariance.inverse() + (alpha_t / sigma_t) ** 2 * identity).inverse()
+
+
+def linear_case(operator, count=4):
+    """A constraint on a batch of PRIOR's own pictures, with a little noise."""
+    y = operator(PRIOR.sample(count, seeded(1)))
+    return Linear(operator, y + 0.05 * normal(seeded(2), *y.shape), 0.05)
+
+
+def run(method, constraint, generator, denoiser=None, count=4):
+    """The method as METHODS has it, from noise drawn by `generator`."""
+    denoiser = PRIOR.denoiser(SCHEDULE) if denoiser is None else denoiser
+    times = method.levels(SCHEDULE, method.steps)
+    x_T = initial_noise(SCHEDULE, (count, *PRIOR.shape), times[0], PRIOR.mean, generator)
+    return sample(denoiser, constraint, method.solver, x_T, times, method.transition, generator)
+
+
+# Closed-form truths --------------------------------------------------------------------------------------------------
+
+
+@FEW
+@given(SEEDS, TIMES, st.floats(-8, 2))
+def test_1_jacobian_of_a_gaussian_is_the_covariance_and_any_difference_is_exact(seed, t, exponent):
+    prior, _, _, x_t, g = gaussian_case(seed)
+    denoiser, (alpha_t, sigma_t) = prior.denoiser(SCHEDULE), SCHEDULE(t)
+    J, x0 = exact_jacobian(prior, alpha_t, sigma_t), denoiser(x_t, t)
+    columns = matrix_of(lambda v: jacobian_product(denoiser, x_t[:1], t, x0[:1], v), SHAPE)
+    close(columns, J, 1e-8)
+    close(J, J.T)
+    h, v = 10**exponent, normal(g, *x_t.shape)
+    difference = (denoiser(x_t + h * v, t) - x0) / h
+    # Exact in real numbers; round-off of about 1e-15 in each of the two is divided by h.
+    close(difference.flatten(1), v.flatten(1) @ J, 1e-12 + 1e-13 / h)
+
+
+@FEW
+@given(SEEDS, TIMES, st.sampled_from([0.5, 0.95, 1.05]))
+def test_2_constant_steps_along_J_e_contract_the_residual_below_two_over_lambda_max(seed, t, fraction):
+    """r' = (I - eta A J J A^T) r, for fifty steps; every component of r is there from the start."""
+    prior, A, constraint, x_t, _ = gaussian_case(seed)
+    denoiser, J = prior.denoiser(SCHEDULE), exact_jacobian(prior, *SCHEDULE(t))
+    M = A @ J @ J @ A.T
+    lam, V = torch.linalg.eigh(M)
+    eta = fraction * 2 / float(lam[-1])
+    constraint = Linear(constraint.operator, constraint.operator(denoiser(x_t, t)) + V.sum(1))
+    r = start = constraint.residual(denoiser(x_t, t))
+    contraction = torch.eye(len(M), dtype=torch.float64) - eta * M
+    for _ in range(50):
+        x0 = denoiser(x_t, t)
+        x_t = x_t + eta * jacobian_product(denoiser, x_t, t, x0, constraint.direction(x0))
+        r = r @ contraction
+    residual = constraint.residual(denoiser(x_t, t))
+    close(residual, r, 1e-6)
+    # Beyond the bound the top component grows by |1 - 2.1| a step, more than a hundredfold in fifty.
+    assert (residual.norm(dim=1) < start.norm(dim=1)).tolist() == [fraction < 1] * 2
+
+
+@FEW
+@given(SEEDS, TIMES)
+def test_3_the_exact_newton_step_zeroes_a_linear_residual(seed, t):
+    """J dx = e moves x0 by e = A^T r, and the residual to (I - A A^T) r: zero for orthonormal rows, as a mask's are."""
+    prior, _, constraint, x_t, _ = gaussian_case(seed, orthonormal=True)
+    denoiser, J = prior.denoiser(SCHEDULE), exact_jacobian(prior, *SCHEDULE(t))
+    e = constraint.direction(denoiser(x_t, t))
+    step = torch.linalg.solve(J, e.flatten(1).T).T.view_as(x_t)
+    assert constraint.error(denoiser(x_t, t)).min() > 1e-3
+    assert constraint.error(denoiser(x_t + step, t)).max() < 1e-9
+
+
+@FEW
+@given(SEEDS, TIMES, st.integers(1, 4))
+def test_4_moment_matching_with_a_full_krylov_space_is_the_posterior_denoiser(seed, t, m):
+    noise = 0.3
+    prior, _, constraint, x_t, _ = gaussian_case(seed, m, noise=noise)
+    exact = prior.posterior(constraint.operator, constraint.y, noise).denoiser(SCHEDULE)(x_t, t)
+    moved, x0, _ = MomentMatching(m)(prior.denoiser(SCHEDULE), constraint, x_t, t, None)
+    # Differences with h = 1e-5 leave 1e-11 of round-off, times the small system's condition number, below 1e4 here.
+    close(x0, exact, 1e-7)
+    assert moved.equal(x_t)
+
+
+# 5 is in test_sample.py, 6 in test_priors.py.
+
+
+def posterior_run(seed, method):
+    """4000 samples by (solver, transition, times) of a Gaussian prior with two measurements: with the posterior."""
+    prior, A, constraint, _, _ = gaussian_case(seed, m=2, noise=0.3)
+    solver, transition, times = method
+    x_T = initial_noise(SCHEDULE, (4000, *SHAPE), times[0], prior.mean, seeded(5))
+    samples = sample(prior.denoiser(SCHEDULE), constraint, solver, x_T, times, transition, seeded(6))
+    return samples, prior.posterior(constraint.operator, constraint.y, constraint.noise), constraint, A
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_7_inexact_newton_varies_too_little(seed):
+    """The total variance of what is not measured is below the posterior's by more than five standard errors."""
+    paper = METHODS["inexact_newton"]
+    times = paper.levels(SCHEDULE, paper.steps)
+    samples, posterior, constraint, A = posterior_run(seed, (paper.solver, paper.transition, times))
+    unseen = torch.linalg.svd(A)[2][len(A) :]  # an orthonormal basis of A's null space
+    squares = ((samples - samples.mean(0)).flatten(1) @ unseen.T).square().sum(1)
+    standard_error = squares.std() / math.sqrt(len(squares))
+    assert squares.mean() + 5 * standard_error < (unseen @ posterior.covariance @ unseen.T).trace()
+    # It does meet the constraint, and closer than the posterior would, whose samples miss it by about the noise.
+    assert constraint.error(samples).mean() < constraint.noise / 3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_7_moment_matching_samples_the_posterior(seed):
+    """Mean and covariance within five standard errors, with steps enough that those of discretisation are smaller."""
+    times = log_snr_timesteps(SCHEDULE, 100, -5.0, 6.0)
+    samples, posterior, _, _ = posterior_run(seed, (MomentMatching(m=2), DPMSolver2M(eta=1.0), times))
+    x = samples.flatten(1) - posterior.mean.flatten()
+    products = x[:, :, None] * x[:, None, :]
+    for values, expected in [(x, torch.zeros_like(x[0])), (products, posterior.covariance)]:
+        standard_error = values.std(0) / math.sqrt(len(values))
+        assert ((values.mean(0) - expected).abs() <= 5 * standard_error).all()
+
+
+# Laws of every method ------------------------------------------------------------------------------------------------
+
+
+def evaluations(solver, schedule, times):
+    """The NFE law of each solver; None for one that is not known here."""
+    if isinstance(solver, InexactNewton):
+        return len(times) * (1 + 2 * solver.K)
+    if isinstance(solver, MomentMatching):
+        rule = solver.iterations
+        ratios = [sigma_t / alpha_t for alpha_t, sigma_t in map(schedule, times)]
+        return sum(1 + (solver.m if rule is None else rule(ratio)) for ratio in ratios)
+    return len(times) if isinstance(solver, DDNM | Plain) else None
+
+
+@any_method
+def test_evaluations_follow_the_law_whatever_the_batch(method):
+    counts = []
+    for count in (1, 3):
+        counted = Counted(PRIOR.denoiser(SCHEDULE))
+        run(method, linear_case(LEFT, count), seeded(0), counted, count)
+        counts.append(counted.nfe)
+    assert counts[0] == counts[1]
+    assert counts[0] == (evaluations(method.solver, SCHEDULE, method.levels(SCHEDULE, method.steps)) or counts[0])
+
+
+class OneByOne(Counted):
+    """Denoises each sample alone: products of other sizes round otherwise, and a difference divides that by h."""
+
+    def __call__(self, x_t, t):
+        return torch.cat([super(OneByOne, self).__call__(one, t) for one in x_t.split(1)])
+
+
+@any_method
+@pytest.mark.parametrize("operator", [LEFT, Downsample(2)], ids=["mask", "area"])
+def test_a_batch_is_its_singles(method, operator):
+    constraint, denoiser = linear_case(operator), OneByOne(PRIOR.denoiser(SCHEDULE))
+    together = run(method, constraint, [seeded(i) for i in range(4)], denoiser)
+    for i in range(4):
+        one = Linear(operator, constraint.y[i : i + 1], constraint.noise)
+        close(together[i : i + 1], run(method, one, [seeded(i)], denoiser, count=1), 1e-9)
+
+
+@any_method
+def test_the_seed_decides(method):
+    constraint = linear_case(LEFT)
+    ends = [run(method, constraint, seeded(seed)) for seed in (1, 1, 2)]
+    assert ends[0].equal(ends[1])
+    assert not ends[0].equal(ends[2])
+
+
+@any_method
+@pytest.mark.parametrize("operator", [LEFT, Downsample(2)], ids=["mask", "area"])
+def test_the_constraint_is_met_at_the_end(method, operator):
+    """To a tenth of what plain sampling leaves, which is about 1; the measurement's own noise is 0.05."""
+    constraint = linear_case(operator, 16)
+    samples = run(method, constraint, seeded(0), count=16)
+    plain = run(replace(method, solver=Plain()), constraint, seeded(0), count=16)
+    assert samples.isfinite().all()
+    assert constraint.error(samples).mean() < 0.1 * constraint.error(plain).mean()
+
+
+@any_method
+def test_nothing_asked_is_plain_sampling(method):
+    """A mask that knows nothing leaves a residual of zero at every level: no division by it, and no other effect."""
+    nothing = Linear(Mask(torch.zeros(1, 1, 4, 4).double()), torch.zeros(1, *PRIOR.shape).double())
+    plain = run(replace(method, solver=Plain()), Unconstrained(), seeded(0))
+    close(run(method, nothing, seeded(0)), plain, 1e-12)
+
+
+@any_method
+def test_a_satisfied_sample_stays_beside_one_that_is_not(method):
+    """One level: the sample whose denoised image meets the measurement keeps it, without NaN; the other changes."""
+    denoiser, t = PRIOR.denoiser(SCHEDULE), 0.5
+    x_t = normal(seeded(0), 2, *PRIOR.shape)
+    x0 = denoiser(x_t, t)
+    y = LEFT(x0) + torch.tensor([0.0, 1.0]).double().view(2, 1, 1, 1) * LEFT(torch.ones_like(x0))
+    moved, after, _ = method.solver(denoiser, Linear(LEFT, y, 0.05), x_t, t, None)
+    close(moved[0], x_t[0], 1e-12)
+    close(after[0], x0[0], 1e-12)
+    assert after[1].isfinite().all() and not after[1].equal(x0[1])
+
+
+@any_method
+def test_a_constraint_it_cannot_serve_is_refused_with_an_alternative(method):
+    loss = Loss(lambda x0: x0.square().flatten(1).sum(1))
+    try:
+        samples = run(method, loss, seeded(0))
+    except TypeError as error:
+        assert "needs a Linear constraint, not Loss" in str(error)
+        alternative = METHODS[str(error).split("try ")[1]]
+        samples = run(alternative, loss, seeded(0))
+    plain = run(METHODS["inexact_newton"], Unconstrained(), seeded(0))
+    assert loss.error(samples).mean() < loss.error(plain).mean()
+
+
+def test_methods_by_name():
+    assert DEFAULT_METHOD in METHODS
+    assert all(method_named(name) is method for name, method in METHODS.items())
+    with pytest.raises(ValueError, match=f"did you mean 'inexact_newton'.*{', '.join(METHODS)}"):
+        method_named("inexact-newton")
+
+
+# Inexact Newton ------------------------------------------------------------------------------------------------------
+
+
+def test_tolerance_freezes_the_samples_that_meet_it_and_no_others():
+    denoiser, t = PRIOR.denoiser(SCHEDULE), 0.5
+    x_t = normal(seeded(0), 3, *PRIOR.shape)
+    offset = torch.tensor([0.05, 0.2, 1.0]).double().view(3, 1, 1, 1)  # the error of each is its offset
+    constraint = Linear(LEFT, LEFT(denoiser(x_t, t) + offset))
+    for tolerance, frozen in [(0.0, 0), (0.1, 1), (0.5, 2), (2.0, 3)]:
+        counted = Counted(denoiser)
+        moved, _, _ = InexactNewton(K=1, tolerance=tolerance)(counted, constraint, x_t, t, None)
+        free, _, _ = InexactNewton(K=1)(denoiser, constraint, x_t, t, None)
+        assert moved[:frozen].equal(x_t[:frozen])
+        assert moved[frozen:].equal(free[frozen:])
+        assert counted.nfe == (1 if frozen == 3 else 3)  # the level ends when none is left
+
+
+@pytest.mark.parametrize("scale_by_sigma", [True, False])
+def test_the_largest_entry_of_each_move_is_lambda_falling_linearly(scale_by_sigma):
+    denoiser, t = PRIOR.denoiser(SCHEDULE), 0.3
+    visited = []
+
+    class Watched(Counted):
+        def __call__(self, x_t, t):
+            visited.append(x_t)
+            return super().__call__(x_t, t)
+
+    solver = InexactNewton(K=3, first=0.5, last=0.1, scale_by_sigma=scale_by_sigma)
+    solver(Watched(denoiser), linear_case(LEFT), normal(seeded(0), 4, *PRIOR.shape), t, None)
+    points = visited[0::2]  # the probes are in between
+    moves = torch.stack([(b - a).flatten(1).abs().amax(1) for a, b in pairwise(points)])
+    expected = torch.tensor([0.5, 0.3, 0.1], dtype=torch.float64) * (SCHEDULE(t)[1] if scale_by_sigma else 1)
+    close(moves, expected[:, None].expand(3, 4), 1e-10)
+
+
+# GMRES ---------------------------------------------------------------------------------------------------------------
+
+
+def non_symmetric(seed, m, n, variance=0.1):
+    """(A, V, system): V's symmetric part is positive definite, its skew part as large."""
+    g = seeded(seed)
+    A, skew = normal(g, m, n) / math.sqrt(n), normal(g, n, n) / math.sqrt(n)
+    V = random_covariance(g, n) + 0.5 * (skew - skew.T)
+    return A, V, variance * torch.eye(m, dtype=torch.float64) + A @ V @ A.T
+
+
+def correction(A, V, residual, iterations, variance=0.1):
+    return gmres_correction(lambda q: q @ A @ V.T, lambda x: x @ A.T, variance, residual, iterations)
+
+
+def direct(A, V, system, residual):
+    return torch.linalg.solve(system, residual.T).T @ A @ V.T
+
+
+@FEW
+@given(SEEDS, st.integers(1, 6), st.integers(0, 3))
+def test_gmres_with_a_full_krylov_space_is_a_direct_solution(seed, m, extra):
+    """Also with more iterations than dimensions, and with one sample of the batch that has nothing to solve."""
+    A, V, system = non_symmetric(seed, m, m + 2)
+    residual = normal(seeded(seed), 3, m)
+    residual[1] = 0
+    result = correction(A, V, residual, m + extra)
+    # Singular values of the small problem below 1e-6 of the largest count as zero; the condition number here is < 1e3.
+    close(result, direct(A, V, system, residual), 1e-7)
+    assert not result[1].any()
+
+
+@FEW
+@given(SEEDS, st.integers(1, 3))
+def test_gmres_stops_where_the_krylov_space_does(seed, rank):
+    """Residuals in an invariant subspace of dimension `rank` are solved in `rank` iterations, and stay solved."""
+    m = 5
+    A = torch.linalg.qr(normal(seeded(seed), m, m))[0]
+    V = A.T @ torch.diag_embed(torch.tensor([0.5, 1.0, 2.0, 3.0, 4.0]).double()) @ A  # A V A^T is diagonal
+    system = 0.1 * torch.eye(m, dtype=torch.float64) + A @ V @ A.T
+    residual = torch.zeros(2, m, dtype=torch.float64)
+    residual[0, :rank] = 1.0
+    residual[1, 0] = 1.0  # a batch whose Krylov spaces end at different times
+    for iterations in range(rank, m + 2):
+        close(correction(A, V, residual, iterations), direct(A, V, system, residual), 1e-8)
+
+
+@FEW
+@given(SEEDS)
+def test_gmres_with_a_singular_covariance(seed):
+    """A V A^T of rank one, as when one direction is all that the prior leaves open."""
+    g = seeded(seed)
+    A, w = normal(g, 4, 4), normal(g, 4, 1)
+    V, residual = w @ w.T, normal(g, 2, 4)
+    system = 0.1 * torch.eye(4, dtype=torch.float64) + A @ V @ A.T
+    for iterations in (2, 3, 4):  # two distinct eigenvalues
+        close(correction(A, V, residual, iterations), direct(A, V, system, residual), 1e-6)
+
+
+@FEW
+@given(SEEDS)
+def test_gmres_residuals_never_grow_with_iterations(seed):
+    """|r - system u| over growing Krylov spaces, with V invertible so that A V A^T u can be read off the correction."""
+    A, V, _ = non_symmetric(seed, 5, 5)
+    residual = normal(seeded(seed), 3, 5)
+    norms = [residual.norm(dim=1)]
+    for iterations in range(1, 6):
+        result = correction(A, V, residual, iterations)  # V A^T u
+        u = torch.linalg.solve(V @ A.T, result.T).T
+        norms.append((residual - 0.1 * u - result @ A.T).norm(dim=1))
+    for before, after in pairwise(norms):
+        assert (after <= before + 1e-8).all()
+
+
+def test_gmres_refuses_no_iterations():
+    with pytest.raises(ValueError, match="m = 0: at least one"):
+        correction(torch.eye(2).double(), torch.eye(2).double(), torch.ones(1, 2).double(), 0)
+
+
+@pytest.mark.parametrize("schedule", [RectifiedFlow(), RectifiedFlow(1000.0)], ids=["flow", "flow of 1000"])
+def test_methods_do_not_ask_which_schedule_it_is(schedule):
+    """At equal log-SNR, x_t / alpha_t is the same for every schedule, and so is the conditional mean."""
+    constraint, lam = linear_case(LEFT), -0.5
+    x = normal(seeded(0), 4, *PRIOR.shape)
+    means = []
+    for one in (SCHEDULE, schedule):
+        t = one.time_at(lam)
+        means.append(MomentMatching()(PRIOR.denoiser(one), constraint, one(t)[0] * x, t, None)[1])
+    close(means[0], means[1], 1e-4)  # the differences' steps are not the same: first order in h, over the noise

@@ -1,0 +1,490 @@
+"""The command line: mostly in this process; as a real one where signals, imports or the streams themselves matter."""
+
+import json
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageCms
+from typer.testing import CliRunner
+
+import adhere
+from adhere import images
+from adhere.cli import app
+from tests.picture_files import encoded, hole, image_of, temporaries
+from tests.tiny_models import WEIGHTS, edit_json, edit_weights, with_nan
+
+LINE = re.compile(r"\d+ NFE, \d+\.\d s, residual \d+\.\d{3}, peak \d+\.\d GB\n")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working folder, with a photo and its mask in it."""
+    here = tmp_path / "work"
+    here.mkdir()
+    image_of("RGB").save(here / "photo.png")
+    Image.fromarray(hole()).save(here / "mask.png")
+    monkeypatch.chdir(here)
+    return here
+
+
+@pytest.fixture
+def good(folder, shared_model):
+    """Arguments that succeed; tests change one thing."""
+    options = {"--mask": "mask.png", "-o": "out.png", "--model": str(shared_model), "--steps": "1"}
+
+    def arguments(photo: str = "photo.png", *flags: str, **changes: str | None) -> list[str]:
+        changed = options | {f"--{name}" if len(name) > 1 else f"-{name}": value for name, value in changes.items()}
+        return [
+            "inpaint",
+            photo,
+            *(x for name, value in changed.items() if value is not None for x in (name, value)),
+            *flags,
+        ]
+
+    return arguments
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+def run(arguments: list[str]):
+    return CliRunner().invoke(app, arguments)
+
+
+def refusal(arguments: list[str], folder: Path) -> str:
+    """The one line the command must end with, everything in the folder as it was."""
+    before = contents(folder)
+    result = run(arguments)
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert result.stdout == ""
+    assert result.stderr.startswith("adhere: ")
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.endswith("\n")
+    assert contents(folder) == before
+    return result.stderr
+
+
+# --- what works
+
+
+def test_a_repair_is_written_and_reported_in_one_line(folder, good):
+    result = run(good())
+    assert result.exit_code == 0, result.output
+    assert LINE.fullmatch(result.stdout)
+    assert result.stdout.startswith("4 NFE")
+    out = np.asarray(Image.open("out.png"))
+    photo = np.asarray(Image.open("photo.png"))
+    assert np.array_equal(out[~hole()], photo[~hole()])
+    assert not np.array_equal(out, photo)
+    assert sorted(contents(folder)) == ["mask.png", "out.png", "photo.png"]
+
+
+def test_the_report_as_json(folder, good, shared_model):
+    result = run(good(json="report.json", solver="ddnm", steps="3", seed="7"))
+    assert result.exit_code == 0, result.output
+    report = json.loads(Path("report.json").read_text())
+    assert list(report) == ["nfe", "seconds", "residual", "peak_gb", "model", "solver", "steps", "seed", "version"]
+    expected = {"nfe": 3, "model": str(shared_model), "solver": "ddnm", "steps": 3, "seed": 7}
+    assert report | expected | {"version": adhere.__version__} == report
+    assert report["seconds"] > 0
+    assert report["peak_gb"] > 0
+    assert report["residual"] < 1e-3
+    assert sorted(contents(folder)) == ["mask.png", "out.png", "photo.png", "report.json"]
+
+
+def test_the_solvers_own_steps_and_seed_zero_are_the_defaults(folder, good):
+    assert run(good(steps=None, json="report.json")).exit_code == 0
+    report = json.loads(Path("report.json").read_text())
+    assert (report["solver"], report["steps"], report["seed"], report["nfe"]) == ("moment_matching", 6, 0, 24)
+
+
+def test_the_seed_decides(folder, good):
+    for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
+        assert run(good(o=f"{name}.png", seed=seed)).exit_code == 0
+    a, b, c = (Path(f"{name}.png").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_the_transparent_part_is_the_mask(folder, good):
+    image = image_of("RGB")
+    image.putalpha(Image.fromarray(np.where(hole(), 0, 255).astype(np.uint8)))
+    image.save("cutout.png")
+    assert run(good("cutout.png", mask=None)).exit_code == 0
+    out = np.asarray(Image.open("out.png"))
+    assert (out[..., 3] == 255).all()
+    assert np.array_equal(out[~hole()], np.asarray(image)[~hole()])
+
+
+def test_force_overwrites_both_files(folder, good):
+    Path("out.png").write_text("old")
+    Path("report.json").write_text("old")
+    assert run(good("photo.png", "--force", json="report.json")).exit_code == 0
+    assert Image.open("out.png").size == (31, 24)
+    assert json.loads(Path("report.json").read_text())["nfe"] == 4
+
+
+def test_force_can_repair_in_place(folder, good):
+    before = np.asarray(Image.open("photo.png"))
+    assert run(good("photo.png", "--force", o="photo.png")).exit_code == 0
+    after = np.asarray(Image.open("photo.png"))
+    assert np.array_equal(after[~hole()], before[~hole()])
+    assert not np.array_equal(after, before)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_exif_and_colour_profile_are_kept(folder, good, suffix):
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "Camera"
+    exif[ExifTags.Base.Artist] = "Someone"
+    exif[ExifTags.Base.Orientation] = 6  # stored lying on its side
+    image_of("RGB").save(f"photo{suffix}", exif=exif, icc_profile=icc)
+    Image.fromarray(hole(31, 24)).save("mask.png")  # as the photo is seen
+    result = run(good(f"photo{suffix}", o=f"out{suffix}"))
+    assert result.exit_code == 0, result.output
+    with Image.open(f"out{suffix}") as out:
+        kept = out.getexif()
+        assert out.size == (24, 31)
+        assert out.info["icc_profile"] == icc
+        assert (kept[ExifTags.Base.Make], kept[ExifTags.Base.Artist]) == ("Camera", "Someone")
+        assert kept[ExifTags.Base.Orientation] == 1
+
+
+def test_version():
+    result = run(["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"adhere {adhere.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["inpaint"], ["inpaint", "photo.png"], ["inpaint", "photo.png", "-o"], ["paint"]]
+)
+def test_incomplete_commands_are_usage_errors(folder, arguments):
+    before = contents(folder)
+    result = run(arguments)
+    assert result.exit_code == 2
+    assert "Error" in result.stderr
+    assert "Traceback" not in result.output
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["inpaint", "--help"]])
+def test_help_shows_examples(arguments):
+    result = run(arguments)
+    assert result.exit_code == 0
+    assert "adhere inpaint photo.jpg --mask mask.png -o out.png" in result.output
+
+
+# --- bad input: pictures and masks
+
+
+def png_header(width: int, height: int) -> bytes:
+    """The beginning of a PNG that says it is this large."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    first = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return b"\x89PNG\r\n\x1a\n" + first + struct.pack(">I", 1000) + b"IDAT"
+
+
+@pytest.mark.parametrize("argument", ["photo", "mask"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        ("folder", "is a folder"),
+        (b"", "not an image"),
+        (b"no picture at all", "not an image"),
+        (encoded(image_of("RGB"), "PNG")[:-200], "damaged or cut short"),
+        (encoded(image_of("RGB"), "JPEG")[:-200], "damaged or cut short"),
+        (png_header(100_000, 100_000), "at most 50,000,000"),
+    ],
+    ids=["missing", "folder", "empty", "text", "truncated PNG", "truncated JPEG", "100,000 x 100,000"],
+)
+def test_bad_files(folder, good, argument, content, message):
+    if content == "folder":
+        Path("bad.png").mkdir()
+    elif content is not None:
+        Path("bad.png").write_bytes(content)
+    given = refusal(good("bad.png") if argument == "photo" else good(mask="bad.png"), folder)
+    assert "bad.png" in given
+    assert message in given
+
+
+def test_a_picture_over_the_limit(folder, good, monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 700)
+    assert "31 x 24" in refusal(good(), folder)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (hole(31, 24), "the mask is 24 x 31, the picture is 31 x 24"),
+        (np.zeros((24, 31), bool), "nothing to repaint"),
+        (np.ones((24, 31), bool), "nothing to keep"),
+    ],
+)
+def test_masks_that_do_not_fit(folder, good, mask, message):
+    Image.fromarray(mask).save("mask.png")
+    assert message in refusal(good(), folder)
+
+
+def test_no_mask_and_no_transparency(folder, good):
+    assert "mask" in refusal(good(mask=None), folder)
+
+
+# --- bad input: options
+
+
+@pytest.mark.parametrize(("given", "nearest"), [("ddmn", "ddnm"), ("newton", "inexact_newton")])
+def test_an_unknown_solver_names_the_nearest(folder, good, given, nearest):
+    assert f"'{given}': did you mean '{nearest}'" in refusal(good(solver=given), folder)
+
+
+@pytest.mark.parametrize("steps", ["0", "-3"])
+def test_steps_below_one(folder, good, steps):
+    assert f"--steps {steps}: at least 1" in refusal(good(steps=steps), folder)
+
+
+def test_more_steps_than_the_model_has(folder, good):
+    assert "from 1 to 1000" in refusal(good(steps="1001", solver="inexact_newton"), folder)
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**64)])
+def test_seeds_out_of_range(folder, good, seed):
+    assert f"--seed {seed}" in refusal(good(seed=seed), folder)
+
+
+def test_the_output_exists(folder, good):
+    Path("out.png").write_text("precious")
+    assert "--force" in refusal(good(), folder)
+
+
+@pytest.mark.parametrize("target", ["photo.png", "mask.png", "./photo.png"])
+def test_the_output_is_an_input(folder, good, target):
+    assert "--force" in refusal(good(o=target), folder)
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("nowhere/out.png", "does not exist"),
+        ("photo.png/out.png", "does not exist"),
+        ("out.gif", ".png"),
+        ("out", "without suffix"),
+        (".", "is a folder"),
+    ],
+)
+def test_outputs_that_cannot_be(folder, good, output, message):
+    assert message in refusal(good(o=output), folder)
+
+
+def read_only(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for root, whom permissions do not stop."""
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda p, mode: Path(p).resolve() != path and access(p, mode))
+
+
+@pytest.mark.parametrize("option", ["o", "json"])
+def test_read_only_folders(folder, good, monkeypatch, option):
+    (folder / "locked").mkdir()
+    read_only(folder / "locked", monkeypatch)
+    assert "cannot be written" in refusal(good(**{option: f"locked/out.{'png' if option == 'o' else 'json'}"}), folder)
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        ("old.json", "--force"),
+        ("photo.png", "one of the pictures"),
+        ("mask.png", "one of the pictures"),
+        ("./out.png", "one of the pictures"),
+        ("nowhere/report.json", "missing"),
+        (".", "is a folder"),
+    ],
+)
+def test_reports_that_cannot_be(folder, good, report, message):
+    Path("old.json").write_text("precious")
+    assert message in refusal(good(json=report), folder)
+    if report != "old.json":
+        assert message in refusal(good("photo.png", "--force", json=report), folder)
+
+
+def test_a_disk_that_fills_leaves_no_half_file(folder, good, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert "No space left" in refusal(good(), folder)
+    assert not temporaries(folder)
+
+
+def test_a_report_that_cannot_be_written_says_that_the_picture_was(folder, good, monkeypatch):
+    replace = os.replace
+
+    def full(source, target):
+        if str(target).endswith(".json"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    result = run(good(json="report.json"))
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert "the picture was" in result.stderr
+    assert sorted(contents(folder)) == ["mask.png", "out.png", "photo.png"]
+
+
+def test_a_name_with_a_line_break_stays_one_line(folder, good):
+    assert "no such file" in refusal(good("two\nlines.png"), folder)
+
+
+# --- bad input: models
+
+
+def test_no_model_there(folder, good):
+    assert "no such folder" in refusal(good(model="nowhere"), folder)
+    assert "no model_index.json" in refusal(good(model="."), folder)
+
+
+def without_weights(model: Path) -> None:
+    (model / WEIGHTS).unlink()
+
+
+def pickled(model: Path) -> None:
+    (model / WEIGHTS).rename(model / "unet" / "diffusion_pytorch_model.bin")
+
+
+def misnamed(model: Path) -> None:
+    (model / WEIGHTS).rename(model / "unet" / "other.safetensors")
+
+
+def truncated(model: Path) -> None:
+    (model / WEIGHTS).write_bytes((model / WEIGHTS).read_bytes()[:-100])
+
+
+def incomplete(model: Path) -> None:
+    edit_weights(model, lambda weights: {n: v for n, v in weights.items() if n != "conv_in.bias"})
+
+
+def unknown(model: Path) -> None:
+    edit_json(model / "model_index.json", _class_name="StableDiffusionPipeline")
+
+
+def broken(model: Path) -> None:
+    (model / "model_index.json").write_text("{")
+
+
+def mismatched(model: Path) -> None:
+    edit_json(model / "unet" / "config.json", block_out_channels=[12, 16])
+
+
+def diverged(model: Path) -> None:
+    edit_weights(model, with_nan)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (without_weights, "no weights"),
+        (pickled, "pickled"),
+        (misnamed, "diffusion_pytorch_model.safetensors"),
+        (truncated, "cannot be loaded"),
+        (incomplete, "conv_in.bias"),
+        (unknown, "known are DDIMPipeline"),
+        (broken, "cannot be read"),
+        (mismatched, "size mismatch"),
+        (diverged, "NaN or infinity at step 1 of 1"),
+    ],
+)
+def test_bad_models(folder, good, model_with, spoil, message):
+    model = model_with()
+    spoil(model)
+    assert message in refusal(good(model=str(model), json="report.json"), folder)
+
+
+def test_a_gray_model(folder, good, model_with):
+    assert "takes 1 channels" in refusal(good(model=str(model_with(channels=1))), folder)
+
+
+# --- as a real process
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "adhere", *arguments]
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from adhere.cli import app; app(['--help'], standalone_mode=False); "
+        "print([m for m in ('torch', 'diffusers', 'numpy', 'PIL') if m in sys.modules], file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
+    assert (result.returncode, result.stderr) == (0, "[]\n")
+    assert "Examples" in result.stdout
+
+
+def test_a_process_says_one_line_and_nothing_on_standard_error(folder, good):
+    result = subprocess.run(command(*good()), capture_output=True, text=True, env=ENVIRONMENT)
+    assert result.returncode == 0, result.stderr
+    assert LINE.fullmatch(result.stdout)
+    assert result.stderr.strip() == ""  # progress is for terminals; warnings of libraries are not the user's
+
+
+def test_a_process_fails_in_one_line(folder, good, model_with):
+    model = model_with()
+    misnamed(model)
+    before = contents(folder)
+    result = subprocess.run(command(*good(model=str(model))), capture_output=True, text=True, env=ENVIRONMENT)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert contents(folder) == before
+
+
+def read_until(descriptor: int, pattern: bytes) -> bytes:
+    """What a terminal has shown by the time it shows the pattern, or at the end."""
+    shown = b""
+    while not re.search(pattern, shown):
+        try:
+            more = os.read(descriptor, 4096)
+        except OSError:  # Linux: the other end is closed
+            more = b""
+        if not more:
+            break
+        shown += more
+    return shown
+
+
+def test_control_c_while_sampling_leaves_nothing(folder, good):
+    before = contents(folder)
+    ours, theirs = pty.openpty()  # progress is shown on terminals only
+    arguments = command(*good(steps="900", solver="inexact_newton", json="report.json"))
+    environment = ENVIRONMENT | {"TERM": "xterm"}
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = read_until(ours, rb"[1-9]\d*%")  # one step in a hundred is done
+        assert b"repairing" in shown
+        process.send_signal(signal.SIGINT)
+        rest = read_until(ours, rb"(?!)")
+        assert process.wait() == 130
+        assert process.stdout is not None
+        assert process.stdout.read() == b""
+    os.close(ours)
+    assert b"adhere: stopped; nothing was written" in rest
+    assert b"Traceback" not in shown + rest
+    assert contents(folder) == before
+
+
+def test_the_photograph_is_not_needed_to_be_in_the_working_folder(folder, good, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(good("work/photo.png", mask="work/mask.png", o="work/out.png")).exit_code == 0
+    assert Image.open(folder / "out.png").size == (31, 24)
