@@ -2,11 +2,12 @@
 
     python -m benchmarks.photo --json out.json [--sheet sheet.png] [--methods moment_matching ddnm] [--model FOLDER]
 
-Astronaut, chelsea, coffee and rocket (scikit-image; never trained on), centre-cropped to 256x256, under the three committed
-masks: a text overlay, 30 % in strokes about 8 px wide, one 48x48 hole. Every result has its known pixels put back. Reported:
-PSNR over the repainted pixels, the distance of EfficientNet-Lite0 features over the whole picture, the residual before the
-known pixels are put back, seconds and NFE. Rivals: scikit-image's biharmonic inpainting, OpenCV's Telea. The denoising row
-is one call of the network on noise of 25/255, beside scikit-image's non-local means at its best of three strengths.
+Astronaut, chelsea, coffee and rocket (scikit-image; never trained on), centre-cropped to 256x256, under the three
+committed masks: a text overlay, 30 % in strokes about 8 px wide, one 48x48 hole. Every result has its known pixels put
+back. Reported: PSNR over the repainted pixels, the distance of EfficientNet-Lite0 features over the whole picture, the
+residual before the known pixels are put back, seconds and NFE. Rivals: scikit-image's biharmonic inpainting, OpenCV's
+Telea. The denoising row is one call of the network on noise of 25/255, beside scikit-image's non-local means at its
+best of three strengths.
 """
 
 import argparse
@@ -82,7 +83,16 @@ def inpainting(
     distance = FeatureDistance()
     rows: list[Row] = []
 
-    def score(task: str, item: str, method: str, seed: int, nfe: int, seconds: float, result: np.ndarray, residual=None):
+    def score(
+        task: str,
+        item: str,
+        method: str,
+        seed: int,
+        nfe: int,
+        seconds: float,
+        result: np.ndarray,
+        residual: float | None = None,
+    ) -> None:
         original, repaint = picture(item), mask(task)
         scores = {"psnr": psnr(result[repaint], original[repaint])}
         with torch.inference_mode():

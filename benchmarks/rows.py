@@ -39,6 +39,7 @@ METRICS = {
     "sw2": Metric("sliced W2", 0, ".4f"),
     "log_p": Metric("log p", None, ".3f"),
     "spread": Metric("spread", 1, ".2f"),
+    "overhead": Metric("sampler / network", -1, ".2%"),
     "nfe": Metric("NFE", None, ".0f"),
     "seconds": Metric("seconds", 0, ".2f"),
     "peak_mb": Metric("peak MB", 0, ".0f"),

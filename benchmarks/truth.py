@@ -2,8 +2,9 @@
 
     python -m benchmarks.truth --json out.json [--images 8] [--samples 32] [--methods ddnm moment_matching]
 
-The prior is a mixture of factor analysers on 16x16 colour emoji (`training/truth/fit.py`); x0 is drawn from it, measured as
-y = A x0 + 0.05 n by four operators, and each method draws samples of x0 given y. Reported, averaged over the images:
+The prior is a mixture of factor analysers on 16x16 colour emoji (`training/truth/fit.py`); x0 is drawn from it,
+measured as y = A x0 + 0.05 n by four operators, and each method draws samples of x0 given y. Reported, averaged over
+the images:
 
 - residual: RMS of y - A x0 (an exact sample's is near the noise, 0.05);
 - mean_error: RMS distance of the sample mean from the exact posterior mean;
@@ -41,18 +42,25 @@ def emoji_prior() -> FactorMixture:
     """The fitted prior, in float64."""
     tensors = {name: value.double() for name, value in load_file(PRIOR).items()}
     weights = tensors["weights"] / tensors["weights"].sum()
-    return FactorMixture(weights, tensors["means"], tensors["loadings"], tensors["noise_variance"].reshape(tensors["means"].shape))
+    return FactorMixture(
+        weights, tensors["means"], tensors["loadings"], tensors["noise_variance"].reshape(tensors["means"].shape)
+    )
 
 
 def operators(generator: Generator) -> dict[str, Operator]:
     left = torch.zeros(1, 1, 16, 16, dtype=torch.float64)
     left[..., :8] = 1
     pixels = (torch.rand(1, 1, 16, 16, generator=generator, dtype=torch.float64) < 0.25).double()
-    return {"left half": Mask(left), "down-sampling x4": Downsample(4), "25 % of pixels": Mask(pixels), "blur 1.2 px": Blur(1.2)}
+    return {
+        "left half": Mask(left),
+        "down-sampling x4": Downsample(4),
+        "25 % of pixels": Mask(pixels),
+        "blur 1.2 px": Blur(1.2),
+    }
 
 
 def sliced_w2(a: Tensor, b: Tensor, projections: int = 256) -> float:
-    """Sliced Wasserstein-2 distance of two equally large sets (N, n), scaled so that a shift by s in every entry is s."""
+    """Sliced Wasserstein-2 distance of two equally large sets (N, n), scaled: a shift by s in every entry is s."""
     generator = Generator().manual_seed(0)
     directions = torch.randn(a.shape[1], projections, generator=generator, dtype=a.dtype)
     directions = directions / directions.norm(dim=0) * a.shape[1] ** 0.5
@@ -70,7 +78,9 @@ def run_method(method: Method, prior: FactorMixture, constraint: Linear, samples
     return drawn, denoiser.nfe
 
 
-def measure(drawn: Tensor, exact: Tensor, mean: Tensor, std: float, unknown: Tensor, constraint: Linear, prior: FactorMixture):
+def measure(
+    drawn: Tensor, exact: Tensor, mean: Tensor, std: float, unknown: Tensor, constraint: Linear, prior: FactorMixture
+) -> dict[str, float]:
     """The figures of the module's docstring for samples (N, 3, 16, 16) of one image."""
     pick: Callable[[Tensor], Tensor] = lambda x: x[..., unknown]  # noqa: E731
     return {
@@ -95,7 +105,9 @@ def benchmark(methods: dict[str, Method], images: int, samples: int, progress: b
             constraint = Linear(operator, clean + NOISE * seen * noise, NOISE)
             posterior = prior.posterior(operator, constraint.y[0], NOISE)
             exact = posterior.sample(samples, generator)
-            unknown = (operator.known[0, 0] == 0) if isinstance(operator, Mask) else torch.ones(16, 16, dtype=torch.bool)
+            unknown = (
+                (operator.known[0, 0] == 0) if isinstance(operator, Mask) else torch.ones(16, 16, dtype=torch.bool)
+            )
             std = float(posterior.covariance.diag().reshape(prior.shape)[..., unknown].mean().sqrt())
             for name in ["exact", *methods]:
                 begin = time.perf_counter()

@@ -116,7 +116,8 @@ def inpaint(
         save_picture(out.images[0], output, force=force, picture=task.picture)  # pyright: ignore[reportArgumentType]
         if report is not None:
             _write_report(report, figures)
-        print("{nfe} NFE, {seconds:.1f} s, residual {residual:.3f}, peak {peak_gb:.1f} GB".format(**figures))
+        peak = "unknown" if figures["peak_gb"] is None else f"{figures['peak_gb']:.1f} GB"
+        print("{nfe} NFE, {seconds:.1f} s, residual {residual:.3f}".format(**figures) + f", peak {peak}")
 
 
 def _run(pipe: "ConstrainedPipeline", task: "Inpaint", solver: str, steps: int, seed: int) -> "ConstrainedOutput":
@@ -145,16 +146,22 @@ def _run(pipe: "ConstrainedPipeline", task: "Inpaint", solver: str, steps: int, 
 
 
 def _figures(out: "ConstrainedOutput") -> dict[str, Any]:
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak_gb = peak / (1024**3 if sys.platform == "darwin" else 1024**2)  # bytes there, kilobytes elsewhere
     return {
         "nfe": out.nfe,
         "seconds": round(out.seconds, 3),
         "residual": round(out.error[0], 6),
-        "peak_gb": round(peak_gb, 3),
+        "peak_gb": _peak_gb(),
     }
+
+
+def _peak_gb() -> float | None:
+    """The most memory this process has held; None where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024**3 if sys.platform == "darwin" else 1024**2), 3)  # bytes there, kilobytes elsewhere
 
 
 def _check_report(report: Path, photo: Path, mask: Path | None, output: Path, force: bool) -> None:

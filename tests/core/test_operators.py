@@ -126,3 +126,16 @@ def test_dtype_is_kept(dtype):
     for operator in [Identity(), Downsample(2), Downsample(2, "bicubic"), Blur(1.0), Gray()]:
         assert operator(x).dtype == operator.adjoint(operator(x)).dtype == dtype
         assert math.isfinite(operator(x).sum())
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, math.nan])
+def test_a_blur_without_width_is_refused(sigma):
+    with pytest.raises(ValueError, match="sigma = "):
+        Blur(sigma)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("factor", [0, -2])
+def test_a_factor_below_one_is_refused(kind, factor):
+    with pytest.raises(ValueError, match=f"factor = {factor}"):
+        Downsample(factor, kind)

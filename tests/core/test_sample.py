@@ -225,3 +225,16 @@ def test_initial_noise_has_the_spread_of_unit_variance_data():
     like, white = X_T, normal(seeded(0), 3, 4)
     close(initial_noise(Trigonometric(), (3, 4), 0.9, like, seeded(0)), white)
     close(initial_noise(RectifiedFlow(), (3, 4), 0.9, like, seeded(0)), math.sqrt(0.1**2 + 0.9**2) * white)
+
+
+def test_temperature_scales_the_noise_of_the_stochastic_solver():
+    """x_s is the noise-free step plus temperature times the same draw."""
+    schedule, x_t, x0 = Trigonometric(), torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+
+    def step(temperature: float):
+        transition = DPMSolver2M(temperature=temperature)
+        return transition(schedule, x_t, x0, 0.8, 0.5, None, torch.Generator().manual_seed(3))[0]
+
+    cold, half, warm = step(0.0), step(0.5), step(1.0)
+    torch.testing.assert_close(half, (cold + warm) / 2)
+    assert (warm - cold).abs().max() > 0.1

@@ -153,3 +153,13 @@ def test_no_steps_is_refused(steps):
 def test_more_steps_than_the_table_has_are_refused():
     with pytest.raises(ValueError, match="1 to 1000"):
         DDPM.evenly(1001)
+
+
+def test_zero_terminal_snr_is_minus_infinity_and_never_chosen():
+    table = Discrete((*DDPM.alphas_cumprod[:-1], 0.0))
+    assert log_snr(table, 999.0) == -math.inf
+    assert is_descending(table, table.evenly(1000))
+    for lam in (-math.inf, -300.0, -6.0, log_snr(table, 998.0)):
+        assert table.time_at(lam) == 998
+    assert table.time_at(log_snr(table, 500.0)) == 500
+    assert Discrete((0.0,)).time_at(-1.0) == 0  # there is no other

@@ -5,13 +5,15 @@
     python -m training.photo.train --data data/photo --run data/photo/run --minutes 20 --crop 128 --batch 4 --cooldown
 
 The network is a `UNet2DModel` without attention on 2x2 pixel-unshuffled RGB in [-1, 1]; unshuffling is orthogonal, so
-white noise stays white and the diffusion is that of the pixels. It predicts v = alpha_t eps - sigma_t x0 (Salimans & Ho,
-2022) under the linear DDPM schedule. Noise levels are drawn where pictures are decided: log-SNR lambda = log(alpha/sigma)
-from 0.7 N(0.7, 1.4^2) + 0.3 U(-3.5, 4.6). Each level's loss is divided by its own running mean (the idea of Karras et al., EDM2,
-2024, section 2.2): else the irreducible loss of nearly clean pictures drowns the levels at which a hole is filled.
+white noise stays white and the diffusion is that of the pixels. It predicts v = alpha_t eps - sigma_t x0 (Salimans &
+Ho, 2022) under the linear DDPM schedule. Noise levels are drawn where pictures are decided: log-SNR lambda =
+log(alpha/sigma) from 0.7 N(0.7, 1.4^2) + 0.3 U(-3.5, 4.6). Each level's loss is divided by its own running mean (the
+idea of Karras et al., EDM2, 2024, section 2.2): else the irreducible loss of nearly clean pictures drowns the levels
+at which a hole is filled.
 
-The run folder holds checkpoint.pt (resumed from when it exists), log.jsonl and model/, the averaged weights as a diffusers
-folder. `--cooldown` brings the learning rate linearly to zero over the run: branch from a copy of the run folder for it.
+The run folder holds checkpoint.pt (resumed from when it exists), log.jsonl and model/, the averaged weights as a
+diffusers folder. `--cooldown` brings the learning rate linearly to zero over the run: branch from a copy of the run
+folder for it.
 """
 
 import argparse
@@ -24,30 +26,40 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import mse_loss, pixel_unshuffle
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
-ARCHITECTURE = dict(
-    in_channels=12,
-    out_channels=12,
-    block_out_channels=(64, 96, 160, 192),
-    layers_per_block=1,
-    down_block_types=("DownBlock2D",) * 4,
-    up_block_types=("UpBlock2D",) * 4,
-    add_attention=False,
-    norm_num_groups=16,
-)
-SCHEDULER = dict(
-    num_train_timesteps=1000,
-    beta_schedule="linear",
-    prediction_type="v_prediction",
-    clip_sample=False,
-    steps_offset=0,
-    timestep_spacing="trailing",
-)
+
+def new_network() -> UNet2DModel:
+    """The network, freshly drawn: 12 = 3 colours of 2x2 pixels."""
+    network = UNet2DModel(
+        in_channels=12,
+        out_channels=12,
+        block_out_channels=(64, 96, 160, 192),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 4,
+        up_block_types=("UpBlock2D",) * 4,
+        add_attention=False,
+        norm_num_groups=16,
+    )
+    return convert_conv2d_weight_memory_format(network, torch.channels_last)
+
+
+def new_scheduler() -> DDIMScheduler:
+    """The schedule of the noise, for training and for the model's folder."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule="linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        steps_offset=0,
+        timestep_spacing="trailing",
+    )
 
 
 class Crops:
@@ -119,7 +131,7 @@ class NoiseLevels:
 
 
 def courteous_threads() -> int:
-    """One thread while the machine has other work, else all: two OpenMP threads that share a core wait for each other."""
+    """One thread while the machine has other work, else all: OpenMP threads that share a core wait for each other."""
     loadavg = Path("/proc/loadavg")
     running = int(loadavg.read_text().split()[3].split("/")[0]) if loadavg.exists() else 1
     return 1 if running > 1 else os.cpu_count() or 1
@@ -151,7 +163,7 @@ def save_folder(network: UNet2DModel, folder: Path) -> None:
     part = folder / "unet" / "part.safetensors"
     save_file(weights, part, metadata={"format": "pt"})
     os.replace(part, folder / "unet" / "diffusion_pytorch_model.safetensors")
-    DDIMScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
+    new_scheduler().save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "DDIMPipeline",
         "_diffusers_version": "0.30.0",
@@ -164,11 +176,10 @@ def save_folder(network: UNet2DModel, folder: Path) -> None:
 def train(args: argparse.Namespace) -> None:
     torch.set_flush_denormal(True)
     args.run.mkdir(parents=True, exist_ok=True)
-    network = UNet2DModel(**ARCHITECTURE).to(memory_format=torch.channels_last)  # type: ignore[arg-type]
-    average = UNet2DModel(**ARCHITECTURE).to(memory_format=torch.channels_last)  # type: ignore[arg-type]
+    network, average = new_network(), new_network()
     average.load_state_dict(network.state_dict())
     optimiser = torch.optim.AdamW(network.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
-    levels = NoiseLevels(DDIMScheduler(**SCHEDULER).alphas_cumprod)
+    levels = NoiseLevels(new_scheduler().alphas_cumprod)
     step, crops_seen = 0, 0
     checkpoint = args.run / "checkpoint.pt"
     if checkpoint.exists():
@@ -214,7 +225,8 @@ def train(args: argparse.Namespace) -> None:
         step, crops_seen = step + 1, crops_seen + args.batch
         decay = min(args.ema, (1 + step) / (10 + step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+            for mean, value in zip(average.parameters(), network.parameters(), strict=True):
+                mean.lerp_(value, 1 - decay)
         for lam, loss in zip(levels.lam[t].round().int().tolist(), losses.detach().tolist(), strict=True):
             bins.setdefault(lam, []).append(loss)
         now = time.monotonic()

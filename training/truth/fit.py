@@ -40,7 +40,9 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     args = parser.parse_args()
     x = emoji(args.emoji)
-    prior = FactorMixture.fit(x, args.components, args.rank, generator=torch.Generator().manual_seed(0), minimum_std=0.05)
+    prior = FactorMixture.fit(
+        x, args.components, args.rank, generator=torch.Generator().manual_seed(0), minimum_std=0.05
+    )
     tensors = {
         "weights": prior.weights.float(),
         "means": prior.means.half(),

@@ -1,1 +1,1 @@
-"""The mathematics: torch only (and jaxtyping, for shapes). Read schedule, denoise, constraints, sample, then a solver."""
+"""The mathematics: torch only (and jaxtyping, for shapes). Read schedule, denoise, constraints, sample, a solver."""

@@ -18,6 +18,8 @@ from adhere.core.operators import Mask, Operator
 
 @runtime_checkable
 class Constraint(Protocol):
+    """What the samplers ask of a constraint, for a batch of clean images x0 (B, ...)."""
+
     def direction(self, x0: Tensor) -> Tensor:
         """e = -grad C(x0), shaped like x0, zero where the constraint is satisfied."""
         ...
@@ -31,8 +33,8 @@ class Constraint(Protocol):
 class Linear:
     """y = A x0 + noise * n, with n white: C = |y - A x0|^2 / 2 and e = A^T (y - A x0).
 
-    y: (B or 1, ...) in A's measurement space, images in [-1, 1]. noise: its standard deviation in the same units; 0 asks
-    for the measurement exactly. Raises ValueError when noise < 0.
+    y: (B or 1, ...) in A's measurement space, images in [-1, 1]. noise: its standard deviation in the same units; 0
+    asks for the measurement exactly. Raises ValueError when noise < 0.
     """
 
     operator: Operator
@@ -61,8 +63,8 @@ class Linear:
     def project(self, x0: Tensor, spread: float = 1.0, iterations: int = 30) -> Tensor:
         """E[x0 | y] for x0 ~ N(x0, spread^2 I): x0 + A^T (A A^T + (noise/spread)^2)^-1 (y - A x0).
 
-        Without noise this is the nearest image that meets the measurement, whatever the spread. Solved by conjugate gradients
-        on A A^T (symmetric, and cheap: no network); a mask or area means end in one step.
+        Without noise this is the nearest image that meets the measurement, whatever the spread. Solved by conjugate
+        gradients on A A^T (symmetric, and cheap: no network); a mask or area means end in one step.
         """
 
         def normal(u: Tensor) -> Tensor:
@@ -74,7 +76,10 @@ class Linear:
 
 @dataclass(frozen=True)
 class Loss:
-    """Any differentiable loss of the clean image: `fn` maps x0 (B, ...) to (B,), and e = -grad fn by autograd through fn."""
+    """Any differentiable loss of the clean image: `fn` maps x0 (B, ...) to (B,).
+
+    e = -grad fn, by autograd through fn.
+    """
 
     fn: Callable[[Tensor], Float[Tensor, " b"]]
 
@@ -121,6 +126,7 @@ class Unconstrained:
 
 
 def sum_of(terms: list[Tensor]) -> Tensor:
+    """The sum of at least one tensor, all of one shape."""
     return torch.stack(terms).sum(0)
 
 

@@ -1,7 +1,7 @@
 """Denoisers: E[x0 | x_t] from a network, and wrappers denoiser -> denoiser for whatever cuts across all methods.
 
-A network reaches the samplers only as a `Denoiser`: prompt, guidance, dtype and prediction type are bound already. The one
-thing a forward-only method asks beyond a call is the directional derivative J v, by `jacobian_product`.
+A network reaches the samplers only as a `Denoiser`: prompt, guidance, dtype and prediction type are bound already. The
+one thing a forward-only method asks beyond a call is the directional derivative J v, by `jacobian_product`.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,8 @@ class Denoiser(Protocol):
 class Prediction:
     """A network out = network(x_t, t) of any prediction type, as a denoiser.
 
-    The state keeps its dtype; the network is called in `dtype`, and its output comes back in the state's (the dtype boundary).
+    The state keeps its dtype; the network is called in `dtype`, and its output comes back in the state's: the
+    dtype boundary.
     """
 
     network: Callable[[Tensor, float], Tensor]
@@ -51,7 +52,10 @@ class Prediction:
 
 @dataclass
 class Counted:
-    """Counts network function evaluations: `cost` (1, or 2 under classifier-free guidance) per call, whatever the batch."""
+    """Counts network function evaluations: `cost` per call, whatever the batch.
+
+    It is 1, or 2 under classifier-free guidance.
+    """
 
     denoiser: Denoiser
     cost: int = 1
@@ -72,7 +76,10 @@ class Counted:
 
 @dataclass(frozen=True)
 class Guided:
-    """Classifier-free guidance (Ho & Salimans, 2022): uncond + guidance_scale (cond - uncond). Two calls an evaluation."""
+    """Classifier-free guidance (Ho & Salimans, 2022): uncond + guidance_scale (cond - uncond).
+
+    Two calls an evaluation.
+    """
 
     conditional: Denoiser
     unconditional: Denoiser
@@ -94,8 +101,8 @@ class Guided:
 def difference_step(dtype: torch.dtype) -> float:
     """h, the largest entry of the probe h v/|v|_inf, for a network computing in `dtype` and states of unit variance.
 
-    Large enough that the probe survives rounding at the network's boundary: with the float32 value, bfloat16 leaves 67 %
-    of the entries unmoved. float32's is the paper's (Graikos et al., section 4).
+    Large enough that the probe survives rounding at the network's boundary: with the float32 value, bfloat16 leaves
+    67 % of the entries unmoved. float32's is the paper's (Graikos et al., section 4).
     """
     return {torch.float64: 1e-5, torch.float32: 5e-3, torch.float16: 5e-2, torch.bfloat16: 5e-1}[dtype]
 
@@ -111,9 +118,10 @@ def largest_entry(x: Tensor) -> Tensor:
 
 
 def jacobian_product(denoiser: Denoiser, x_t: Tensor, t: float, x0: Tensor, v: Tensor) -> Tensor:
-    """J v by one forward difference, [D(x_t + delta v, t) - x0] / delta with delta = h / |v|_inf per sample (paper, eq. 9).
+    """J v by one forward difference (paper, eq. 9), [D(x_t + delta v, t) - x0] / delta.
 
-    `x0` is D(x_t, t), already at hand; v has the state's shape. Zero directions give zero. Costs one evaluation.
+    delta = h / |v|_inf per sample; `x0` is D(x_t, t), already at hand; v has the state's shape. Zero directions give
+    zero. Costs one evaluation.
     """
     size = largest_entry(v)
     unit = v / size

@@ -18,6 +18,8 @@ Small = Float[Tensor, "b c h_small w_small"]
 
 @runtime_checkable
 class Operator(Protocol):
+    """A linear map of images, with its transpose."""
+
     def __call__(self, x: Tensor) -> Tensor:
         """y = A x."""
         ...
@@ -56,10 +58,15 @@ class Downsample:
     """Down-sampling by a whole `factor` per side, by area means or by an anti-aliased bicubic (Keys, a = -1/2).
 
     Edges repeat. Height and width must be multiples of `factor`. Shapes: (B, C, H, W) -> (B, C, H/factor, W/factor).
+    Raises ValueError when factor < 1.
     """
 
     factor: int
     kind: Literal["area", "bicubic"] = "area"
+
+    def __post_init__(self) -> None:
+        if self.factor < 1:
+            raise ValueError(f"factor = {self.factor}: down-sampling takes a whole factor of at least 1")
 
     def _kernel(self) -> list[float]:
         if self.kind == "area":
@@ -79,9 +86,13 @@ class Downsample:
 
 @dataclass(frozen=True)
 class Blur:
-    """Gaussian blur of `sigma` pixels, edges repeated."""
+    """Gaussian blur of `sigma` pixels, edges repeated. Raises ValueError unless sigma > 0."""
 
     sigma: float
+
+    def __post_init__(self) -> None:
+        if not self.sigma > 0:
+            raise ValueError(f"sigma = {self.sigma}: a blur is wider than 0 pixels")
 
     def _kernel(self) -> list[float]:
         reach = max(1, math.ceil(3 * self.sigma))

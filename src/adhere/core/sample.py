@@ -4,13 +4,14 @@
           at t                    t -> s
 
 A *solver* works at one noise level: it moves x_t so that its denoised image meets the constraint better, or returns a
-conditional mean E[x0 | x_t, y] in place of x0. A *transition* takes (x_t, x0) to the next, lower noise level. What either
-remembers between levels (a last x0, Krylov directions) is passed in and returned, never kept on the object, so one
-solver serves two runs at once and a run can be resumed. `trajectory` yields a State per level: progress bars, previews,
-a stop button and tests all read from it.
+conditional mean E[x0 | x_t, y] in place of x0. A *transition* takes (x_t, x0) to the next, lower noise level. What
+either remembers between levels (a last x0, Krylov directions) is passed in and returned, never kept on the object, so
+one solver serves two runs at once and a run can be resumed. `trajectory` yields a State per level: progress bars,
+previews, a stop button and tests all read from it.
 """
 
 import math
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -29,6 +30,8 @@ Generators = Generator | Sequence[Generator]
 
 @runtime_checkable
 class Solver(Protocol):
+    """The move at one noise level."""
+
     def __call__(
         self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Memory
     ) -> tuple[Tensor, Tensor, Memory]:
@@ -38,6 +41,8 @@ class Solver(Protocol):
 
 @runtime_checkable
 class Transition(Protocol):
+    """The step from one noise level to the next."""
+
     def __call__(
         self, schedule: Schedule, x_t: Tensor, x0: Tensor, t: float, s: float, memory: Memory, generator: Generators
     ) -> tuple[Tensor, Memory]:
@@ -61,8 +66,8 @@ def randn(shape: Sequence[int], like: Tensor, generator: Generators) -> Tensor:
 class DDIM:
     """First order: x_s = alpha_s x0 + sqrt(sigma_s^2 - n^2) eps + n z, with n = eta sigma_s sqrt(1 - exp(-2 h)).
 
-    h = lambda_s - lambda_t. Song et al. (2021), eq. 12 and 16, written in (alpha, sigma): eta = 0 is deterministic, and is
-    Euler's method on the rectified-flow ODE; eta = 1 is ancestral sampling (DDPM).
+    h = lambda_s - lambda_t. Song et al. (2021), eq. 12 and 16, written in (alpha, sigma): eta = 0 is deterministic,
+    and is Euler's method on the rectified-flow ODE; eta = 1 is ancestral sampling (DDPM).
     """
 
     eta: float = 1.0
@@ -81,14 +86,17 @@ class DDIM:
 
 @dataclass(frozen=True)
 class DPMSolver2M:
-    """Second-order multistep (SDE-)DPM-Solver++ (Lu et al., 2022, algorithm 2; SDE form: appendix, eq. for SDE-DPM-Solver++ 2M).
+    """Second-order multistep (SDE-)DPM-Solver++ (Lu et al., 2022, algorithm 2).
 
+    The SDE form is the appendix's equation for SDE-DPM-Solver++ 2M:
     x_s = (sigma_s/sigma_t) e^{-eta h} x_t + alpha_s (1 - e^{-(1+eta) h}) D + sigma_s sqrt(1 - e^{-2 eta h}) z, where
     D = x0 + (x0 - previous x0) h / (2 h_previous) extrapolates the data prediction. eta = 1 is the stochastic solver,
-    eta = 0 the ODE's. Remembers (previous x0, previous h).
+    eta = 0 the ODE's. `temperature` scales z: 1 samples the model, less gives calmer pictures, nearer to what is most
+    likely and less varied, which hides the grain of a weak prior. Remembers (previous x0, previous h).
     """
 
     eta: float = 1.0
+    temperature: float = 1.0
 
     def __call__(
         self, schedule: Schedule, x_t: Tensor, x0: Tensor, t: float, s: float, memory: Memory, generator: Generators
@@ -103,7 +111,8 @@ class DPMSolver2M:
         decay = math.exp(-self.eta * h)
         x_s = (sigma_s / sigma_t * decay) * x_t - alpha_s * math.expm1(-(1 + self.eta) * h) * data
         if self.eta > 0:
-            x_s = x_s + sigma_s * math.sqrt(1 - decay**2) * randn(x_t.shape, x_t, generator)
+            spread = self.temperature * sigma_s * math.sqrt(1 - decay**2)
+            x_s = x_s + spread * randn(x_t.shape, x_t, generator)
         return x_s, (x0, h)
 
 
@@ -128,7 +137,7 @@ def trajectory(
     transition: Transition,
     generator: Generators,
 ) -> Iterator[State]:
-    """Sample from x_T, noise at level timesteps[0], down the levels, yielding a State at each; the last x0 is the sample.
+    """Sample from x_T, noise at level timesteps[0], down the levels: yields a State at each; the last x0 is the sample.
 
     Raises ValueError when `timesteps` is empty or the noise does not fall from each time to the next.
     """
@@ -144,7 +153,7 @@ def trajectory(
 
 
 def initial_noise(schedule: Schedule, shape: Sequence[int], t: float, like: Tensor, generator: Generators) -> Tensor:
-    """x_T for a run that starts at time t: sigma_t times white noise, plus the spread a unit-variance x0 would have left.
+    """x_T for a run that starts at time t: sigma_t times white noise, plus the spread that a unit-variance x0 leaves.
 
     That is N(0, 1) for a variance-preserving schedule and N(0, alpha^2 + sigma^2) for a flow.
     """
@@ -162,8 +171,6 @@ def sample(
     generator: Generators,
 ) -> Tensor:
     """The end of `trajectory`: x0 of the last level, shaped like x_T."""
-    state = None
-    for state in trajectory(denoiser, constraint, solver, x_T, timesteps, transition, generator):
-        pass
-    assert state is not None  # trajectory yields at least once or raises
-    return state.x0
+    states = trajectory(denoiser, constraint, solver, x_T, timesteps, transition, generator)
+    (last,) = deque(states, maxlen=1)  # trajectory yields at least once or raises
+    return last.x0

@@ -4,12 +4,14 @@
 index slips between alphas_cumprod, network and scheduler cannot happen. Times and coefficients are Python floats:
 they are the same for the whole batch, cost no host synchronisation and never fix a dtype.
 
-Sampling goes from high noise to low, evenly in the log-SNR lambda = log(alpha_t / sigma_t) (Lu et al., DPM-Solver, 2022).
+Sampling goes from high noise to low, evenly in the log-SNR lambda = log(alpha_t / sigma_t) (Lu et al.,
+DPM-Solver, 2022).
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -35,16 +37,17 @@ class Schedule(Protocol):
 
 
 def log_snr(schedule: Schedule, t: float) -> float:
-    """lambda = log(alpha_t / sigma_t), in nats."""
+    """lambda = log(alpha_t / sigma_t), in nats; -inf where alpha_t = 0 (nothing but noise)."""
     alpha_t, sigma_t = schedule(t)
-    return math.log(alpha_t / sigma_t)
+    return math.log(alpha_t / sigma_t) if alpha_t > 0 else -math.inf
 
 
 @dataclass(frozen=True)
 class Discrete:
     """Variance preserving, tabulated: alpha_t^2 = alphas_cumprod[t] (Ho et al., DDPM, 2020), t = 0, 1, ..., T - 1.
 
-    The table is diffusers' `scheduler.alphas_cumprod`, as floats: the t given to it is the t given to the network.
+    The table is diffusers' `scheduler.alphas_cumprod`, as floats: the t given to it is the t given to the network. It
+    may end in 0 (zero terminal SNR): `time_at` never gives that time unless there is no other.
     """
 
     alphas_cumprod: tuple[float, ...]
@@ -91,7 +94,7 @@ def _inside(steps: int) -> list[float]:
 
 
 def _logit(p: float) -> float:
-    return math.log(p / (1 - p))
+    return math.log(p / (1 - p)) if p > 0 else -math.inf
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,9 @@ class Trigonometric:
 
 
 def x0_from(prediction: PredictionType, out: Tensor, x_t: Tensor, alpha_t: float, sigma_t: float) -> Tensor:
-    """x0 from a network's output, by one rule for all: out = p x0 + q eps gives x0 = (q x_t - sigma_t out)/(alpha_t q - sigma_t p).
+    """x0 from a network's output, by one rule for all.
 
+    out = p x0 + q eps gives x0 = (q x_t - sigma_t out) / (alpha_t q - sigma_t p).
     epsilon: (p, q) = (0, 1); sample: (1, 0); v_prediction: (-sigma_t, alpha_t); flow, eps - x0: (-1, 1).
     """
     p, q = {
@@ -143,8 +147,8 @@ def log_snr_timesteps(
 ) -> list[float]:
     """`steps` times from log-SNR `first` (noise) to `last` (nearly clean), evenly spaced in (i/(steps-1))^power.
 
-    power < 1 sets the steps denser at low noise, power > 1 denser at high noise. Times that a discrete schedule rounds to
-    the same index appear once, so fewer than `steps` may come back.
+    power < 1 sets the steps denser at low noise, power > 1 denser at high noise. Times that a discrete schedule rounds
+    to the same index appear once, so fewer than `steps` may come back.
     """
     if steps < 1:
         raise ValueError(f"steps = {steps}: at least 1 is needed")
@@ -156,4 +160,4 @@ def log_snr_timesteps(
 def is_descending(schedule: Schedule, timesteps: Sequence[float]) -> bool:
     """Whether the noise falls from each time to the next, as sampling needs."""
     lam = [log_snr(schedule, t) for t in timesteps]
-    return all(a < b for a, b in zip(lam, lam[1:], strict=False))
+    return all(a < b for a, b in pairwise(lam))

@@ -1,7 +1,7 @@
 """The methods by name: a solver, the transition and the noise levels that suit it. One file a solver; one entry here.
 
-A newcomer's solver needs its file and an entry in `METHODS`: the command line, the benchmarks and the tests against exact priors
-read this table.
+A newcomer's solver needs its file and an entry in `METHODS`: the command line, the benchmarks and the tests against
+exact priors read this table.
 """
 
 import difflib
@@ -60,10 +60,11 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "moment_matching": Method(MomentMatching(m=3), DPMSolver2M(eta=1.0), LogSNR(), steps=6),
+    "moment_matching_calm": Method(MomentMatching(m=1), DPMSolver2M(temperature=0.5), LogSNR(first=-4.0), steps=12),
     "inexact_newton": Method(InexactNewton(K=5), DDIM(eta=1.0), Even(), steps=20),
     "ddnm": Method(DDNM(), DDIM(eta=0.85), LogSNR(), steps=50),
 }
-DEFAULT_METHOD = "moment_matching"
+DEFAULT_METHOD = "moment_matching_calm"
 
 
 def method_named(name: str) -> Method:

@@ -2,10 +2,11 @@
 
     x0 <- x0 + A^T (A A^T + (noise/r_t)^2)^-1 (y - A x0),     r_t^2 = sigma_t^2 / (alpha_t^2 + sigma_t^2)
 
-Wang, Yu and Zhang, *Zero-shot image restoration using denoising diffusion null-space model* (2023), eq. 13; under a mask without
-noise it is the replacement trick. With noise, the projection trusts the measurement only as far as Cov[x0 | x_t] = r_t^2 I
-allows (Song et al., *Pseudoinverse-guided diffusion models*, 2023, eq. 7). One evaluation per noise level: the cheapest method, and
-the baseline of every table. The unseen part never learns of the constraint except through the next denoising.
+Wang, Yu and Zhang, *Zero-shot image restoration using denoising diffusion null-space model* (2023), eq. 13; under a
+mask without noise it is the replacement trick. With noise, the projection trusts the measurement only as far as
+Cov[x0 | x_t] = r_t^2 I allows (Song et al., *Pseudoinverse-guided diffusion models*, 2023, eq. 7). One evaluation per
+noise level: the cheapest method, and the baseline of every table. The unseen part never learns of the constraint except
+through the next denoising.
 """
 
 import math

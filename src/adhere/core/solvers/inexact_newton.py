@@ -1,7 +1,7 @@
 """Inexact Newton: move x_t along J e, a forward directional derivative of the denoiser, never a backward pass.
 
-Graikos, Jojic and Samaras, *Fast constrained sampling in pre-trained diffusion models*, algorithm 1. Solving J dx = e would
-be Newton's method on the constraint; J is nearly a covariance, and J e itself already points the right way:
+Graikos, Jojic and Samaras, *Fast constrained sampling in pre-trained diffusion models*, algorithm 1. Solving J dx = e
+would be Newton's method on the constraint; J is nearly a covariance, and J e itself already points the right way:
 
     e = constraint.direction(x0)
     g = [D(x_t + delta e) - x0] / delta          the paper's finite difference, one evaluation
@@ -26,9 +26,9 @@ from adhere.core.sample import Memory
 class InexactNewton:
     """K moves per noise level with lambda falling linearly from `first` to `last`.
 
-    `scale_by_sigma` multiplies lambda by sigma_t: the paper's values suit Stable Diffusion's latents, but in pixel space at low
-    noise they exceed sigma_t and leave the data manifold. `tolerance`: a sample whose constraint error is at most
-    this is not moved further at that level; when none is left the level ends early.
+    `scale_by_sigma` multiplies lambda by sigma_t: the paper's values suit Stable Diffusion's latents, but in pixel
+    space at low noise they exceed sigma_t and leave the data manifold. `tolerance`: a sample whose constraint error is
+    at most this is not moved further at that level; when none is left the level ends early.
     """
 
     K: int = 5

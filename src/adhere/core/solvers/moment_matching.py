@@ -5,10 +5,13 @@ x0 given x_t (exact for a Gaussian prior),
 
     E[x0 | x_t, y] = x0 + V_t A^T u,     (noise^2 I + A V_t A^T) u = y - A x0            (1)
 
-as in TMPD (Boys et al., 2023) and MMPS (Rozet et al., 2024), which apply J^T by backpropagation. Here every product V_t A^T q is one
-forward difference of the denoiser, J A^T q, legitimate because J of the exact denoiser is symmetric. A trained
-network's J is only nearly so, hence GMRES (Saad & Schultz, 1986), which needs no symmetry, and not conjugate
+as in TMPD (Boys et al., 2023) and MMPS (Rozet et al., 2024), which apply J^T by backpropagation. Here every product
+V_t A^T q is one forward difference of the denoiser, J A^T q, legitimate because J of the exact denoiser is symmetric.
+A trained network's J is only nearly so, hence GMRES (Saad & Schultz, 1986), which needs no symmetry, and not conjugate
 gradients. m iterations cost m evaluations, and their products already give V_t A^T u for free: 1 + m per noise level.
+
+A measurement without noise fixes what it sees: there the conditional mean is y itself, whatever V_t. So the few Krylov
+directions are left to the unseen part, and the seen part is projected onto y at the end, which costs no evaluation.
 """
 
 from collections.abc import Callable
@@ -24,7 +27,7 @@ from adhere.core.sample import Memory
 
 @dataclass(frozen=True)
 class MomentMatching:
-    """`m` GMRES iterations per noise level, or as many as `iterations(sigma_t/alpha_t)` says.
+    """`m` GMRES iterations per noise level.
 
     `noise_floor`: the least measurement noise assumed in (1), in units of the image; it keeps the small system well
     conditioned when the constraint is exact. Raises TypeError for a constraint that is not `Linear`.
@@ -32,7 +35,6 @@ class MomentMatching:
 
     m: int = 3
     noise_floor: float = 0.02
-    iterations: Callable[[float], int] | None = None
 
     def __call__(
         self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Memory
@@ -43,7 +45,6 @@ class MomentMatching:
             )
         alpha_t, sigma_t = denoiser.schedule(t)
         x0 = denoiser(x_t, t)
-        m = self.m if self.iterations is None else self.iterations(sigma_t / alpha_t)
         variance = max(constraint.noise, self.noise_floor) ** 2
 
         def covariance_product(q: Tensor) -> Tensor:
@@ -52,7 +53,8 @@ class MomentMatching:
             return (sigma_t**2 / alpha_t) * jacobian_product(denoiser, x_t, t, x0, v)
 
         residual = constraint.residual(x0)
-        return x_t, x0 + gmres_correction(covariance_product, constraint.operator, variance, residual, m), None
+        mean = x0 + gmres_correction(covariance_product, constraint.operator, variance, residual, self.m)
+        return x_t, constraint.project(mean) if constraint.noise == 0 else mean, None
 
 
 def gmres_correction(
