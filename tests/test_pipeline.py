@@ -91,7 +91,7 @@ def test_a_plain_tuple_on_request(pipe, task):
 def test_the_output_says_what_it_cost(pipe, task):
     out = pipe(task, num_inference_steps=2, batch_size=2)
     assert isinstance(out, ConstrainedOutput)
-    assert out["nfe"] == out.nfe == 2 * 4
+    assert out["nfe"] == out.nfe == 2 * 2
     assert len(out.error) == 2
     assert all(error >= 0 for error in out.error)
 

@@ -67,7 +67,9 @@ def inpaint(
     model: Annotated[
         Path | None, typer.Option(help="A diffusers folder; without it, the model that ships inside.")
     ] = None,
-    solver: Annotated[str | None, typer.Option(help="moment_matching, inexact_newton or ddnm.")] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="moment_matching_calm (default), moment_matching, inexact_newton or ddnm.")
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Noise levels, at least 1; the solver's own number by default.")
     ] = None,
