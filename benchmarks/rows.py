@@ -183,15 +183,28 @@ def plot(rows: Iterable[Row], path: str | Path, metric: str) -> None:
     figure.savefig(path, dpi=120)
 
 
+def embed(page: Path, name: str, text: str) -> None:
+    """Put `text` between <!-- name --> and <!-- /name --> of a page; ValueError when the page has no such place."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, opened, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not opened or not closed:
+        raise ValueError(f"{page} has no {begin} ... {end} to put the tables in")
+    page.write_text(f"{before}{begin}\n{text}{end}{after}", encoding="utf-8")
+
+
 def main() -> None:
     """Print the tables of a results file, and plot it if asked to."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rows", description=main.__doc__)
     parser.add_argument("results", type=Path)
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw quality against denoiser calls")
+    parser.add_argument("--embed", type=Path, metavar="PAGE", help="put the tables at <!-- NAME --> of this page")
     parser.add_argument("--metric", default="psnr", choices=METRICS, help="what --plot draws")
     args = parser.parse_args()
     rows, about = load(args.results)
     print(table(rows), ", ".join(f"{k} {v}" for k, v in about.items()), sep="\n")
+    if args.embed:
+        embed(args.embed, args.results.stem, table(rows))
     if args.plot:
         plot(rows, args.plot, args.metric)
 

@@ -135,3 +135,13 @@ def test_command_prints_tables_and_plots(tmp_path, monkeypatch, capsys):
 def test_nothing_to_plot():
     with pytest.raises(ValueError, match="residual"):
         bench.plot(ROWS, "unused.png", "residual")
+
+
+def test_tables_are_put_into_a_page_again_and_again(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- photo -->\nold\n<!-- /photo -->\nafter\n")
+    for text in ("one\n", "two\n"):
+        bench.embed(page, "photo", text)
+    assert page.read_text() == "before\n<!-- photo -->\ntwo\n<!-- /photo -->\nafter\n"
+    with pytest.raises(ValueError, match="no <!-- truth -->"):
+        bench.embed(page, "truth", "text")
