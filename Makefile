@@ -23,7 +23,7 @@ install: .venv/.installed ## make .venv with the package (editable) and all that
 	$(PY) -m pip install -q -c constraints.txt -e ".[test]"
 	@touch $@
 
-demo: install ## repair, upscale and deblur a picture into out/
+demo: install ## repair photographs into out/
 	$(PY) -m examples.demo
 
 test: install ## run the tests; PYTEST_ARGS='-m "not slow"' leaves out the shipped models
@@ -39,10 +39,12 @@ format: install ## let ruff mend and format the code
 	$(PY) -m ruff format .
 
 bench: install ## measure methods and baselines on photographs
-	$(PY) -m benchmarks.photo --json benchmarks/results/photo.json
+	$(PY) -m benchmarks.photo --json benchmarks/results/photo.json --methods moment_matching_calm moment_matching ddnm
+	$(PY) -m benchmarks.rows benchmarks/results/photo.json --embed README.md
 
 truth: install ## measure methods against exact posteriors
 	$(PY) -m benchmarks.truth --json benchmarks/results/truth.json
+	$(PY) -m benchmarks.rows benchmarks/results/truth.json --embed README.md
 
 clean: ## remove .venv, caches and demo output; data/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist out

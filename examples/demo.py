@@ -2,7 +2,8 @@
 
     python -m examples.demo [--to out]
 
-For each photograph the damaged picture, its mask, the repaired picture and a before/after strip go to the folder.
+For each photograph the damaged picture, its mask and the repaired picture go to the folder, and repairs.png shows them
+all: damaged, repaired, original.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from PIL import Image
 
 from benchmarks.photo import mask, picture
 
-DAMAGES = (("chelsea", "text"), ("astronaut", "text"), ("coffee", "strokes"), ("rocket", "hole"))
+DAMAGES = (("chelsea", "text"), ("astronaut", "text"), ("coffee", "strokes"), ("rocket", "strokes"))
 
 
 def main() -> None:
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=Path("out"))
     folder = parser.parse_args().to
     folder.mkdir(parents=True, exist_ok=True)
+    strips = []
     for name, damage in DAMAGES:
         original, repaint = picture(name), mask(damage)
         damaged = np.where(repaint[..., None], 255, original).astype(np.uint8)
@@ -33,9 +35,10 @@ def main() -> None:
         print("$", " ".join(command), flush=True)
         subprocess.run([sys.executable, "-m", *command], check=True)
         with Image.open(repaired) as file:
-            strip = np.concatenate([damaged, np.asarray(file), original], axis=1)
-        Image.fromarray(strip).save(folder / f"{name}-before-after.png")
-    print(f"damaged, repaired and original side by side: {folder}/*-before-after.png")
+            strips.append(np.concatenate([damaged, np.asarray(file), original], axis=1))
+    sheet = np.concatenate([np.concatenate(strips[:2], axis=1), np.concatenate(strips[2:], axis=1)])
+    Image.fromarray(sheet).save(folder / "repairs.png")
+    print(f"damaged, repaired and original, side by side: {folder / 'repairs.png'}")
 
 
 if __name__ == "__main__":
