@@ -139,7 +139,8 @@ def x0_from(prediction: PredictionType, out: Tensor, x_t: Tensor, alpha_t: float
         "v_prediction": (-sigma_t, alpha_t),
         "flow": (-1.0, 1.0),
     }[prediction]
-    return (q * x_t - sigma_t * out) / (alpha_t * q - sigma_t * p)
+    scale = alpha_t * q - sigma_t * p
+    return (q / scale) * x_t - (sigma_t / scale) * out
 
 
 def log_snr_timesteps(
