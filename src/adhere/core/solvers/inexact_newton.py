@@ -8,8 +8,8 @@ would be Newton's method on the constraint; J is nearly a covariance, and J e it
     x_t <- x_t + lambda_k g / |g|_inf            per sample, never over the batch
     x0 <- D(x_t)                                 one evaluation, also the next difference's base
 
-1 + 2K evaluations a noise level. It meets the constraint but does not sample the exact posterior: in closed form the
-samples vary too little (docs, and `python -m benchmarks.truth`).
+1 + 2K evaluations a noise level. It approaches the constraint but does not sample the exact posterior: in closed
+form the samples vary too little (docs, and `python -m benchmarks.truth`).
 """
 
 from dataclasses import dataclass
