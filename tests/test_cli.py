@@ -488,3 +488,19 @@ def test_the_photograph_is_not_needed_to_be_in_the_working_folder(folder, good, 
     monkeypatch.chdir(tmp_path)
     assert run(good("work/photo.png", mask="work/mask.png", o="work/out.png")).exit_code == 0
     assert Image.open(folder / "out.png").size == (31, 24)
+
+
+def test_the_report_says_the_levels_that_were_run(folder, good):
+    """Of 300 levels even in log-SNR, some round to the same time of the schedule; ddnm makes one call a level."""
+    assert run(good(json="report.json", solver="ddnm", steps="300")).exit_code == 0
+    report = json.loads(Path("report.json").read_text())
+    assert report["steps"] == report["nfe"] < 300
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate")])
+def test_running_out_of_memory_is_one_line(folder, good, monkeypatch, error):
+    def fail(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr("adhere.families.pixel.PixelPipeline.__call__", fail)
+    assert "out of memory on a picture of" in refusal(good(), folder)

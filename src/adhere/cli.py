@@ -111,7 +111,7 @@ def inpaint(
         figures = _figures(out) | {
             "model": "adhere-photo" if model is None else str(model),
             "solver": name,
-            "steps": method.steps if steps is None else steps,
+            "steps": out.steps,
             "seed": seed,
             "version": __version__,
         }
@@ -143,6 +143,12 @@ def _run(pipe: "ConstrainedPipeline", task: "Inpaint", solver: str, steps: int, 
             )
         except ValueError as error:  # steps that the model's schedule does not have
             raise AdhereError(str(error)) from error
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "alloc" not in str(error) and "out of memory" not in str(error):
+                raise
+            height, width = task.picture.size
+            mend = "repaint one part at a time, or a smaller copy of the picture"
+            raise AdhereError(f"out of memory on a picture of {width} x {height}: {mend}") from error
     assert not isinstance(out, tuple)
     return out
 

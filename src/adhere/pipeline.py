@@ -38,12 +38,14 @@ StepCallback = Callable[["ConstrainedPipeline", int, float, dict[str, Tensor]], 
 @dataclass
 class ConstrainedOutput(BaseOutput):
     """images: one per sample. error: RMS over the known pixels before they are put back, in [-1, 1] units, per sample.
-    nfe: network evaluations, each for the whole batch. seconds: wall time of the sampling alone."""
+    nfe: network evaluations, each for the whole batch. seconds: wall time of the sampling alone. steps: noise levels
+    run, fewer than asked for when some round to the same time of the model's schedule."""
 
     images: list[Image.Image] | np.ndarray | Tensor
     error: list[float]
     nfe: int
     seconds: float
+    steps: int
 
 
 class ConstrainedPipeline:
@@ -142,7 +144,9 @@ class ConstrainedPipeline:
             images = np.stack([np.asarray(image) for image in images])
         if not return_dict:
             return (images,)
-        return ConstrainedOutput(images=images, error=state.error.tolist(), nfe=denoiser.nfe, seconds=seconds)
+        return ConstrainedOutput(
+            images=images, error=state.error.tolist(), nfe=denoiser.nfe, seconds=seconds, steps=len(timesteps)
+        )
 
 
 @dataclass(frozen=True)

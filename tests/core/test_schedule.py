@@ -163,3 +163,8 @@ def test_zero_terminal_snr_is_minus_infinity_and_never_chosen():
         assert table.time_at(lam) == 998
     assert table.time_at(log_snr(table, 500.0)) == 500
     assert Discrete((0.0,)).time_at(-1.0) == 0  # there is no other
+
+
+def test_even_times_leave_out_a_level_without_signal():
+    """A zero-terminal-SNR table asked for all of its times."""
+    assert Discrete((0.9, 0.5, 0.0)).evenly(3) == [1.0, 0.0]

@@ -83,7 +83,8 @@ class Discrete:
         if not 1 <= steps <= count:
             raise ValueError(f"steps = {steps}: from 1 to {count} are possible")
         offset = min(1, count - steps)  # no room for it when every time of the table is asked for
-        return [float(i * (count // steps) + offset) for i in reversed(range(steps))]
+        times = [i * (count // steps) + offset for i in reversed(range(steps))]
+        return [float(t) for t in times if self.alphas_cumprod[t] > 0]  # no log-SNR where nothing of x0 is left
 
 
 def _inside(steps: int) -> list[float]:
