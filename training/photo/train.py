@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import mse_loss, pixel_unshuffle
@@ -81,6 +81,25 @@ class Crops:
         top, left = self.rng.integers(height - size + 1), self.rng.integers(width - size + 1)
         return picture[top : top + size, left : left + size]
 
+    def _occluded(self, behind: np.ndarray, before: np.ndarray) -> np.ndarray:
+        """One picture seen through a bar, an ellipse or a polygon cut from another, its edge sharp or soft.
+
+        The photographs are landscapes and close-ups: without this the prior hardly knows an outline that goes on.
+        """
+        size = len(behind)
+        mask = Image.new("L", (2 * size, 2 * size))
+        angle, centre = self.rng.uniform(0, math.pi), self.rng.uniform(0.2, 1.8, 2) * size
+        across = self.rng.uniform(0.1, 0.6) * size
+        along = size * self.rng.choice([3, self.rng.uniform(0.2, 1.0)])
+        corners = self.rng.choice([4, 40, self.rng.integers(3, 8)])
+        turn = 2 * math.pi * (np.arange(corners) + 0.5) / corners
+        u, v = along * np.cos(turn), across * np.sin(turn)
+        x, y = centre[0] + u * math.cos(angle) - v * math.sin(angle), centre[1] + u * math.sin(angle) + v * math.cos(angle)
+        ImageDraw.Draw(mask).polygon(list(zip(x.tolist(), y.tolist(), strict=True)), fill=255)
+        mask = mask.filter(ImageFilter.GaussianBlur(int(self.rng.choice([1, 1, 2, 6]))))
+        weight = np.asarray(mask.resize((size, size), Image.Resampling.BOX), np.float32)[..., None] / 255
+        return (weight * before + (1 - weight) * behind + 0.5).astype(np.uint8)
+
     def batch(self, count: int, size: int) -> Tensor:
         crops = []
         for _ in range(count):
@@ -88,6 +107,8 @@ class Crops:
             if self.rng.random() < 0.5:  # skies and blurred backgrounds teach little: prefer the busier of two
                 other = self._one(size)
                 crop = other if other[..., 1].std() > crop[..., 1].std() else crop
+            if self.rng.random() < 0.3:
+                crop = self._occluded(crop, self._one(size))
             if self.rng.random() < 0.5:
                 crop = crop[:, ::-1]
             if self.rng.random() < 0.3:
