@@ -1,13 +1,14 @@
 """Constraints against autograd and closed forms; float64."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adhere.core.constraints import Linear, Loss, Sum, Unconstrained, conjugate_gradients
+from adhere.core.constraints import Linear, Loss, Sum, Unconstrained, conjugate_residuals
 from adhere.core.operators import Blur, Compose, Downsample, Gray, Identity, Mask
 from tests.core.exact import Matrix, close, matrix_of, normal, random_covariance, seeded
 
@@ -61,8 +62,7 @@ def test_linear_error_is_per_sample_in_the_units_of_the_measurement(operator):
     constraint = Linear(operator, operator(x0))
     y = constraint.y + torch.tensor([0.1, 0.2]).double().view(2, 1, 1, 1) * offset
     errors = Linear(operator, y).error(x0.expand(2, *SHAPE))
-    visible = offset.square().mean().sqrt() if isinstance(operator, Compose) else 1.0
-    close(errors, torch.tensor([0.1, 0.2]).double() * visible, 1e-7)
+    close(errors, torch.tensor([0.1, 0.2]).double(), 1e-7)
     close(constraint.error(torch.cat([x0, x0, x0])), torch.zeros(3).double())
 
 
@@ -105,21 +105,21 @@ def test_noiseless_projection_is_the_nearest_image_that_meets_the_measurement(na
 
 @FEW
 @given(SEEDS, st.integers(1, 12))
-def test_conjugate_gradients_solve(seed, n):
+def test_conjugate_residuals_solve(seed, n):
     g = seeded(seed)
     S, b = random_covariance(g, n), normal(g, 3, n)
     b[1] = 0  # one sample has nothing to solve
     # n iterations are enough in exact arithmetic; round-off may ask for some more.
-    u = conjugate_gradients(lambda u: u @ S, b, 4 * n, tolerance=1e-10)
+    u = conjugate_residuals(lambda u: u @ S, b, 4 * n, tolerance=1e-10)
     close(u, torch.linalg.solve(S, b.T).T, 1e-6)
 
 
-def test_conjugate_gradients_stop_per_sample():
+def test_conjugate_residuals_stop_per_sample():
     """A sample that is good enough does not move while others still iterate: a batch is its singles."""
     S, b = random_covariance(seeded(0), 6), normal(seeded(1), 8, 6)
 
     def solved(b):
-        return conjugate_gradients(lambda u: u @ S, b, 6, tolerance=0.3)
+        return conjugate_residuals(lambda u: u @ S, b, 6, tolerance=0.3)
 
     singles = torch.cat([solved(one) for one in b.split(1)])
     close(solved(b), singles, 1e-12)
@@ -127,10 +127,24 @@ def test_conjugate_gradients_stop_per_sample():
     assert (residuals <= 0.3).all() and (residuals > 1e-3).any()
 
 
-def test_conjugate_gradients_of_a_singular_system_give_the_least_norm_solution():
+def test_conjugate_residuals_of_a_singular_system_give_the_least_norm_solution():
     A = normal(seeded(0), 2, 5)
     S, b = A.T @ A, normal(seeded(1), 1, 2) @ A
-    close(conjugate_gradients(lambda u: u @ S, b, 20, tolerance=1e-10), b @ torch.linalg.pinv(S), 1e-8)
+    close(conjugate_residuals(lambda u: u @ S, b, 20, tolerance=1e-10), b @ torch.linalg.pinv(S), 1e-8)
+
+
+@FEW
+@given(SEEDS, st.integers(1, 8), st.floats(0, 3))
+def test_residuals_never_grow_whatever_the_matrix(seed, n, skewness):
+    """As with an inexact adjoint, up to a matrix that is mostly skew and indefinite."""
+    g = seeded(seed)
+    skew = normal(g, n, n)
+    M, b = random_covariance(g, n) - 0.2 * torch.eye(n).double() + skewness * (skew - skew.T), normal(g, 3, n)
+    norms = [b.norm(dim=1)]
+    for iterations in range(1, 3 * n):
+        norms.append((b - conjugate_residuals(lambda u: u @ M, b, iterations) @ M).norm(dim=1))
+    for before, after in pairwise(norms):
+        assert (after <= before * (1 + 1e-9) + 1e-9).all()
 
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])

@@ -12,12 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adhere.core.constraints import Linear, Loss, Unconstrained
+from adhere.core.constraints import Linear, Loss, Sum, Unconstrained
 from adhere.core.denoise import Counted, jacobian_product
 from adhere.core.operators import Downsample, Mask
 from adhere.core.sample import DPMSolver2M, initial_noise, sample
 from adhere.core.schedule import RectifiedFlow, Trigonometric, log_snr_timesteps
-from adhere.core.solvers import DEFAULT_METHOD, METHODS, Plain, method_named
+from adhere.core.solvers import DEFAULT_METHOD, METHODS, Plain, default_method, method_named
 from adhere.core.solvers.ddnm import DDNM
 from adhere.core.solvers.inexact_newton import InexactNewton
 from adhere.core.solvers.moment_matching import MomentMatching, gmres_correction
@@ -35,7 +35,8 @@ from tests.core.exact import (
 FEW = settings(max_examples=15, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
 TIMES = st.floats(0.1, 0.9)
-any_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+CONSTRAINED = {name: method for name, method in METHODS.items() if name != "plain"}
+any_method = pytest.mark.parametrize("method", CONSTRAINED.values(), ids=CONSTRAINED)
 
 SCHEDULE = Trigonometric()
 SHAPE = (1, 2, 3)
@@ -274,6 +275,14 @@ def test_a_constraint_it_cannot_serve_is_refused_with_an_alternative(method):
         samples = run(alternative, loss, seeded(0))
     plain = run(METHODS["inexact_newton"], Unconstrained(), seeded(0))
     assert loss.error(samples).mean() < loss.error(plain).mean()
+
+
+def test_the_default_method_suits_the_constraint():
+    loss = Loss(lambda x0: x0.square().flatten(1).sum(1))
+    assert default_method(Unconstrained()) == "plain"
+    assert default_method(linear_case(LEFT)) == DEFAULT_METHOD
+    for constraint in (loss, Sum((loss, loss), (1.0, 1.0))):
+        assert default_method(constraint) == "inexact_newton"
 
 
 def test_methods_by_name():

@@ -1,19 +1,21 @@
 """Constraints: what is asked of the clean image, as a direction e = -grad C(x0) and an error.
 
 `Linear` is y = A x0 + noise; `Loss` is any differentiable function of x0 (its gradient goes through the function only,
-never through the network); `Sum` asks for several at once. A newcomer adds a dataclass with the two methods.
+never through the network); `Sum` asks for several at once; `adhere.core.latents.Through` asks it of a decoded image. A
+newcomer adds a dataclass with the two methods of `Constraint`, and those of `Linearisable` if it is nearly linear.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from functools import cached_property
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from adhere.core.denoise import per_sample
-from adhere.core.operators import Mask, Operator
+from adhere.core.operators import Operator, measured
 
 
 @runtime_checkable
@@ -29,12 +31,38 @@ class Constraint(Protocol):
         ...
 
 
+@runtime_checkable
+class Linearisable(Protocol):
+    """A constraint that may have a `Linear` stand-in near any x0: moment matching and projection work on that."""
+
+    @property
+    def linearisable(self) -> bool:
+        """Whether it has one: what wraps another constraint has one only if that has."""
+        ...
+
+    def linearise(self, x0: Tensor) -> "Linear":
+        """A linear constraint that agrees with this one to first order at x0. Raises TypeError if there is none."""
+        ...
+
+
+def is_linearisable(constraint: Constraint) -> TypeGuard[Linearisable]:
+    """Whether the constraint has a linear stand-in."""
+    return isinstance(constraint, Linearisable) and constraint.linearisable
+
+
+def linearise(constraint: Constraint, x0: Tensor, solver: str) -> "Linear":
+    """The linear stand-in of a constraint at x0. Raises TypeError, in the name of the solver that needs it."""
+    if not is_linearisable(constraint):
+        raise TypeError(f"{solver} needs a Linear constraint, not {type(constraint).__name__}: try inexact_newton")
+    return constraint.linearise(x0)
+
+
 @dataclass(frozen=True)
 class Linear:
     """y = A x0 + noise * n, with n white: C = |y - A x0|^2 / 2 and e = A^T (y - A x0).
 
-    y: (B or 1, ...) in A's measurement space, images in [-1, 1]. noise: its standard deviation in the same units; 0
-    asks for the measurement exactly. Raises ValueError when noise < 0.
+    y: (B or 1, ...) in A's measurement space, zero where A sees nothing, images in [-1, 1]. noise: its standard
+    deviation in the same units; 0 asks for the measurement exactly. Raises ValueError when noise < 0.
     """
 
     operator: Operator
@@ -52,25 +80,33 @@ class Linear:
     def direction(self, x0: Tensor) -> Tensor:
         return self.operator.adjoint(self.residual(x0))
 
+    @cached_property
+    def count(self) -> Float[Tensor, "..."]:
+        """How many entries are measured, at least 1, of each sample: (B or 1,)."""
+        return measured(self.operator, self.y).flatten(1).sum(1).clamp_min(1).to(self.y)
+
     def error(self, x0: Tensor) -> Float[Tensor, " b"]:
         """RMS of the residual over the measured entries; under a mask, over the known ones (0 if none is)."""
-        squares = self.residual(x0).square()
-        if isinstance(self.operator, Mask):
-            known = self.operator.known.expand_as(squares)
-            return (squares.flatten(1).sum(1) / known.flatten(1).sum(1).clamp_min(1)).sqrt()
-        return squares.flatten(1).mean(1).sqrt()
+        return self.residual(x0).flatten(1).norm(dim=1) / self.count.sqrt()
+
+    @property
+    def linearisable(self) -> bool:
+        return True
+
+    def linearise(self, x0: Tensor) -> "Linear":
+        return self
 
     def project(self, x0: Tensor, spread: float = 1.0, iterations: int = 30) -> Tensor:
         """E[x0 | y] for x0 ~ N(x0, spread^2 I): x0 + A^T (A A^T + (noise/spread)^2)^-1 (y - A x0).
 
         Without noise this is the nearest image that meets the measurement, whatever the spread. Solved by conjugate
-        gradients on A A^T (symmetric, and cheap: no network); a mask or area means end in one step.
+        residuals on A A^T (cheap: no network); a mask or area means end in one step.
         """
 
         def normal(u: Tensor) -> Tensor:
             return self.operator(self.operator.adjoint(u)) + (self.noise / spread) ** 2 * u
 
-        u = conjugate_gradients(normal, self.residual(x0), iterations)
+        u = conjugate_residuals(normal, self.residual(x0), iterations)
         return x0 + self.operator.adjoint(u)
 
 
@@ -135,21 +171,32 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return per_sample((a * b).flatten(1).sum(1), a)
 
 
-def conjugate_gradients(
+def conjugate_residuals(
     matrix: Callable[[Tensor], Tensor], b: Tensor, iterations: int, tolerance: float = 1e-5
 ) -> Tensor:
-    """Solve matrix(u) = b per sample for a symmetric PSD matrix; a sample stops at |r| <= tolerance |b|."""
+    """Solve matrix(u) = b per sample for a symmetric PSD matrix; a sample stops at |r| <= tolerance |b|.
+
+    Conjugate residuals (Stiefel, 1955) in the form of Eisenstat, Elman and Schultz's GCR(1) (1983), eq. 2.5: every step
+    takes the length that makes |r| least, so |r| never grows, even where an inexact adjoint leaves the matrix only
+    nearly symmetric.
+    """
     u, r = torch.zeros_like(b), b
-    p, rr = r, dot(r, r)
-    enough = tolerance**2 * rr
+    p, matrix_p = b, matrix(b)
+    enough = tolerance**2 * dot(b, b)
+    active = enough > 0
     for _ in range(iterations):
-        active = rr > enough
+        pp = dot(matrix_p, matrix_p)
+        step = torch.where(active, ratio(dot(r, matrix_p), pp), 0)
+        u, r = u + step * p, r - step * matrix_p
+        active = dot(r, r) > enough
         if not active.any():
             break
-        m = matrix(p)
-        curvature = dot(p, m)
-        step = torch.where(active & (curvature > 0), rr / curvature, 0)
-        u, r = u + step * p, r - step * m
-        rr_next = dot(r, r)
-        p, rr = r + torch.where(active, rr_next / rr, 0) * p, rr_next
+        matrix_r = matrix(r)
+        back = ratio(dot(matrix_r, matrix_p), pp)
+        p, matrix_p = r - back * p, matrix_r - back * matrix_p
     return u
+
+
+def ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and 0 where b is 0."""
+    return torch.where(b > 0, a / b, 0)

@@ -117,13 +117,16 @@ def largest_entry(x: Tensor) -> Tensor:
     return per_sample(x.flatten(1).abs().amax(1).clamp_min(torch.finfo(x.dtype).tiny), x)
 
 
-def jacobian_product(denoiser: Denoiser, x_t: Tensor, t: float, x0: Tensor, v: Tensor) -> Tensor:
-    """J v by one forward difference (paper, eq. 9), [D(x_t + delta v, t) - x0] / delta.
+def forward_difference(function: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, v: Tensor, h: float) -> Tensor:
+    """(d function / dx) v by one forward difference, [function(x + delta v) - y] / delta, delta = h / |v|_inf.
 
-    delta = h / |v|_inf per sample; `x0` is D(x_t, t), already at hand; v has the state's shape. Zero directions give
-    zero. Costs one evaluation.
+    y is function(x), already at hand; v has x's shape, or a batch of 1. Each sample has its own delta; zero directions
+    give zero. Costs one call.
     """
     size = largest_entry(v)
-    unit = v / size
-    h = difference_step(denoiser.dtype)
-    return (denoiser(x_t + h * unit, t) - x0) * (size / h)
+    return (function(x + h * (v / size)) - y) * per_sample((size / h).flatten(), y)
+
+
+def jacobian_product(denoiser: Denoiser, x_t: Tensor, t: float, x0: Tensor, v: Tensor) -> Tensor:
+    """J v by a forward difference of the denoiser (paper, eq. 9); x0 is D(x_t, t). Costs one evaluation."""
+    return forward_difference(lambda x: denoiser(x, t), x_t, x0, v, difference_step(denoiser.dtype))

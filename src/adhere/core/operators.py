@@ -8,8 +8,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-from jaxtyping import Float
-from torch import Tensor
+import torch
+from jaxtyping import Bool, Float
+from torch import Generator, Tensor
 from torch.nn.functional import conv2d, conv_transpose2d, pad
 
 Images = Float[Tensor, "b c h w"]
@@ -131,6 +132,16 @@ class Compose:
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self.inner.adjoint(self.outer.adjoint(y))
+
+
+def measured(operator: Operator, y: Tensor) -> Bool[Tensor, "..."]:
+    """Which entries of a measurement shaped like y see anything: those whose row of A is not zero.
+
+    A x of one random image x tells: zero where the row is, and elsewhere only by a chance that does not occur.
+    """
+    image = operator.adjoint(torch.ones_like(y))  # for its shape
+    x = torch.rand(image.shape, generator=Generator().manual_seed(0), dtype=image.dtype)
+    return operator(x.to(image.device)) != 0
 
 
 def _keys(x: float) -> float:

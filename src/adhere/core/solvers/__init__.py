@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from adhere.core.constraints import Constraint
+from adhere.core.constraints import Constraint, Unconstrained, is_linearisable
 from adhere.core.denoise import Denoiser
 from adhere.core.sample import DDIM, DPMSolver2M, Memory, Solver, Transition
 from adhere.core.schedule import Schedule, log_snr_timesteps
@@ -65,8 +65,16 @@ METHODS: dict[str, Method] = {
     "moment_matching_calm": Method(MomentMatching(m=1), DPMSolver2M(temperature=0.5), LogSNR(first=-4.0), steps=12),
     "inexact_newton": Method(InexactNewton(K=5), DDIM(eta=1.0), Even(), steps=20),
     "ddnm": Method(DDNM(), DDIM(eta=0.85), LogSNR(), steps=50),
+    "plain": Method(Plain(), DDIM(eta=0.0), Even(), steps=20),
 }
 DEFAULT_METHOD = "moment_matching_calm"
+
+
+def default_method(constraint: Constraint) -> str:
+    """The name of the method that suits a constraint when nothing else is said."""
+    if isinstance(constraint, Unconstrained):
+        return "plain"
+    return DEFAULT_METHOD if is_linearisable(constraint) else "inexact_newton"
 
 
 def method_named(name: str) -> Method:

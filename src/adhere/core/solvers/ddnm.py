@@ -14,20 +14,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from adhere.core.constraints import Constraint, Linear
+from adhere.core.constraints import Constraint, linearise
 from adhere.core.denoise import Denoiser
 from adhere.core.sample import Memory
 
 
 @dataclass(frozen=True)
 class DDNM:
-    """Raises TypeError for a constraint that is not `Linear`."""
+    """Raises TypeError for a constraint that is not `Linearisable`."""
 
     def __call__(
         self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Memory
     ) -> tuple[Tensor, Tensor, Memory]:
-        if not isinstance(constraint, Linear):
-            raise TypeError(f"ddnm needs a Linear constraint, not {type(constraint).__name__}: try inexact_newton")
         alpha_t, sigma_t = denoiser.schedule(t)
         spread = sigma_t / math.hypot(alpha_t, sigma_t)
-        return x_t, constraint.project(denoiser(x_t, t), spread), None
+        x0 = denoiser(x_t, t)
+        return x_t, linearise(constraint, x0, "ddnm").project(x0, spread), None

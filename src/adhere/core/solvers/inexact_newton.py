@@ -43,9 +43,11 @@ class InexactNewton:
         scale = denoiser.schedule(t)[1] if self.scale_by_sigma else 1.0
         x0 = denoiser(x_t, t)
         for k in range(self.K):
-            moving = per_sample(constraint.error(x0) > self.tolerance, x_t)  # (B, 1, ..., 1)
-            if self.tolerance > 0 and not moving.any():
-                break
+            moving = x_t.new_ones(1, dtype=torch.bool)
+            if self.tolerance > 0:
+                moving = per_sample(constraint.error(x0) > self.tolerance, x_t)  # (B, 1, ..., 1)
+                if not moving.any():
+                    break
             g = jacobian_product(denoiser, x_t, t, x0, constraint.direction(x0))
             step = self.first + (self.last - self.first) * k / max(1, self.K - 1)
             x_t = x_t + torch.where(moving, scale * step * g / largest_entry(g), 0)

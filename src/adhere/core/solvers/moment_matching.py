@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adhere.core.constraints import Constraint, Linear, dot, sum_of
+from adhere.core.constraints import Constraint, dot, linearise, sum_of
 from adhere.core.denoise import Denoiser, jacobian_product, per_sample
 from adhere.core.sample import Memory
 
@@ -30,7 +30,7 @@ class MomentMatching:
     """`m` GMRES iterations per noise level.
 
     `noise_floor`: the least measurement noise assumed in (1), in units of the image; it keeps the small system well
-    conditioned when the constraint is exact. Raises TypeError for a constraint that is not `Linear`.
+    conditioned when the constraint is exact. Raises TypeError for a constraint that is not `Linearisable`.
     """
 
     m: int = 3
@@ -39,22 +39,18 @@ class MomentMatching:
     def __call__(
         self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Memory
     ) -> tuple[Tensor, Tensor, Memory]:
-        if not isinstance(constraint, Linear):
-            raise TypeError(
-                f"moment_matching needs a Linear constraint, not {type(constraint).__name__}: try inexact_newton"
-            )
         alpha_t, sigma_t = denoiser.schedule(t)
         x0 = denoiser(x_t, t)
-        variance = max(constraint.noise, self.noise_floor) ** 2
+        linear = linearise(constraint, x0, "moment_matching")
+        variance = max(linear.noise, self.noise_floor) ** 2
 
         def covariance_product(q: Tensor) -> Tensor:
             """V_t A^T q: measurement space -> image space, one evaluation."""
-            v = constraint.operator.adjoint(q)
+            v = linear.operator.adjoint(q)
             return (sigma_t**2 / alpha_t) * jacobian_product(denoiser, x_t, t, x0, v)
 
-        residual = constraint.residual(x0)
-        mean = x0 + gmres_correction(covariance_product, constraint.operator, variance, residual, self.m)
-        return x_t, constraint.project(mean) if constraint.noise == 0 else mean, None
+        mean = x0 + gmres_correction(covariance_product, linear.operator, variance, linear.residual(x0), self.m)
+        return x_t, linear.project(mean) if linear.noise == 0 else mean, None
 
 
 def gmres_correction(
