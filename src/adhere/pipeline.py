@@ -1,35 +1,38 @@
 """ConstrainedPipeline: one call for every task, family and solver.
 
-    task --constraint--> y = A x0 \\
-    model --denoiser--> E[x0|x_t]  } trajectory --> x0 --task.finish--> pictures, and what they cost
-    solver, steps, generator ------/
+    task --windows--> what is asked of a picture --lift--> constraint of the model's state \\
+    model, prompt --denoiser--> E[x0 | x_t]                                                  } trajectory --> x0
+    solver, steps, generator ---------------------------------------------------------------/      |
+                                   pictures, and what they cost <--task.finish-- pixels <--decode--/
 
-A family (adhere.families) subclasses this together with the matching diffusers pipeline, so loading, devices and saving
-are diffusers' own, and provides `network_class`, `denoiser()` and `multiple`.
+A family (adhere.families) subclasses this together with the matching diffusers pipeline, so loading, devices, prompts
+and saving are diffusers' own, and says what its state is: pixels, or the latents of an autoencoder.
 """
 
-import textwrap
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
-from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils.import_utils import is_accelerate_available
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.outputs import BaseOutput
 from PIL import Image
 from torch import Generator, Tensor
 
+from adhere.core.constraints import Constraint
 from adhere.core.denoise import Counted, Denoiser
-from adhere.core.sample import initial_noise, trajectory
+from adhere.core.sample import State, initial_noise, trajectory
 from adhere.core.schedule import Schedule
-from adhere.core.solvers import DEFAULT_METHOD, method_named
+from adhere.core.solvers import Method, default_method, method_named
+from adhere.core.tiled import Tiled
 from adhere.errors import AdhereError
-from adhere.families import SHIPPED, family_of
-from adhere.tasks import Inpaint
+from adhere.families import family_for
+from adhere.loading import load
+from adhere.tasks import Task, Window
 
 Pipeline = TypeVar("Pipeline", bound="ConstrainedPipeline")  # not Self: beartype reads no Self in a method
 StepCallback = Callable[["ConstrainedPipeline", int, float, dict[str, Tensor]], Any]
@@ -37,115 +40,212 @@ StepCallback = Callable[["ConstrainedPipeline", int, float, dict[str, Tensor]], 
 
 @dataclass
 class ConstrainedOutput(BaseOutput):
-    """images: one per sample. error: RMS over the known pixels before they are put back, in [-1, 1] units, per sample.
-    nfe: network evaluations, each for the whole batch. seconds: wall time of the sampling alone. steps: noise levels
-    run, fewer than asked for when some round to the same time of the model's schedule."""
+    """images: one per sample. error: RMS of what was asked of the pixels, before known ones are put back, in [-1, 1]
+    units (for a loss: its value), per sample. nfe: network evaluations, each for the whole batch; under guidance each
+    holds two passes. seconds: wall time of sampling and decoding. steps: noise levels run, fewer than asked for when some
+    round to the same time of the model's schedule. solver: the method that ran."""
 
     images: list[Image.Image] | np.ndarray | Tensor
     error: list[float]
     nfe: int
     seconds: float
     steps: int
+    solver: str
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What the network is told besides x_t: a prompt for each sample, or none."""
+
+    batch_size: int = 1
+    prompt: list[str] | None = None
+    negative_prompt: list[str] | None = None
+    guidance_scale: float | None = None
 
 
 class ConstrainedPipeline:
-    """Base of the families; `from_pretrained` finds the right one."""
+    """Base of the families; `from_pretrained` and `from_pipe` find the right one."""
 
-    network_class: ClassVar[type[ModelMixin]]  # of the family's `unet`
+    network: ClassVar[str] = "unet"  # the component that denoises
+    tile: int | None = None  # the largest side of the state the network sees at once; None: all of it
 
     @classmethod
     def from_pretrained(cls: type[Pipeline], model: str | Path | None = None, **kwargs: Any) -> Pipeline:
-        """Load a diffusers folder, or with None the model that ships in the package. Weights are safetensors only.
+        """Load a diffusers folder, a hub id, one .safetensors file, or with None the photo model in the package.
 
-        Keyword arguments go to diffusers' `from_pretrained` (`torch_dtype`, ...); weights become float32 unless told.
-        Raises AdhereError for a folder without usable weights or of an unknown class.
+        'adhere-photo' and 'adhere-emoji' name the shipped models. Weights are safetensors only and become float32
+        unless told. Keyword arguments go to diffusers (`torch_dtype`, `variant`, ...). Raises AdhereError for a model
+        without usable weights or of an unknown class.
         """
-        folder = SHIPPED if model is None else Path(model)
-        family = family_of(folder)
-        if not issubclass(family, cls):
-            raise AdhereError(
-                f"model '{folder}' is of {family.__name__}: load it with ConstrainedPipeline.from_pretrained"
-            )
-        # without accelerate, diffusers would warn and fall back to exactly this
-        local = {"use_safetensors": True, "local_files_only": True, "low_cpu_mem_usage": is_accelerate_available()}
-        arguments = local | kwargs
-        try:
-            if "unet" not in arguments:
-                arguments["unet"] = _whole_network(family.network_class, folder / "unet", arguments)
-            pipe = super(ConstrainedPipeline, family).from_pretrained(folder, **arguments)  # type: ignore[misc]
-        except AdhereError as error:
-            raise AdhereError(f"model '{folder}': {error}") from error
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-            reason = textwrap.shorten(str(error) or type(error).__name__, 300)
-            raise AdhereError(f"model '{folder}' cannot be loaded: {reason}") from error
-        pipe.unet.to(memory_format=torch.channels_last)  # a third faster on CPUs
-        return pipe
+        return load(cls, model, kwargs)
 
-    def denoiser(self) -> Denoiser:
-        """The network as E[x0 | x_t] on pictures (B, 3, H, W) in [-1, 1]."""
-        raise TypeError(f"{type(self).__name__} is no model family: load one with ConstrainedPipeline.from_pretrained")
+    @classmethod
+    def from_pipe(cls: type[Pipeline], pipeline: DiffusionPipeline, **kwargs: Any) -> Pipeline:
+        """The constrained pipeline over the components of a diffusers pipeline in memory; nothing is copied.
+
+        Raises AdhereError for a class of unknown family.
+        """
+        family = family_for(type(pipeline).__name__, f"pipeline {type(pipeline).__name__}")
+        if not issubclass(family, cls):
+            raise AdhereError(f"{type(pipeline).__name__} is of {family.__name__}: call ConstrainedPipeline.from_pipe")
+        return family(**pipeline.components | kwargs)
+
+    @property
+    def execution_device(self) -> torch.device:
+        """Where states live: the network's device, also while diffusers offloads it."""
+        return self._execution_device  # type: ignore[attr-defined]
+
+    # What a family says of itself.
 
     @property
     def multiple(self) -> int:
-        """Heights and widths the network takes are multiples of this."""
+        """Heights and widths of pictures the model takes are multiples of this."""
         raise TypeError(f"{type(self).__name__} is no model family: load one with ConstrainedPipeline.from_pretrained")
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """(height, width) of the pictures the model was made for."""
+        raise TypeError(f"{type(self).__name__} is no model family: load one with ConstrainedPipeline.from_pretrained")
+
+    def denoiser(self, conditioning: Conditioning | None = None, size: tuple[int, int] | None = None) -> Denoiser:
+        """The network as E[x0 | x_t] on states of pictures of `size` (height, width), native by default."""
+        raise TypeError(f"{type(self).__name__} is no model family: load one with ConstrainedPipeline.from_pretrained")
+
+    def state_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """(channels, height, width) of the state of a picture of `size`; pixels, unless a family says otherwise."""
+        return (3, *size)
+
+    def lift(self, constraint: Constraint, backward: bool = False) -> Constraint:
+        """A constraint on pictures as one on states. backward: gradients through a decoder may use autograd."""
+        return constraint
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """States -> pictures (B, 3, H, W), about [-1, 1]."""
+        return x0
 
     @torch.inference_mode()
     def __call__(
         self,
-        task: Inpaint,
+        task: Task,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
         *,
-        solver: str = DEFAULT_METHOD,
+        guidance_scale: float | None = None,
+        solver: str | None = None,
         num_inference_steps: int | None = None,
         batch_size: int = 1,
         generator: Generator | Sequence[Generator] | None = None,
+        decoder_backward: bool = False,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
     ) -> ConstrainedOutput | tuple[list[Image.Image] | np.ndarray | Tensor]:
         """Sample `batch_size` pictures that meet the task.
 
-        solver: a name in `adhere.core.solvers.METHODS`; num_inference_steps: noise levels, the solver's own number by
-        default. generator: one, or one per sample (then a batch equals single runs); seed 0 by default. output_type:
-        'pil', 'np' (N, H, W, C) or 'pt', the raw samples (N, 3, h, w) in [-1, 1] on the task's window, known pixels not
-        put back. callback_on_step_end(pipe, step, t, {'x_t', 'x0', 'error'}) is called at every level, as in diffusers.
-        Raises ValueError for an unknown solver, impossible steps or too few generators, AdhereError when the network
-        returns NaN or infinity.
-        """
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"output_type = '{output_type}': 'pil', 'np' or 'pt'")
-        if batch_size < 1:
-            raise ValueError(f"batch_size = {batch_size}: at least 1 is needed")
-        method = method_named(solver)
-        network = self.denoiser()
-        schedule = network.schedule
-        steps = method.steps if num_inference_steps is None else num_inference_steps
-        timesteps = method.levels(schedule, steps)
-        denoiser = Counted(_Finite(network, timesteps))
-        constraint = task.constraint(self.multiple, self.device)  # type: ignore[attr-defined]
-        generator = torch.Generator().manual_seed(0) if generator is None else generator
-        shape = (batch_size, *constraint.y.shape[1:])
+        prompt, negative_prompt: for models that read text; a list is one for each sample. guidance_scale: 1 or less
+        than 1 switches guidance off, as in diffusers; the family's own by default. solver: a name in
+        `adhere.core.solvers.METHODS`; num_inference_steps: noise levels, the solver's own number by default. generator:
+        one, or one per sample (then a batch equals single runs); seed 0 by default. decoder_backward: take pixel
+        constraints through the decoder by autograd instead of by the encoder, forward only. output_type: 'pil', 'np'
+        uint8 (N, H, W, C), 'pt' (N, C, H, W) in [0, 1], or 'latent': the raw samples, states of the one window.
+        callback_on_step_end(pipe, step, t, {'latents', 'x0', 'error'}) is called at every level, as in diffusers; what
+        it returns is ignored, `pipe._interrupt = True` ends the run early.
 
+        Raises ValueError for an unknown solver, impossible steps or too few generators, TypeError when the solver
+        cannot run the task, AdhereError for a prompt the model cannot read, and when the network returns NaN.
+        """
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type = '{output_type}': 'pil', 'np', 'pt' or 'latent'")
+        conditioning = _conditioning(prompt, negative_prompt, guidance_scale, batch_size)
+        generator = torch.Generator().manual_seed(0) if generator is None else generator
+        self._interrupt = False
+
+        windows = task.windows(self)
+        if output_type == "latent" and len(windows) > 1:
+            raise ValueError(f"output_type = 'latent': the task has {len(windows)} windows, each with its own samples")
         begin = time.perf_counter()
-        x_T = initial_noise(schedule, shape, timesteps[0], constraint.y, generator)
-        run = trajectory(denoiser, constraint, method.solver, x_T, timesteps, method.transition, generator)
-        state = None
-        with self.progress_bar(total=len(timesteps)) as bar:  # type: ignore[attr-defined]
-            for state in run:
-                bar.update()
-                if callback_on_step_end is not None:
-                    tensors = {"x_t": state.x_t, "x0": state.x0, "error": state.error}
-                    callback_on_step_end(self, state.step, state.t, tensors)
-        assert state is not None
+        runs = [
+            self._prepare(window, conditioning, solver, num_inference_steps, decoder_backward, generator)
+            for window in windows
+        ]
+        samples: list[Tensor] = []
+        with self.progress_bar(total=sum(len(run.timesteps) for run in runs)) as bar:  # type: ignore[attr-defined]
+            for run in runs:
+                state = None
+                for state in run.states(generator):
+                    bar.update()
+                    if callback_on_step_end is not None:
+                        tensors = {"latents": state.x_t, "x0": state.x0, "error": state.error}
+                        callback_on_step_end(self, state.step, state.t, tensors)
+                    if self._interrupt:
+                        break
+                assert state is not None  # a trajectory has at least one level
+                samples.append(state.x0)
+        pictures = [self.decode(x0) for x0 in samples]
         seconds = time.perf_counter() - begin
 
-        images = state.x0 if output_type == "pt" else [task.finish(x0) for x0 in state.x0]
-        if output_type == "np":
-            images = np.stack([np.asarray(image) for image in images])
+        errors = [window.constraint.error(x) for window, x in zip(windows, pictures, strict=True)]
+        if output_type == "latent":
+            images = samples[0]
+        else:
+            images = _typed(
+                [task.finish([x[i] for x in pictures]) for i in range(conditioning.batch_size)], output_type
+            )
+        self.maybe_free_model_hooks()  # type: ignore[attr-defined]
         if not return_dict:
             return (images,)
         return ConstrainedOutput(
-            images=images, error=state.error.tolist(), nfe=denoiser.nfe, seconds=seconds, steps=len(timesteps)
+            images=images,
+            error=torch.stack(errors).square().mean(0).sqrt().tolist(),
+            nfe=sum(run.denoiser.nfe for run in runs),
+            seconds=seconds,
+            steps=len(runs[0].timesteps),
+            solver=runs[0].name,
+        )
+
+    def _prepare(
+        self,
+        window: Window,
+        conditioning: Conditioning,
+        solver: str | None,
+        steps: int | None,
+        decoder_backward: bool,
+        generator: Generator | Sequence[Generator],
+    ) -> "_Run":
+        constraint = self.lift(window.constraint, decoder_backward)
+        name = solver or default_method(constraint)
+        method = method_named(name)
+        network = self.denoiser(conditioning, window.size)
+        timesteps = method.levels(network.schedule, method.steps if steps is None else steps)
+        if self.tile is not None:
+            network = Tiled(network, self.tile, self.tile // 8)
+        like = torch.empty(0, device=self.execution_device)
+        shape = (conditioning.batch_size, *self.state_shape(window.size))
+        x_T = initial_noise(network.schedule, shape, timesteps[0], like, generator)
+        return _Run(name, method, constraint, Counted(_Finite(network, timesteps)), x_T, timesteps)
+
+    def to_json_string(self) -> str:
+        """The configuration as saved: under the diffusers class, so that plain diffusers loads the folder too."""
+        config = json.loads(super().to_json_string())  # type: ignore[misc]
+        config["_class_name"] = next(c.__name__ for c in type(self).__mro__ if not issubclass(c, ConstrainedPipeline))
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One window's sampling, ready to start."""
+
+    name: str
+    method: Method
+    constraint: Constraint
+    denoiser: Counted
+    x_T: Tensor
+    timesteps: list[float]
+
+    def states(self, generator: Generator | Sequence[Generator]) -> Iterator[State]:
+        method = self.method
+        return trajectory(
+            self.denoiser, self.constraint, method.solver, self.x_T, self.timesteps, method.transition, generator
         )
 
 
@@ -166,7 +266,7 @@ class _Finite:
 
     def __call__(self, x_t: Tensor, t: float) -> Tensor:
         x0 = self.denoiser(x_t, t)
-        if not torch.isfinite(x0).all():
+        if not x0.sum().isfinite():  # a sum is one pass, and sums of finite pictures do not overflow
             raise AdhereError(
                 f"the network returned NaN or infinity at step {self.timesteps.index(t) + 1} of {len(self.timesteps)} "
                 f"(t = {t:g}); try float32, or check the weights"
@@ -174,14 +274,32 @@ class _Finite:
         return x0
 
 
-def _whole_network(network_class: type[ModelMixin], folder: Path, arguments: dict[str, Any]) -> ModelMixin:
-    """Load the network; a file that lacks some of its weights is refused: diffusers would only warn."""
-    wanted = ("use_safetensors", "local_files_only", "low_cpu_mem_usage", "torch_dtype", "dtype", "variant")
-    chosen = {name: arguments[name] for name in wanted if name in arguments}
-    loaded: Any = network_class.from_pretrained(folder, output_loading_info=True, **chosen)
-    network, info = loaded
-    if missing := sorted(info["missing_keys"]):
-        raise AdhereError(
-            f"its weights lack {len(missing)} of the network's entries, such as '{missing[0]}'; copy or save it again"
-        )
-    return network
+def _conditioning(
+    prompt: str | Sequence[str] | None,
+    negative_prompt: str | Sequence[str] | None,
+    guidance_scale: float | None,
+    batch_size: int,
+) -> Conditioning:
+    """Prompts one for each sample; their number is the number of samples."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size}: at least 1 is needed")
+    if guidance_scale is not None and not guidance_scale > 0:
+        raise AdhereError(f"guidance_scale = {guidance_scale:g}: above 0; 1 is none, 3 to 8 are usual")
+    counts = {len(text) for text in (prompt, negative_prompt) if text is not None and not isinstance(text, str)}
+    if batch_size == 1 and counts:
+        batch_size = counts.pop()
+    if counts - {batch_size} or batch_size < 1:
+        raise ValueError(f"{batch_size} samples, but {sorted(counts)} prompts: give one, or one for each sample")
+    each = lambda text: [text] * batch_size if isinstance(text, str) else text and list(text)  # noqa: E731
+    return Conditioning(batch_size, each(prompt), each(negative_prompt), guidance_scale)
+
+
+def _typed(images: list[Image.Image], output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
+    if output_type == "pil":
+        return images
+    arrays = np.stack([np.asarray(image) for image in images])
+    if output_type == "np":
+        return arrays
+    top = 255 if arrays.dtype == np.uint8 else 65535
+    arrays = arrays if arrays.ndim == 4 else arrays[..., None]
+    return torch.from_numpy(arrays.astype(np.float32) / top).permute(0, 3, 1, 2)

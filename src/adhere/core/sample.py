@@ -125,7 +125,12 @@ class State:
     t: float
     x_t: Tensor  # (B, ...)
     x0: Tensor  # (B, ...), the denoised image, or the conditional mean
-    error: Float[Tensor, " b"]  # the constraint's error of x0
+    constraint: Constraint
+
+    @property
+    def error(self) -> Float[Tensor, " b"]:
+        """The constraint's error of x0; computed when asked for, as it may take a decoder."""
+        return self.constraint.error(self.x0)
 
 
 def trajectory(
@@ -146,7 +151,7 @@ def trajectory(
     x_t, solver_memory, transition_memory = x_T, None, None
     for step, t in enumerate(timesteps):
         x_t, x0, solver_memory = solver(denoiser, constraint, x_t, t, solver_memory)
-        yield State(step, len(timesteps), t, x_t, x0, constraint.error(x0))
+        yield State(step, len(timesteps), t, x_t, x0, constraint)
         if step + 1 < len(timesteps):
             s = timesteps[step + 1]
             x_t, transition_memory = transition(denoiser.schedule, x_t, x0, t, s, transition_memory, generator)

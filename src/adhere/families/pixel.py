@@ -8,10 +8,8 @@ with twice as many output channels has learned variances as well (Nichol & Dhari
 """
 
 import math
-from typing import ClassVar, cast, get_args
 
 import torch
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -20,15 +18,15 @@ from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from adhere.core.denoise import Denoiser, Prediction
-from adhere.core.schedule import Discrete, PredictionType
 from adhere.errors import AdhereError
-from adhere.pipeline import ConstrainedPipeline
+from adhere.families.schedules import noise_schedule
+from adhere.pipeline import Conditioning, ConstrainedPipeline
 
 
 class PixelPipeline(ConstrainedPipeline, DDIMPipeline):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A constrained pipeline over a pixel-space `UNet2DModel` of RGB pictures."""
 
-    network_class: ClassVar[type[ModelMixin]] = UNet2DModel
+    tile = 768  # a picture of this size takes about 0.6 GB
     unet: UNet2DModel
     scheduler: DDIMScheduler
 
@@ -48,10 +46,13 @@ class PixelPipeline(ConstrainedPipeline, DDIMPipeline):  # pyright: ignore[repor
         return self.unshuffle * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
 
     @property
-    def schedule(self) -> Discrete:
-        return Discrete(tuple(self.scheduler.alphas_cumprod.double().tolist()))
+    def native_size(self) -> tuple[int, int]:
+        side = int(self.unet.config["sample_size"] or 256 // self.unshuffle) * self.unshuffle
+        return side, side
 
-    def denoiser(self) -> Denoiser:
+    def denoiser(self, conditioning: Conditioning | None = None, size: tuple[int, int] | None = None) -> Denoiser:
+        if conditioning is not None and (conditioning.prompt or conditioning.negative_prompt):
+            raise AdhereError("this model reads no text: leave the prompt out, or give a text-to-image model")
         r, channels = self.unshuffle, int(self.unet.config["in_channels"])
 
         def network(x_t: Tensor, t: float) -> Tensor:
@@ -59,8 +60,8 @@ class PixelPipeline(ConstrainedPipeline, DDIMPipeline):  # pyright: ignore[repor
             out = self.unet(blocks, torch.tensor(t, device=x_t.device), return_dict=False)[0]
             return pixel_shuffle(out[:, :channels], r)  # learned variances, when there are any, come after
 
-        prediction = cast(PredictionType, self.scheduler.config["prediction_type"])
-        return Prediction(network, self.schedule, prediction, self.unet.dtype)
+        schedule, prediction = noise_schedule(self.scheduler)
+        return Prediction(network, schedule, prediction, self.unet.dtype)
 
 
 def _check_network(unet: UNet2DModel) -> None:
@@ -75,14 +76,10 @@ def _check_network(unet: UNet2DModel) -> None:
 
 
 def _check_scheduler(given: SchedulerMixin, used: DDIMScheduler) -> None:
-    table = getattr(given, "alphas_cumprod", None)
-    name = type(given).__name__
-    if table is None:
-        raise AdhereError(f"{name} has no alphas_cumprod: its noise schedule cannot be read; DDPM's and DDIM's can")
+    noise_schedule(given)
+    table = given.alphas_cumprod  # type: ignore[attr-defined]
     if table.shape != used.alphas_cumprod.shape or not torch.allclose(table, used.alphas_cumprod, atol=1e-5):
         raise AdhereError(
-            f"{name} computes its noise schedule in a way of its own; save the model with a DDIMScheduler"
+            f"{type(given).__name__} computes its noise schedule in a way of its own; "
+            "save the model with a DDIMScheduler"
         )
-    prediction, known = used.config["prediction_type"], get_args(PredictionType)
-    if prediction not in known:
-        raise AdhereError(f"prediction_type '{prediction}' is unknown: {', '.join(known)} are understood")
