@@ -9,6 +9,7 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ from adhere.core.operators import Mask
 from adhere.core.sample import DDIM, DPMSolver2M, State, initial_noise, randn, sample, trajectory
 from adhere.core.schedule import Discrete, RectifiedFlow, Trigonometric, log_snr_timesteps
 from adhere.core.solvers import DDNM, Plain
+from adhere.core.solvers.moment_matching import MomentMatching
 from tests.core.exact import close, normal, random_gaussian, random_mixture, seeded
 
 TRANSITIONS = [DDIM(0.0), DDIM(1.0), DPMSolver2M(0.0), DPMSolver2M(1.0)]
@@ -123,7 +125,7 @@ def assert_same_states(ours, theirs):
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_unconstrained_ddim_is_diffusers(unet, prediction, eta):
     """All states; their last step (to alpha = 1) returns the x0 that ends ours."""
-    scheduler = DDIMScheduler(prediction_type=prediction, clip_sample=False, steps_offset=1)
+    scheduler = DDIMScheduler(prediction_type=prediction, clip_sample=False, timestep_spacing="trailing")
     scheduler.set_timesteps(10)
     x_T = torch.randn(2, 3, 8, 8, generator=seeded(0))
     theirs = their_states(unet, scheduler, x_T, eta=eta, generator=seeded(1))
@@ -149,6 +151,46 @@ def test_unconstrained_dpm_solver_is_diffusers(unet, prediction, algorithm, eta)
     assert_same_states(ours, theirs)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_unconstrained_ddim_on_a_flow_is_diffusers_euler(unet, shift, steps):
+    """From pure noise, where alpha = 0: all states and the end."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(steps)
+    x_T = torch.randn(2, 3, 8, 8, generator=seeded(0))
+    theirs = their_states(unet, scheduler, x_T)
+    schedule = RectifiedFlow(1000.0, shift)
+    denoiser = Prediction(lambda x_t, t: unet(x_t, torch.tensor(t)).sample, schedule, "flow")
+    ours = plain_states(denoiser, x_T, schedule.evenly(steps), DDIM(0.0))
+    for state, x_t in zip([*(state.x_t for state in ours), ours[-1].x0], theirs, strict=True):
+        torch.testing.assert_close(state, x_t, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_zero_terminal_snr_is_diffusers(unet, prediction):
+    """Without noise: with it, theirs is NaN."""
+    scheduler = DDIMScheduler(
+        prediction_type=prediction, clip_sample=False, timestep_spacing="trailing", rescale_betas_zero_snr=True
+    )
+    scheduler.set_timesteps(10)
+    x_T = torch.randn(2, 3, 8, 8, generator=seeded(0))
+    theirs = their_states(unet, scheduler, x_T)
+    denoiser = as_denoiser(unet, scheduler, prediction)
+    times = denoiser.schedule.evenly(10)
+    assert denoiser.schedule(times[0])[0] == 0
+    assert_same_states(plain_states(denoiser, x_T, times, DDIM(0.0)), theirs)
+
+
+def test_what_divides_by_alpha_refuses_pure_noise():
+    x_t, flow = torch.ones(1, 1, 2, 2), RectifiedFlow()
+    with pytest.raises(ValueError, match="DPMSolver2M cannot start from nothing but noise"):
+        DPMSolver2M()(flow, x_t, x_t, 1.0, 0.5, None, seeded(0))
+    with pytest.raises(ValueError, match="moment_matching cannot start from nothing but noise"):
+        MomentMatching()(PRIOR.denoiser(flow), CONSTRAINT, X_T, 1.0, None)
+
+
 # The loop ------------------------------------------------------------------------------------------------------------
 
 PRIOR = random_mixture(seeded(7))
@@ -165,7 +207,7 @@ def test_trajectory_yields_a_state_per_level_and_sample_its_end(transition):
     assert [state.step for state in states] == list(range(5))
     assert [state.t for state in states] == TIMES
     assert {state.steps for state in states} == {5}
-    assert {field.name for field in fields(State)} == {"step", "steps", "t", "x_t", "x0", "error"}
+    assert {field.name for field in fields(State)} == {"step", "steps", "t", "x_t", "x0", "constraint"}
     for state in states:
         assert state.x_t.shape == state.x0.shape == X_T.shape
         assert state.error.equal(CONSTRAINT.error(state.x0))

@@ -1,11 +1,13 @@
 """Schedules against diffusers and their own inverses, and the one rule that turns every network's output into x0."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -70,12 +72,51 @@ def test_the_default_table_is_diffusers():
     torch.testing.assert_close(ours, theirs, rtol=6e-5, atol=0)
 
 
-@MANY
-@given(steps=st.integers(1, 999))
-def test_discrete_evenly_is_diffusers_leading_stride(steps):
-    scheduler = DDIMScheduler(timestep_spacing="leading", steps_offset=1)
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@settings(max_examples=100, deadline=None)
+@given(steps=st.integers(1, 1000))
+def test_discrete_evenly_is_ddims(spacing, offset, steps):
+    scheduler = DDIMScheduler(timestep_spacing=spacing, steps_offset=offset)
     scheduler.set_timesteps(steps)
-    assert DDPM.evenly(steps) == scheduler.timesteps.tolist()
+    theirs = scheduler.timesteps.tolist()
+    if spacing == "trailing":
+        theirs = theirs[:steps]  # NumPy's arange can give one more, -1
+    if theirs[0] == 1000:
+        theirs = [t - 1 for t in theirs]  # beyond the table
+    assert replace(DDPM, spacing=spacing, offset=offset).evenly(steps) == theirs
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=name_of)
+def test_a_single_step_begins_in_noise(schedule):
+    assert log_snr(schedule, schedule.evenly(1)[0]) < 1e-9
+
+
+def test_leading_strides_begin_late():
+    assert [replace(DDPM, spacing="leading", offset=1).evenly(steps)[0] for steps in (1, 2, 20)] == [1, 501, 951]
+
+
+FLOWS = [(1.0, False), (3.0, False), (1.15, True), (3.0, True)]
+
+
+def flow_scheduler(shift, dynamic, steps):
+    """Its grid as its own pipelines set it: Stable Diffusion 3's, or Flux's with a shift of e^mu."""
+    if not dynamic:
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+        scheduler.set_timesteps(steps)
+        return scheduler
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    scheduler.set_timesteps(sigmas=torch.linspace(1.0, 1 / steps, steps).double().numpy(), mu=math.log(shift))
+    return scheduler
+
+
+@pytest.mark.parametrize(("shift", "dynamic"), FLOWS)
+@pytest.mark.parametrize("steps", [1, 2, 7, 28, 50])
+def test_flow_times_are_diffusers(shift, dynamic, steps):
+    theirs = flow_scheduler(shift, dynamic, steps).timesteps.double()
+    ours = RectifiedFlow(1000.0, shift, dynamic=dynamic).evenly(steps)
+    torch.testing.assert_close(torch.tensor(ours).double(), theirs, rtol=1e-6, atol=0)  # theirs are float32
+    assert ours[0] == 1000  # pure noise
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=name_of)
@@ -151,11 +192,12 @@ def test_no_steps_is_refused(steps):
 
 
 def test_more_steps_than_the_table_has_are_refused():
-    with pytest.raises(ValueError, match="1 to 1000"):
-        DDPM.evenly(1001)
+    for levels in (DDPM.evenly, lambda steps: log_snr_timesteps(DDPM, steps)):
+        with pytest.raises(ValueError, match="1 to 1000"):
+            levels(1001)
 
 
-def test_zero_terminal_snr_is_minus_infinity_and_never_chosen():
+def test_zero_terminal_snr_is_minus_infinity_and_never_chosen_by_log_snr():
     table = Discrete((*DDPM.alphas_cumprod[:-1], 0.0))
     assert log_snr(table, 999.0) == -math.inf
     assert is_descending(table, table.evenly(1000))
@@ -165,6 +207,16 @@ def test_zero_terminal_snr_is_minus_infinity_and_never_chosen():
     assert Discrete((0.0,)).time_at(-1.0) == 0  # there is no other
 
 
-def test_even_times_leave_out_a_level_without_signal():
-    """A zero-terminal-SNR table asked for all of its times."""
-    assert Discrete((0.9, 0.5, 0.0)).evenly(3) == [1.0, 0.0]
+@pytest.mark.parametrize("schedule", [RectifiedFlow(), Discrete((0.9, 0.5, 0.0))], ids=name_of)
+@pytest.mark.parametrize("prediction", ["sample", "v_prediction", "flow", "epsilon"])
+def test_from_nothing_but_noise_all_but_epsilon_know_x0(schedule, prediction):
+    t = schedule.evenly(2)[0]
+    assert schedule(t) == (0.0, 1.0)
+    x0, eps = normal(seeded(0), 2, 2, 3)
+    out = {"epsilon": eps, "sample": x0, "v_prediction": -x0, "flow": eps - x0}[prediction]
+    denoiser = Prediction(lambda x_t, time: out, schedule, prediction, torch.float64)
+    if prediction == "epsilon":
+        with pytest.raises(ValueError, match="predicts epsilon cannot start from nothing but noise"):
+            denoiser(eps, t)
+    else:
+        close(denoiser(eps, t), x0)

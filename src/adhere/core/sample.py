@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 
 from adhere.core.constraints import Constraint
 from adhere.core.denoise import Denoiser
-from adhere.core.schedule import Schedule, is_descending
+from adhere.core.schedule import Schedule, check_signal, is_descending
 
 Memory = Any  # None at first; each solver and transition defines its own
 Generators = Generator | Sequence[Generator]
@@ -67,7 +67,7 @@ class DDIM:
     """First order: x_s = alpha_s x0 + sqrt(sigma_s^2 - n^2) eps + n z, with n = eta sigma_s sqrt(1 - exp(-2 h)).
 
     h = lambda_s - lambda_t. Song et al. (2021), eq. 12 and 16, written in (alpha, sigma): eta = 0 is deterministic,
-    and is Euler's method on the rectified-flow ODE; eta = 1 is ancestral sampling (DDPM).
+    and is Euler's method on the rectified-flow ODE; eta = 1 is ancestral sampling (DDPM). Starts at alpha_t = 0 too.
     """
 
     eta: float = 1.0
@@ -103,6 +103,7 @@ class DPMSolver2M:
     ) -> tuple[Tensor, Memory]:
         alpha_t, sigma_t = schedule(t)
         alpha_s, sigma_s = schedule(s)
+        check_signal(alpha_t, "DPMSolver2M")
         h = math.log(alpha_s / sigma_s) - math.log(alpha_t / sigma_t)
         data = x0
         if memory is not None:

@@ -17,6 +17,7 @@ from typing import Literal, Protocol, runtime_checkable
 from torch import Tensor
 
 PredictionType = Literal["epsilon", "sample", "v_prediction", "flow"]
+Spacing = Literal["leading", "trailing", "linspace"]
 
 
 @runtime_checkable
@@ -32,8 +33,14 @@ class Schedule(Protocol):
         ...
 
     def evenly(self, steps: int) -> list[float]:
-        """`steps` times evenly spaced in t, from high noise to low: DDIM's stride, the paper's grid."""
+        """`steps` times evenly spaced in t, from high noise to low. Raises ValueError if it has not so many."""
         ...
+
+
+def check_signal(alpha_t: float, wanted_by: str) -> None:
+    """Raises ValueError where alpha_t is 0, in the name of what divides by it."""
+    if alpha_t == 0:
+        raise ValueError(f"{wanted_by} cannot start from nothing but noise (alpha_t = 0): start at a lower noise level")
 
 
 def log_snr(schedule: Schedule, t: float) -> float:
@@ -48,9 +55,15 @@ class Discrete:
 
     The table is diffusers' `scheduler.alphas_cumprod`, as floats: the t given to it is the t given to the network. It
     may end in 0 (zero terminal SNR): `time_at` never gives that time unless there is no other.
+
+    spacing, offset: which times `evenly` takes, diffusers' `timestep_spacing` and `steps_offset` (Lin et al., *Common
+    diffusion noise schedules and sample steps are flawed*, 2024, table 2). 'trailing' begins at the last time however
+    few the steps; 'leading' with offset 1 is the stride of DDIM on Stable Diffusion, which a few steps begin too late.
     """
 
     alphas_cumprod: tuple[float, ...]
+    spacing: Spacing = "trailing"
+    offset: int = 0
 
     @classmethod
     def from_betas(cls, first: float = 1e-4, last: float = 0.02, count: int = 1000) -> "Discrete":
@@ -78,20 +91,21 @@ class Discrete:
         return float(nearest)
 
     def evenly(self, steps: int) -> list[float]:
-        """DDIM's 'leading' stride with offset 1 (Song et al., 2021; `steps_offset=1` in diffusers)."""
+        """DDIM's times, as diffusers' `DDIMScheduler.set_timesteps` finds them, never outside the table."""
         count = len(self.alphas_cumprod)
         if not 1 <= steps <= count:
             raise ValueError(f"steps = {steps}: from 1 to {count} are possible")
-        offset = min(1, count - steps)  # no room for it when every time of the table is asked for
-        times = [i * (count // steps) + offset for i in reversed(range(steps))]
-        return [float(t) for t in times if self.alphas_cumprod[t] > 0]  # no log-SNR where nothing of x0 is left
-
-
-def _inside(steps: int) -> list[float]:
-    """`steps` fractions that divide 0 to 1 evenly, both ends left out, falling."""
-    if steps < 1:
-        raise ValueError(f"steps = {steps}: at least 1 is needed")
-    return [(steps - i) / (steps + 1) for i in range(steps)]
+        if self.spacing == "leading":
+            stride = count // steps
+            offset = min(self.offset, count - 1 - stride * (steps - 1))
+            times = [stride * i + offset for i in reversed(range(steps))]
+        elif self.spacing == "trailing":
+            stride = count - (count - count / steps)  # as NumPy's arange rounds it
+            times = [round(count - stride * i) - 1 for i in range(steps)]
+        else:
+            stride = (count - 1) / max(1, steps - 1)
+            times = [round(stride * i) for i in reversed(range(steps))]
+        return [float(t) for t in times]
 
 
 def _logit(p: float) -> float:
@@ -100,9 +114,17 @@ def _logit(p: float) -> float:
 
 @dataclass(frozen=True)
 class RectifiedFlow:
-    """alpha_t = 1 - t, sigma_t = t (Liu et al., 2022; Lipman et al., 2022), 0 < t < 1; networks read `scale` * t."""
+    """alpha_t = 1 - t, sigma_t = t (Liu et al., 2022; Lipman et al., 2022), 0 < t <= 1; networks read `scale` * t.
+
+    shift: `evenly` spends more steps at high noise, sigma = shift s / (1 + (shift - 1) s), the larger the pictures the
+    more (Esser et al., *Scaling rectified flow transformers*, 2024, eq. 23). count: times the network was trained on,
+    1/count to 1. dynamic: the shift depends on the picture's size, as in Flux, whose own grid then ends at 1/steps.
+    """
 
     scale: float = 1.0
+    shift: float = 1.0
+    count: int = 1000
+    dynamic: bool = False
 
     def __call__(self, t: float) -> tuple[float, float]:
         return 1 - t / self.scale, t / self.scale
@@ -111,7 +133,17 @@ class RectifiedFlow:
         return self.scale / (1 + math.exp(log_snr))
 
     def evenly(self, steps: int) -> list[float]:
-        return [self.scale * fraction for fraction in _inside(steps)]
+        """Times of diffusers' `FlowMatchEulerDiscreteScheduler`, from pure noise (alpha_t = 0) on.
+
+        It shifts its least noise level twice; `dynamic` ones are those that its Flux pipeline gives it.
+        """
+        _at_least_one(steps)
+        last = 1 / steps if self.dynamic else self._shifted(1 / self.count)
+        levels = [1 + (last - 1) * i / max(1, steps - 1) for i in range(steps)]
+        return [self.scale * self._shifted(level) for level in levels]
+
+    def _shifted(self, s: float) -> float:
+        return self.shift * s / (1 + (self.shift - 1) * s)
 
 
 @dataclass(frozen=True)
@@ -125,7 +157,14 @@ class Trigonometric:
         return 2 / math.pi * math.atan(math.exp(-log_snr))
 
     def evenly(self, steps: int) -> list[float]:
-        return _inside(steps)
+        """Fractions that divide 0 to 1 evenly, both ends left out."""
+        _at_least_one(steps)
+        return [(steps - i) / (steps + 1) for i in range(steps)]
+
+
+def _at_least_one(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"steps = {steps}: at least 1 is needed")
 
 
 def x0_from(prediction: PredictionType, out: Tensor, x_t: Tensor, alpha_t: float, sigma_t: float) -> Tensor:
@@ -133,6 +172,7 @@ def x0_from(prediction: PredictionType, out: Tensor, x_t: Tensor, alpha_t: float
 
     out = p x0 + q eps gives x0 = (q x_t - sigma_t out) / (alpha_t q - sigma_t p).
     epsilon: (p, q) = (0, 1); sample: (1, 0); v_prediction: (-sigma_t, alpha_t); flow, eps - x0: (-1, 1).
+    Raises ValueError for epsilon where alpha_t = 0: all noise, it says nothing of x0.
     """
     p, q = {
         "epsilon": (0.0, 1.0),
@@ -141,6 +181,7 @@ def x0_from(prediction: PredictionType, out: Tensor, x_t: Tensor, alpha_t: float
         "flow": (-1.0, 1.0),
     }[prediction]
     scale = alpha_t * q - sigma_t * p
+    check_signal(scale, f"a network that predicts {prediction}")  # for epsilon, scale is alpha_t
     return (q / scale) * x_t - (sigma_t / scale) * out
 
 
@@ -150,10 +191,9 @@ def log_snr_timesteps(
     """`steps` times from log-SNR `first` (noise) to `last` (nearly clean), evenly spaced in (i/(steps-1))^power.
 
     power < 1 sets the steps denser at low noise, power > 1 denser at high noise. Times that a discrete schedule rounds
-    to the same index appear once, so fewer than `steps` may come back.
+    to the same index appear once, so fewer than `steps` may come back. Raises ValueError if it has not so many at all.
     """
-    if steps < 1:
-        raise ValueError(f"steps = {steps}: at least 1 is needed")
+    schedule.evenly(steps)  # refuses impossible numbers of steps
     fractions = [(i / (steps - 1)) ** power if steps > 1 else 0.0 for i in range(steps)]
     times = [schedule.time_at(first + (last - first) * f) for f in fractions]
     return list(dict.fromkeys(times))

@@ -23,6 +23,7 @@ from torch import Tensor
 from adhere.core.constraints import Constraint, dot, linearise, sum_of
 from adhere.core.denoise import Denoiser, jacobian_product, per_sample
 from adhere.core.sample import Memory
+from adhere.core.schedule import check_signal
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class MomentMatching:
         self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Memory
     ) -> tuple[Tensor, Tensor, Memory]:
         alpha_t, sigma_t = denoiser.schedule(t)
+        check_signal(alpha_t, "moment_matching")
         x0 = denoiser(x_t, t)
         linear = linearise(constraint, x0, "moment_matching")
         variance = max(linear.noise, self.noise_floor) ** 2
