@@ -37,7 +37,7 @@ def linear_pipe(model_with):
 @pytest.mark.parametrize("solver", METHODS)
 def test_a_batch_equals_single_runs(linear_pipe, task, solver):
     pipe = linear_pipe
-    options = {"solver": solver, "num_inference_steps": 3, "output_type": "pt"}
+    options = {"solver": solver, "num_inference_steps": 3, "output_type": "latent"}
     batch = pipe(task, batch_size=3, generator=[seeded(s) for s in (4, 5, 6)], **options)
     singles = [pipe(task, generator=seeded(s), **options) for s in (4, 5, 6)]
     torch.testing.assert_close(batch.images, torch.cat([one.images for one in singles]), atol=1e-5, rtol=1e-5)
@@ -49,7 +49,7 @@ def test_a_batch_equals_single_runs(linear_pipe, task, solver):
 @pytest.mark.parametrize("solver", METHODS)
 def test_a_batch_through_a_random_network_equals_single_runs_up_to_rounding(pipe, task, solver):
     """Convolutions round differently with the batch, and finite differences enlarge that by 1 / 5e-3."""
-    options = {"solver": solver, "num_inference_steps": 2, "output_type": "pt"}
+    options = {"solver": solver, "num_inference_steps": 2, "output_type": "latent"}
     batch = pipe(task, batch_size=2, generator=[seeded(s) for s in (4, 5)], **options).images
     singles = torch.cat([pipe(task, generator=seeded(s), **options).images for s in (4, 5)])
     assert (batch - singles).abs().max() < 1e-3 * singles.abs().max()
@@ -72,15 +72,18 @@ def test_the_global_random_state_is_left_alone(pipe, task):
 
 
 def test_output_types_show_the_same_samples(pipe, task):
-    pil, array, tensor = (
-        pipe(task, num_inference_steps=2, batch_size=2, output_type=kind).images for kind in ("pil", "np", "pt")
+    pil, array, tensor, states = (
+        pipe(task, num_inference_steps=2, batch_size=2, output_type=kind).images
+        for kind in ("pil", "np", "pt", "latent")
     )
     assert all(isinstance(image, Image.Image) for image in pil)
     assert array.shape == (2, 21, 30, 3)
     assert array.dtype == np.uint8
     assert np.array_equal(array, np.stack([np.asarray(image) for image in pil]))
-    assert tensor.shape == (2, 3, 22, 30)  # the window, padded to a multiple of 2
-    assert [np.array_equal(task.finish(x0), a) for x0, a in zip(tensor, array, strict=True)] == [True, True]
+    assert tensor.shape == (2, 3, 21, 30)
+    assert np.array_equal((tensor * 255).round().byte().permute(0, 2, 3, 1).numpy(), array)
+    assert states.shape == (2, 3, 22, 30)  # the window, padded to a multiple of 2
+    assert [np.array_equal(task.finish([x0]), a) for x0, a in zip(states, array, strict=True)] == [True, True]
 
 
 def test_a_plain_tuple_on_request(pipe, task):
@@ -102,7 +105,7 @@ def test_the_callback_is_called_once_a_step(pipe, task):
         task,
         num_inference_steps=4,
         batch_size=2,
-        output_type="pt",
+        output_type="latent",
         callback_on_step_end=lambda *call: calls.append(call),
     )
     givers, steps, times, states = zip(*calls, strict=True)
@@ -110,8 +113,8 @@ def test_the_callback_is_called_once_a_step(pipe, task):
     assert steps == (0, 1, 2, 3)
     assert list(times) == sorted(times, reverse=True)
     for state in states:
-        assert set(state) == {"x_t", "x0", "error"}
-        assert state["x_t"].shape == state["x0"].shape == out.images.shape
+        assert set(state) == {"latents", "x0", "error"}
+        assert state["latents"].shape == state["x0"].shape == out.images.shape
         assert state["error"].shape == (2,)
     assert torch.equal(states[-1]["x0"], out.images)
 
@@ -150,7 +153,7 @@ def test_an_empty_batch(pipe, task, size):
 
 
 def test_an_unknown_output_type(pipe, task):
-    with pytest.raises(ValueError, match="'pil', 'np' or 'pt'"):
+    with pytest.raises(ValueError, match="'pil', 'np', 'pt' or 'latent'"):
         pipe(task, output_type="jpeg")
 
 
@@ -173,9 +176,9 @@ def test_known_pixels_come_through_the_model_bit_for_bit(pipe, mode, mask, size)
 
 
 def test_ddnm_meets_the_constraint_and_the_error_says_so(pipe, task):
-    out = pipe(task, solver="ddnm", num_inference_steps=3, output_type="pt")
+    out = pipe(task, solver="ddnm", num_inference_steps=3, output_type="latent")
     assert out.error[0] < 1e-6
-    assert task.constraint(pipe.multiple, pipe.device).error(out.images)[0] == pytest.approx(out.error[0], abs=1e-6)
+    assert task.windows(pipe)[0].constraint.error(out.images)[0] == pytest.approx(out.error[0], abs=1e-6)
 
 
 def test_one_pipeline_serves_pictures_of_any_size(pipe):

@@ -1,4 +1,6 @@
-"""Inpaint, from any kind of input to a picture of the same kind; a fake sample stands in for the model."""
+"""Tasks, from any kind of input to a picture of the same kind; a fake sample stands in for the model."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -6,10 +8,22 @@ import torch
 from PIL import Image
 
 from adhere import AdhereError, Inpaint
+from adhere.core.constraints import Linear
 from adhere.core.operators import Mask
 from tests.picture_files import hole, image_of, noise
 
 CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a task asks of a model, without one."""
+
+    multiple: int = 1
+    native_size: tuple[int, int] = (64, 64)
+    execution_device: torch.device = CPU
+
+
 SIZES = [(37, 53), (24, 31), (1, 2), (3, 3), (5, 100)]
 MASKS = {
     "middle": lambda h, w: hole(h, w),
@@ -29,9 +43,9 @@ def at(height: int, width: int, rows, columns) -> np.ndarray:
 
 
 def repaired(task: Inpaint, multiple: int = 4) -> Image.Image:
-    """As the pipeline does, with noise for a sample."""
-    shape = task.constraint(multiple, CPU).y.shape
-    return task.finish(torch.randn(*shape[1:], generator=torch.Generator().manual_seed(0)))
+    """As the pipeline does, with noise for samples."""
+    generator = torch.Generator().manual_seed(0)
+    return task.finish([torch.randn(3, *window.size, generator=generator) for window in task.windows(Model(multiple))])
 
 
 def refusal(*args, **kwargs) -> str:
@@ -70,11 +84,11 @@ def test_a_window_around_the_hole_gives_a_picture_of_the_whole_size(mask, contex
 
 def test_the_network_sees_the_hole_and_its_context_only():
     task = Inpaint(noise(200, 300, 3), at(200, 300, slice(100, 110), slice(5, 25)), context=8)
-    constraint = task.constraint(4, CPU)
-    assert constraint.y.shape == (1, 3, 28, 36)  # rows 92 ... 118, columns 0 ... 33, padded to multiples of 4
-    window = task.picture.tensor()[..., 92:118, 0:33]
+    (window,) = task.windows(Model(4))
+    assert window.size == (28, 36)  # rows 92 ... 118, columns 0 ... 33, padded to multiples of 4
+    assert isinstance(window.constraint, Linear)
     known = torch.from_numpy(~task.repaint[92:118, 0:33])
-    assert torch.equal(constraint.y[..., :26, :33], window * known)
+    assert torch.equal(window.constraint.y[..., :26, :33], task.picture.tensor()[..., 92:118, 0:33] * known)
 
 
 @pytest.mark.parametrize("multiple", [1, 2, 16, 64])
@@ -82,10 +96,11 @@ def test_the_network_sees_the_hole_and_its_context_only():
 def test_the_constraint_is_met_by_the_picture_itself(size, multiple):
     """In the padding too, whose pixels repeat the picture's."""
     task = Inpaint(noise(*size, 3), at(size[0], size[1], 0, 0))
-    constraint = task.constraint(multiple, CPU)
-    height, width = constraint.y.shape[-2:]
-    assert height % multiple == 0
-    assert width % multiple == 0
+    (window,) = task.windows(Model(multiple))
+    assert all(side % multiple == 0 for side in window.size)
+    constraint = window.constraint
+    assert isinstance(constraint, Linear)
+    assert constraint.y.shape[-2:] == window.size
     assert constraint.error(constraint.y).tolist() == [0.0]
     assert isinstance(constraint.operator, Mask)
     known = constraint.operator.known
@@ -154,5 +169,5 @@ def test_a_request_cannot_be_changed():
 
 def test_samples_out_of_range_are_cut_not_wrapped():
     task = Inpaint(np.full((24, 31, 3), 128, np.uint8), hole())
-    x0 = torch.full(task.constraint(1, CPU).y.shape[1:], 7.0)
-    assert np.asarray(task.finish(x0))[12, 15].tolist() == [255, 255, 255]
+    (window,) = task.windows(Model())
+    assert np.asarray(task.finish([torch.full((3, *window.size), 7.0)]))[12, 15].tolist() == [255, 255, 255]

@@ -20,6 +20,7 @@ from diffusers.utils.import_utils import is_accelerate_available
 
 from adhere.errors import AdhereError
 from adhere.families import family_for
+from adhere.families.schedules import noise_schedule
 
 if TYPE_CHECKING:
     from adhere.pipeline import ConstrainedPipeline
@@ -66,6 +67,7 @@ def load(base: "type[ConstrainedPipeline]", model: str | Path | None, arguments:
         if family.network not in arguments:
             arguments[family.network] = _whole_network(source, index, family.network, arguments)
         pipe: Any = super(_base(), family).from_pretrained(source, **arguments)  # type: ignore[misc]
+        noise_schedule(pipe.scheduler)  # refuses what cannot be read before anything is sampled
     getattr(pipe, family.network).to(memory_format=torch.channels_last)  # convolutions: a third faster on CPUs
     return pipe
 

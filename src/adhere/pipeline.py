@@ -215,7 +215,8 @@ class ConstrainedPipeline:
         constraint = self.lift(window.constraint, decoder_backward)
         name = solver or default_method(constraint)
         method = method_named(name)
-        network = self.denoiser(conditioning, window.size)
+        with torch.inference_mode(False), torch.no_grad():  # what it holds, dps takes into a graph
+            network = self.denoiser(conditioning, window.size)
         timesteps = method.levels(network.schedule, method.steps if steps is None else steps)
         if self.tile is not None:
             network = Tiled(network, self.tile, self.tile // 8)

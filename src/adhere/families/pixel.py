@@ -8,11 +8,11 @@ with twice as many output channels has learned variances as well (Nichol & Dhari
 """
 
 import math
+from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
@@ -28,13 +28,13 @@ class PixelPipeline(ConstrainedPipeline, DDIMPipeline):  # pyright: ignore[repor
 
     tile = 768  # a picture of this size takes about 0.6 GB
     unet: UNet2DModel
-    scheduler: DDIMScheduler
+    scheduler: Any
 
     def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin) -> None:
-        """Any scheduler with a table `alphas_cumprod` will do. Raises AdhereError for what the family cannot run."""
+        """Raises AdhereError for a network the family cannot run."""
         _check_network(unet)
-        super().__init__(unet, scheduler)  # type: ignore[arg-type]  # makes it a DDIMScheduler
-        _check_scheduler(scheduler, self.scheduler)
+        super().__init__(unet, scheduler)  # type: ignore[arg-type]
+        self.register_modules(scheduler=scheduler)  # as given: DDIMPipeline makes a DDIMScheduler of it, and loses some
 
     @property
     def unshuffle(self) -> int:
@@ -73,13 +73,3 @@ def _check_network(unet: UNet2DModel) -> None:
         raise AdhereError(f"{given}: {channels}, or {2 * channels} with learned variances, are understood")
     if unet.config["num_class_embeds"] or unet.config["class_embed_type"]:
         raise AdhereError("the network asks for class labels: only unconditional networks are understood")
-
-
-def _check_scheduler(given: SchedulerMixin, used: DDIMScheduler) -> None:
-    noise_schedule(given)
-    table = given.alphas_cumprod  # type: ignore[attr-defined]
-    if table.shape != used.alphas_cumprod.shape or not torch.allclose(table, used.alphas_cumprod, atol=1e-5):
-        raise AdhereError(
-            f"{type(given).__name__} computes its noise schedule in a way of its own; "
-            "save the model with a DDIMScheduler"
-        )
