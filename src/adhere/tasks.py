@@ -2,6 +2,9 @@
 
     Inpaint("photo.jpg", "mask.png")        repaint a part
     Upscale("small.png", 4)                 a large picture whose area means are the small one
+    Layout("sketch.png")                    colours where the sketch has them, roughly
+    Silhouette("shape.png")                 something of this shape
+    Style("painting.jpg")                   the colours and textures of a picture
     Satisfy(constraint, (512, 512))         any constraint on pictures, such as `Loss(fn)`
     Generate((512, 512))                    nothing asked: plain sampling
 
@@ -12,23 +15,27 @@ loaded. A newcomer adds a class with `windows` and `finish`.
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from adhere.core.constraints import Constraint, Linear, Unconstrained
+from adhere.core.constraints import Constraint, Linear, Loss, Unconstrained
 from adhere.core.operators import Downsample, Mask
 from adhere.errors import AdhereError
+from adhere.features import EfficientNetLite0
 from adhere.images import Picture, check_mask, keep_exactly, mask_from_alpha, pad_to_multiple, picture_from, read_mask
+from adhere.losses import Features, GramDistance, SilhouetteLoss
 from adhere.windows import Box, windows_around
 
 Readable = str | Path | Image.Image | np.ndarray | Picture
 
 
+@runtime_checkable
 class Model(Protocol):
     """What a task must know of the model."""
 
@@ -51,6 +58,7 @@ class Window:
     constraint: Constraint
 
 
+@runtime_checkable
 class Task(Protocol):
     """A request, checked already."""
 
@@ -153,8 +161,123 @@ class Upscale:
         return image
 
 
+class Whole:
+    """A task whose sample is the picture, all of it."""
+
+    def finish(self, samples: list[Tensor]) -> Image.Image:
+        """The sample, RGB, 8 bits a channel."""
+        return _image(samples[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Layout(Whole):
+    """A picture whose colours lie where those of `image` do: its means over coarse squares, `cells` of them along the
+    shorter side, are about the image's.
+
+    image: brought to the size asked for, its aspect ratio too. noise: how far the means may be off, a standard
+    deviation in [-1, 1] units. size: (height, width), the model's own by default. Raises AdhereError for fewer than
+    one cell and a negative noise.
+    """
+
+    image: Readable = field(repr=False)
+    cells: int = 8
+    noise: float = 0.1
+    size: tuple[int, int] | None = None
+    picture: Picture = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.cells < 1:
+            raise AdhereError(f"cells = {self.cells}: at least 1 along the shorter side; 4 to 16 are usual")
+        if not self.noise >= 0:
+            raise AdhereError(f"noise = {self.noise:g}: a standard deviation is at least 0; 0.1 is usual")
+        object.__setattr__(self, "picture", picture_from(self.image))
+
+    def windows(self, model: Model) -> list[Window]:
+        """y = A x0 + noise, A the means over squares whose side divides the picture's height and width."""
+        height, width = canvas(self.size, model)
+        both = math.gcd(height, width)
+        wanted = min(height, width) / self.cells
+        side = min((d for d in range(1, both + 1) if both % d == 0), key=lambda d: abs(math.log(d / wanted)))
+        x = self.picture.tensor().to(model.execution_device)
+        y = interpolate(x, (height // side, width // side), mode="area")
+        return [Window((height, width), Linear(Downsample(side), y, self.noise))]
+
+
+@dataclass(frozen=True, eq=False)
+class Silhouette(Whole):
+    """A picture of something that stands out from a plain background just where the mask is white.
+
+    mask: a picture, white (or True, or opaque where it has transparency) = inside; brought to the size asked for.
+    background: its colour, 0 to 255. size: (height, width), the model's own by default. Raises AdhereError when
+    nothing is inside, or everything.
+    """
+
+    mask: Readable = field(repr=False)
+    background: tuple[int, int, int] = (255, 255, 255)
+    size: tuple[int, int] | None = None
+    inside: Bool[np.ndarray, "h w"] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        inside = _inside(self.mask)
+        if inside.all() or not inside.any():
+            what = "everything" if inside.all() else "nothing"
+            raise AdhereError(f"the silhouette has {what} inside; paint white (or leave opaque) what is")
+        if not all(0 <= value <= 255 for value in self.background):
+            raise AdhereError(f"background = {self.background}: red, green and blue from 0 to 255")
+        object.__setattr__(self, "inside", inside)
+
+    @torch.inference_mode(False)  # gradients are taken with these tensors
+    def windows(self, model: Model) -> list[Window]:
+        size, device = canvas(self.size, model), model.execution_device
+        mask = interpolate(torch.from_numpy(self.inside)[None, None].float(), size, mode="area")
+        background = torch.tensor(self.background).view(1, 3, 1, 1) / 127.5 - 1
+        return [Window(size, Loss(SilhouetteLoss(mask.to(device), background.to(device))))]
+
+
+@dataclass(frozen=True, eq=False)
+class Style(Whole):
+    """A picture painted as the reference is: alike in what features occur together, wherever.
+
+    reference: brought to the scale of the picture, their shorter sides alike. size: (height, width), the model's own by
+    default. features: from a picture (B, 3, H, W) in [-1, 1] to a list of (B, C, N) or (B, C, h, w), differentiable;
+    those of EfficientNet-Lite0's first three stages by default. The paper's are the tokens of an early block of CLIP:
+
+        clip = CLIPVisionModel.from_pretrained("openai/clip-vit-base-patch16")
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+
+        def tokens(x):
+            x = interpolate(x, (224, 224), mode="bicubic", antialias=True)
+            return [clip(((x + 1) / 2 - mean) / std, output_hidden_states=True).hidden_states[2].mT]
+
+        Style("painting.jpg", features=tokens)
+
+    Raises AdhereError without the packages of the extra `style`, unless features are given.
+    """
+
+    reference: Readable = field(repr=False)
+    size: tuple[int, int] | None = None
+    features: Features | None = field(default=None, repr=False)
+    picture: Picture = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "picture", picture_from(self.reference))
+        if self.features is None:
+            with torch.inference_mode(False):  # gradients go through its weights
+                object.__setattr__(self, "features", EfficientNetLite0(stages=3).features)
+
+    @torch.inference_mode(False)
+    def windows(self, model: Model) -> list[Window]:
+        assert self.features is not None
+        size = canvas(self.size, model)
+        x = self.picture.tensor().to(model.execution_device)
+        scale = min(size) / min(self.picture.size)
+        sides = [max(min(size), round(side * scale)) for side in self.picture.size]
+        reference = interpolate(x, sides, mode="bilinear", antialias=True)
+        return [Window(size, Loss(GramDistance(self.features, reference)))]
+
+
 @dataclass(frozen=True)
-class Satisfy:
+class Satisfy(Whole):
     """Any constraint on pictures (B, 3, H, W) in [-1, 1], such as `Loss(fn)`; size (height, width), the model's own
     by default, and a multiple of what the model takes. Raises AdhereError for another size."""
 
@@ -162,18 +285,7 @@ class Satisfy:
     size: tuple[int, int] | None = None
 
     def windows(self, model: Model) -> list[Window]:
-        size = self.size or model.native_size
-        if min(size) < 1 or any(side % model.multiple for side in size):
-            height, width = (max(1, round(side / model.multiple)) * model.multiple for side in size)
-            raise AdhereError(
-                f"size {size[0]}x{size[1]} (height x width): this model takes multiples of {model.multiple}; "
-                f"{height}x{width} is near"
-            )
-        return [Window(size, self.constraint)]
-
-    def finish(self, samples: list[Tensor]) -> Image.Image:
-        """The sample, RGB, 8 bits a channel."""
-        return _image(samples[0])
+        return [Window(canvas(self.size, model), self.constraint)]
 
 
 @dataclass(frozen=True)
@@ -181,6 +293,27 @@ class Generate(Satisfy):
     """Nothing asked: plain sampling."""
 
     constraint: Constraint = field(default=Unconstrained(), init=False, repr=False)
+
+
+def _inside(mask: Readable) -> Bool[np.ndarray, "h w"]:
+    if isinstance(mask, np.ndarray) and mask.dtype == bool:
+        mask = mask.astype(np.uint8) * 255
+    picture = picture_from(mask)
+    if picture.alpha is not None and picture.alpha.min() < 128:
+        return picture.alpha >= 128
+    return (picture.tensor()[0].mean(0) > 0).numpy()
+
+
+def canvas(size: tuple[int, int] | None, model: Model) -> tuple[int, int]:
+    """(height, width) to sample: the model's own unless told. Raises AdhereError for one that the model cannot take."""
+    size = size or model.native_size
+    if min(size) < 1 or any(side % model.multiple for side in size):
+        height, width = (max(1, round(side / model.multiple)) * model.multiple for side in size)
+        raise AdhereError(
+            f"size {size[0]}x{size[1]} (height x width): this model takes multiples of {model.multiple}; "
+            f"{height}x{width} is near"
+        )
+    return size
 
 
 def _size(x: Tensor) -> tuple[int, int]:
