@@ -52,7 +52,7 @@ class Prediction:
 
 @dataclass
 class Counted:
-    """Counts network function evaluations: `cost` per call, whatever the batch.
+    """Counts network function evaluations: `cost` per call, whatever the batch; and backward passes through it.
 
     It is 1, or 2 under classifier-free guidance.
     """
@@ -60,6 +60,7 @@ class Counted:
     denoiser: Denoiser
     cost: int = 1
     nfe: int = field(default=0, init=False)
+    backward: int = field(default=0, init=False)
 
     @property
     def schedule(self) -> Schedule:
@@ -71,7 +72,13 @@ class Counted:
 
     def __call__(self, x_t: Tensor, t: float) -> Tensor:
         self.nfe += self.cost
-        return self.denoiser(x_t, t)
+        x0 = self.denoiser(x_t, t)
+        if x0.requires_grad:
+            x0.register_hook(self._count_backward)
+        return x0
+
+    def _count_backward(self, _: Tensor) -> None:
+        self.backward += self.cost
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,25 @@ def forward_difference(function: Callable[[Tensor], Tensor], x: Tensor, y: Tenso
     """
     size = largest_entry(v)
     return (function(x + h * (v / size)) - y) * per_sample((size / h).flatten(), y)
+
+
+def pullback(
+    function: Callable[[Tensor], Tensor], x: Tensor, reuse: bool = False
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """function(x), and v -> (d function / dx)^T v by autograd, once, or with `reuse` as often as asked.
+
+    Works under `torch.inference_mode` too, provided that the tensors inside the function were made outside of it.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = x.detach().clone().requires_grad_()
+        y = function(leaf)
+
+    def transposed(v: Tensor) -> Tensor:
+        with torch.inference_mode(False):
+            (gradient,) = torch.autograd.grad(y, leaf, v.clone(), retain_graph=reuse)
+        return gradient
+
+    return y.detach(), transposed
 
 
 def jacobian_product(denoiser: Denoiser, x_t: Tensor, t: float, x0: Tensor, v: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adhere.core.constraints import Constraint, Linear, is_linearisable, linearise
-from adhere.core.denoise import difference_step, forward_difference
+from adhere.core.denoise import difference_step, forward_difference, pullback
 from adhere.core.operators import Operator
 
 
@@ -107,17 +107,7 @@ class DecodedOperator:
 def transposed_decoder(codec: Codec, z: Tensor, backward: bool) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """decode(z), and r -> (d decode / dz)^T r at z: by autograd, or in its place the encoder's difference along r."""
     if backward:
-        with torch.inference_mode(False), torch.enable_grad():
-            leaf = z.detach().clone().requires_grad_()
-            x = codec.decode(leaf)
-
-        def vector_product(r: Tensor) -> Tensor:
-            with torch.inference_mode(False):
-                (gradient,) = torch.autograd.grad(x, leaf, r.clone(), retain_graph=True)
-            return gradient
-
-        return x.detach(), vector_product
-
+        return pullback(codec.decode, z, reuse=True)
     x = codec.decode(z)
     encoded = codec.encode(x)
     h = difference_step(codec.dtype)

@@ -14,8 +14,10 @@ from adhere.core.denoise import Denoiser
 from adhere.core.sample import DDIM, DPMSolver2M, Memory, Solver, Transition
 from adhere.core.schedule import Schedule, log_snr_timesteps
 from adhere.core.solvers.ddnm import DDNM
+from adhere.core.solvers.dps import DPS
 from adhere.core.solvers.inexact_newton import InexactNewton
 from adhere.core.solvers.moment_matching import MomentMatching
+from adhere.core.solvers.mpgd import MPGD
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ METHODS: dict[str, Method] = {
     # Best on photographs with a small prior (benchmarks.photo, docs/lab): half the noise, less grain, less variety.
     "moment_matching_calm": Method(MomentMatching(m=1), DPMSolver2M(temperature=0.5), LogSNR(first=-4.0), steps=12),
     "inexact_newton": Method(InexactNewton(K=5), DDIM(eta=1.0), Even(), steps=20),
+    # The same number of evaluations as inexact_newton; dps adds 200 backward passes.
+    "dps": Method(DPS(K=10), DDIM(eta=1.0), Even(), steps=20),
+    "mpgd": Method(MPGD(K=10), DDIM(eta=1.0), Even(), steps=20),
     "ddnm": Method(DDNM(), DDIM(eta=0.85), LogSNR(), steps=50),
     "plain": Method(Plain(), DDIM(eta=0.0), Even(), steps=20),
 }
