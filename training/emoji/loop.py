@@ -1,0 +1,111 @@
+"""One training loop for both parts of adhere-emoji: averages of the weights, checkpoints, resuming, signals.
+
+The loss of a step is a function of (network, step) alone: every random draw in it is seeded by the step, so a run that
+was stopped and resumed takes the steps an unbroken one would have taken. (Under `cooldown` the learning rate follows
+the clock instead.)
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.photo.train import courteous_threads
+
+WARM_UP = 100  # steps
+
+
+class Training:
+    """A network on its way: `network` is trained, `average` is the exponential moving average that is used."""
+
+    def __init__(self, network: nn.Module, run: Path, lr: float, ema: float = 0.9995):
+        self.run, self.lr, self.ema, self.step, self.pictures_seen = run, lr, ema, 0, 0
+        self.network = network
+        self.average = deepcopy(network).eval().requires_grad_(False)
+        self.optimiser = torch.optim.AdamW(
+            network.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True
+        )
+        run.mkdir(parents=True, exist_ok=True)
+        if self.checkpoint.exists():
+            state = torch.load(self.checkpoint, weights_only=True)
+            for name in ("network", "average", "optimiser"):
+                getattr(self, name).load_state_dict(state[name])
+            self.step, self.pictures_seen = state["step"], state["pictures_seen"]
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.run / "checkpoint.pt"
+
+    def save(self) -> None:
+        """Write the checkpoint in one move: a kill in between leaves the old one whole."""
+        part = self.checkpoint.with_suffix(".part")
+        state = {name: getattr(self, name).state_dict() for name in ("network", "average", "optimiser")}
+        torch.save(state | {"step": self.step, "pictures_seen": self.pictures_seen}, part)
+        os.replace(part, self.checkpoint)
+
+    def take_step(self, loss: Callable[[Any, int], Tensor], rate: float) -> float:
+        """One step of AdamW at a learning rate; returns the loss."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        value = loss(self.network, self.step)
+        value.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.step += 1
+        decay = min(self.ema, (1 + self.step) / (10 + self.step))
+        mean, new = list(self.average.parameters()), list(self.network.parameters())
+        torch._foreach_lerp_(mean, [value.detach() for value in new], 1 - decay)
+        for mean, new in zip(self.average.buffers(), self.network.buffers(), strict=True):
+            mean.copy_(new)
+        return float(value.detach())
+
+    def fit(
+        self,
+        loss: Callable[[Any, int], Tensor],
+        report: Callable[[Any], dict[str, Any]],
+        batch: int,
+        minutes: float = float("inf"),
+        steps: float = float("inf"),
+        cooldown: bool = False,
+    ) -> None:
+        """Train until the time or the number of steps is over, or SIGTERM or SIGINT comes; then save.
+
+        `report(average)` is logged every two minutes and at the end. `cooldown` brings the learning rate to zero.
+        """
+        torch.set_flush_denormal(True)
+        stop: list[int] = []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, _: stop.append(number))
+        begin = said = saved = time.monotonic()
+        last, losses = self.step + steps, []
+        while not stop and self.step < last and (elapsed := time.monotonic() - begin) < 60 * minutes:
+            if (threads := courteous_threads()) != torch.get_num_threads():
+                torch.set_num_threads(threads)
+            rate = self.lr * min(1, (self.step + 1) / WARM_UP) * (1 - elapsed / (60 * minutes) if cooldown else 1)
+            losses.append(self.take_step(loss, rate))
+            self.pictures_seen += batch
+            now = time.monotonic()
+            if now - said > 120:
+                self._log(report, losses, batch * len(losses) / (now - said), rate)
+                said, losses = time.monotonic(), []
+            if now - saved > 300:
+                self.save()
+                saved = now
+        self.save()
+        self._log(report, losses or [float("nan")], 0, 0)
+
+    def _log(self, report: Callable[[Any], dict[str, Any]], losses: list[float], speed: float, rate: float) -> None:
+        row = {"step": self.step, "pictures": self.pictures_seen, "per_second": round(speed, 1), "lr": round(rate, 7)}
+        row["loss"] = round(sum(losses) / len(losses), 5)
+        line = json.dumps(row | report(self.average))
+        print(line, flush=True)
+        with (self.run / "log.jsonl").open("a") as log:
+            log.write(line + "\n")
