@@ -4,7 +4,8 @@
 
 Loss: L1 + L1 of the differences of neighbouring pixels (sharp edges) + L1 of the colour, brightness taken out, of each
 4x4 patch (without it two of three colour axes were enough for a long while) + a distance of early EfficientNet-Lite0
-features (patches that look alike) + a small KL divergence (latents that are smooth and survive a little noise).
+features (patches that look alike) + a small KL divergence (latents that are smooth and survive a little noise) + the
+distance of the latents' covariance from the identity (without it channels came in pairs that say the same).
 The run folder holds checkpoint.pt, log.jsonl and recon.png: held-out pictures above their reconstructions.
 """
 
@@ -33,9 +34,9 @@ def new_autoencoder(blocks: tuple[int, ...] = (32, 64, 96), groups: int = 16) ->
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
-        block_out_channels=blocks,
-        down_block_types=("DownEncoderBlock2D",) * len(blocks),
-        up_block_types=("UpDecoderBlock2D",) * len(blocks),
+        block_out_channels=blocks,  # pyright: ignore[reportArgumentType]
+        down_block_types=("DownEncoderBlock2D",) * len(blocks),  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpDecoderBlock2D",) * len(blocks),  # pyright: ignore[reportArgumentType]
         layers_per_block=1,
         latent_channels=CHANNELS,
         norm_num_groups=groups,
@@ -104,7 +105,8 @@ def loss_function(emoji: Emoji, batch: int, features: Callable[[Tensor, Tensor],
         edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         hue = avg_pool2d(error - error.mean(1, keepdim=True), 4).abs().mean()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        return error.abs().mean() + 0.5 * edges + 2 * hue + 0.1 * alike + 1e-4 * kl
+        whiteness = (torch.cov(mean.transpose(0, 1).flatten(1)) - torch.eye(mean.shape[1])).square().mean()
+        return error.abs().mean() + 0.5 * edges + 2 * hue + 0.1 * alike + 1e-4 * kl + 0.05 * whiteness
 
     return loss
 

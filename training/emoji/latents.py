@@ -35,9 +35,7 @@ def whiten(autoencoder: Any, pictures: Tensor) -> None:
     mean, logvar = moments.permute(1, 0, 2, 3).flatten(1).double().chunk(2)  # each (4, cells)
     m, (variance, axes) = mean.mean(1), torch.linalg.eigh(torch.cov(mean))
     w, w_inverse = axes @ torch.diag(variance**-0.5) @ axes.T, axes @ torch.diag(variance**0.5) @ axes.T
-    spread = (
-        w.square() @ logvar.exp().mean(1)
-    ).log()  # a rotation mixes the log-variances: one for each channel is kept
+    spread = (w.square() @ logvar.exp().mean(1)).log()  # log-variances cannot be mixed: each channel keeps one
     first, second = autoencoder.quant_conv, autoencoder.post_quant_conv
     channels = len(m)
     weight, bias = first.weight[:, :, 0, 0].double(), first.bias.double()

@@ -61,8 +61,9 @@ class Training:
         self.optimiser.zero_grad()
         self.step += 1
         decay = min(self.ema, (1 + self.step) / (10 + self.step))
-        mean, new = list(self.average.parameters()), list(self.network.parameters())
-        torch._foreach_lerp_(mean, [value.detach() for value in new], 1 - decay)
+        with torch.no_grad():
+            for mean, new in zip(self.average.parameters(), self.network.parameters(), strict=True):
+                mean.lerp_(new, 1 - decay)
         for mean, new in zip(self.average.buffers(), self.network.buffers(), strict=True):
             mean.copy_(new)
         return float(value.detach())

@@ -30,10 +30,10 @@ def fit_tokenizer(captions: Iterable[str], size: int = 2048) -> CLIPTokenizer:
     )
     backend.train_from_iterator(captions, trainer)
     model = json.loads(backend.to_str())["model"]
-    vocab = model["vocab"]
+    vocab, merges = model["vocab"], [tuple(pair) for pair in model["merges"]]
     for byte in alphabet:  # else a byte that ends no word of the captions would be read as the end of the text
         vocab.setdefault(byte + WORD_END, len(vocab))
-    return CLIPTokenizer(vocab=vocab, merges=[tuple(pair) for pair in model["merges"]], model_max_length=LENGTH)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH)  # pyright: ignore[reportArgumentType]
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
@@ -50,6 +50,7 @@ def token_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
 
 def new_text_encoder(tokenizer: CLIPTokenizer, hidden: int = 192, layers: int = 4, heads: int = 4) -> CLIPTextModel:
     """The text encoder, freshly drawn."""
+    begin, end = tokenizer("").input_ids
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -58,9 +59,9 @@ def new_text_encoder(tokenizer: CLIPTokenizer, hidden: int = 192, layers: int = 
             num_hidden_layers=layers,
             num_attention_heads=heads,
             max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=begin,
+            eos_token_id=end,
+            pad_token_id=end,
             projection_dim=hidden,
             attention_dropout=0.0,
         )

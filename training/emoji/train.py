@@ -29,7 +29,6 @@ from training.emoji.data import Emoji, all_captions, caption
 from training.emoji.latents import encode
 from training.emoji.loop import Training
 from training.emoji.text import embed, fit_tokenizer, new_text_encoder, save_tokenizer, token_ids
-from training.photo.train import NoiseLevels
 
 
 def new_network(
@@ -47,7 +46,7 @@ def new_network(
         mid_block_type="UNetMidBlock2DCrossAttn",
         up_block_types=("CrossAttnUpBlock2D",) * deep + ("UpBlock2D",),
         cross_attention_dim=text_size,
-        attention_head_dim=heads,
+        attention_head_dim=heads,  # pyright: ignore[reportArgumentType]
         norm_num_groups=groups,
         use_linear_projection=True,
     )
@@ -66,20 +65,29 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-class Levels(NoiseLevels):
-    """Noise levels for latents of 16x16, drawn evenly over a batch."""
+class Levels:
+    """Noise levels: how often each is trained, and how much its loss counts."""
 
     def __init__(self, alphas_cumprod: Tensor):
-        super().__init__(alphas_cumprod)
+        self.alpha, self.sigma = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
+        self.lam = (self.alpha / self.sigma).log().double()
         density = 0.75 * torch.exp(-0.5 * ((self.lam - 0.3) / 1.2) ** 2) / (1.2 * math.sqrt(2 * math.pi))
         density = density + 0.25 / 8 * (self.lam.abs() < 4)
-        self.cumulative = (density * -torch.gradient(self.lam)[0]).cumsum(0)
-        self.cumulative /= self.cumulative[-1].clone()
+        cumulative = (density * -torch.gradient(self.lam)[0]).cumsum(0)
+        self.cumulative = cumulative / cumulative[-1]
+        self.bin = (2 * (self.lam - self.lam.min())).long()  # half a unit of log-SNR each
+        self.loss = torch.full((int(self.bin.max()) + 1,), 0.3)  # running mean of each bin
 
     def spread(self, count: int, generator: torch.Generator) -> Tensor:
         """Timesteps (count,), one from each of `count` equally probable stretches."""
         u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
         return torch.searchsorted(self.cumulative, u.double()).clamp(max=len(self.lam) - 1)
+
+    def balanced(self, t: Tensor, losses: Tensor) -> Tensor:
+        """The losses (B,) at times t over the running means of their levels, which they update; about 0.1 each."""
+        for index, value in zip(self.bin[t].tolist(), losses.detach().tolist(), strict=True):
+            self.loss[index] += 0.02 * (value - self.loss[index])
+        return 0.1 * losses / self.loss[self.bin[t]]
 
 
 class TextToImage(nn.Module):
