@@ -160,7 +160,7 @@ def test_unconstrained_ddim_on_a_flow_is_diffusers_euler(unet, shift, steps):
     scheduler.set_timesteps(steps)
     x_T = torch.randn(2, 3, 8, 8, generator=seeded(0))
     theirs = their_states(unet, scheduler, x_T)
-    schedule = RectifiedFlow(1000.0, shift)
+    schedule = RectifiedFlow(1000.0, shift, last=scheduler.sigma_min)
     denoiser = Prediction(lambda x_t, t: unet(x_t, torch.tensor(t)).sample, schedule, "flow")
     ours = plain_states(denoiser, x_T, schedule.evenly(steps), DDIM(0.0))
     for state, x_t in zip([*(state.x_t for state in ours), ours[-1].x0], theirs, strict=True):

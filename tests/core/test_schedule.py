@@ -96,25 +96,22 @@ def test_leading_strides_begin_late():
     assert [replace(DDPM, spacing="leading", offset=1).evenly(steps)[0] for steps in (1, 2, 20)] == [1, 501, 951]
 
 
-FLOWS = [(1.0, False), (3.0, False), (1.15, True), (3.0, True)]
+FLOWS = [(1.0, 0.001), (3.0, 0.001), (1.15, None), (3.0, None)]
 
 
-def flow_scheduler(shift, dynamic, steps):
-    """Its grid as its own pipelines set it: Stable Diffusion 3's, or Flux's with a shift of e^mu."""
-    if not dynamic:
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-        scheduler.set_timesteps(steps)
-        return scheduler
+def flow_scheduler(shift, last, steps):
+    """Its grid as pipelines set it: with the noise levels given, or with a shift of e^mu."""
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    scheduler.set_timesteps(sigmas=torch.linspace(1.0, 1 / steps, steps).double().numpy(), mu=math.log(shift))
+    end = 1 / steps if last is None else last
+    scheduler.set_timesteps(sigmas=torch.linspace(1.0, end, steps).double().numpy(), mu=math.log(shift))
     return scheduler
 
 
-@pytest.mark.parametrize(("shift", "dynamic"), FLOWS)
+@pytest.mark.parametrize(("shift", "last"), FLOWS)
 @pytest.mark.parametrize("steps", [1, 2, 7, 28, 50])
-def test_flow_times_are_diffusers(shift, dynamic, steps):
-    theirs = flow_scheduler(shift, dynamic, steps).timesteps.double()
-    ours = RectifiedFlow(1000.0, shift, dynamic=dynamic).evenly(steps)
+def test_flow_times_are_diffusers(shift, last, steps):
+    theirs = flow_scheduler(shift, last, steps).timesteps.double()
+    ours = RectifiedFlow(1000.0, shift, last).evenly(steps)
     torch.testing.assert_close(torch.tensor(ours).double(), theirs, rtol=1e-6, atol=0)  # theirs are float32
     assert ours[0] == 1000  # pure noise
 

@@ -50,17 +50,10 @@ class Prediction:
         return x0_from(self.prediction, out, x_t, *self.schedule(t))
 
 
-@dataclass
-class Counted:
-    """Counts network function evaluations: `cost` per call, whatever the batch; and backward passes through it.
-
-    It is 1, or 2 under classifier-free guidance.
-    """
+class Wrapper:
+    """A denoiser around another, of the same schedule and arithmetic."""
 
     denoiser: Denoiser
-    cost: int = 1
-    nfe: int = field(default=0, init=False)
-    backward: int = field(default=0, init=False)
 
     @property
     def schedule(self) -> Schedule:
@@ -70,39 +63,39 @@ class Counted:
     def dtype(self) -> torch.dtype:
         return self.denoiser.dtype
 
+
+@dataclass
+class Counted(Wrapper):
+    """Counts network function evaluations, one a call whatever the batch, and backward passes through it."""
+
+    denoiser: Denoiser
+    nfe: int = field(default=0, init=False)
+    backward: int = field(default=0, init=False)
+
     def __call__(self, x_t: Tensor, t: float) -> Tensor:
-        self.nfe += self.cost
+        self.nfe += 1
         x0 = self.denoiser(x_t, t)
         if x0.requires_grad:
             x0.register_hook(self._count_backward)
         return x0
 
     def _count_backward(self, _: Tensor) -> None:
-        self.backward += self.cost
+        self.backward += 1
 
 
 @dataclass(frozen=True)
-class Guided:
+class Guided(Wrapper):
     """Classifier-free guidance (Ho & Salimans, 2022): uncond + guidance_scale (cond - uncond).
 
-    Two calls an evaluation.
+    `denoiser` takes both halves as one batch (2B, ...): first those without the condition, then those with it.
     """
 
-    conditional: Denoiser
-    unconditional: Denoiser
+    denoiser: Denoiser
     guidance_scale: float
 
-    @property
-    def schedule(self) -> Schedule:
-        return self.conditional.schedule
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.conditional.dtype
-
     def __call__(self, x_t: Tensor, t: float) -> Tensor:
-        x0 = self.unconditional(x_t, t)
-        return x0 + self.guidance_scale * (self.conditional(x_t, t) - x0)
+        unconditional, conditional = self.denoiser(torch.cat([x_t, x_t]), t).chunk(2)
+        return unconditional + self.guidance_scale * (conditional - unconditional)
 
 
 def difference_step(dtype: torch.dtype) -> float:

@@ -116,15 +116,14 @@ def _logit(p: float) -> float:
 class RectifiedFlow:
     """alpha_t = 1 - t, sigma_t = t (Liu et al., 2022; Lipman et al., 2022), 0 < t <= 1; networks read `scale` * t.
 
-    shift: `evenly` spends more steps at high noise, sigma = shift s / (1 + (shift - 1) s), the larger the pictures the
-    more (Esser et al., *Scaling rectified flow transformers*, 2024, eq. 23). count: times the network was trained on,
-    1/count to 1. dynamic: the shift depends on the picture's size, as in Flux, whose own grid then ends at 1/steps.
+    shift: `evenly` spends more steps at high noise, sigma = shift s / (shift s + 1 - s), the larger the pictures the
+    more (Esser et al., *Scaling rectified flow transformers*, 2024, eq. 23). last: the s at which it ends, 1/steps
+    where it is None.
     """
 
     scale: float = 1.0
     shift: float = 1.0
-    count: int = 1000
-    dynamic: bool = False
+    last: float | None = None
 
     def __call__(self, t: float) -> tuple[float, float]:
         return 1 - t / self.scale, t / self.scale
@@ -133,17 +132,11 @@ class RectifiedFlow:
         return self.scale / (1 + math.exp(log_snr))
 
     def evenly(self, steps: int) -> list[float]:
-        """Times of diffusers' `FlowMatchEulerDiscreteScheduler`, from pure noise (alpha_t = 0) on.
-
-        It shifts its least noise level twice; `dynamic` ones are those that its Flux pipeline gives it.
-        """
+        """Times of diffusers' `FlowMatchEulerDiscreteScheduler`, from pure noise (alpha_t = 0) on."""
         _at_least_one(steps)
-        last = 1 / steps if self.dynamic else self._shifted(1 / self.count)
+        last = 1 / steps if self.last is None else self.last
         levels = [1 + (last - 1) * i / max(1, steps - 1) for i in range(steps)]
-        return [self.scale * self._shifted(level) for level in levels]
-
-    def _shifted(self, s: float) -> float:
-        return self.shift * s / (1 + (self.shift - 1) * s)
+        return [self.scale * (self.shift * s / (self.shift * s + 1 - s)) for s in levels]
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from adhere.core.denoise import Denoiser
-from adhere.core.schedule import Schedule
+from adhere.core.denoise import Denoiser, Wrapper
 
 
 @dataclass(frozen=True)
-class Tiled:
+class Tiled(Wrapper):
     """`size` and `overlap`: of the square tiles, in the state's pixels. A smaller state is given whole.
 
     One call is one network function evaluation, whatever the number of tiles. Raises ValueError unless
@@ -31,14 +30,6 @@ class Tiled:
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < self.size:
             raise ValueError(f"tiles of {self.size} overlapping by {self.overlap}: the overlap is at least 0 and less")
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.denoiser.schedule
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.denoiser.dtype
 
     def __call__(self, x_t: Tensor, t: float) -> Tensor:
         height, width = x_t.shape[-2:]
