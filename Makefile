@@ -38,8 +38,9 @@ format: install ## let ruff mend and format the code
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: install ## measure methods and baselines on photographs
-	$(PY) -m benchmarks.photo --json benchmarks/results/photo.json --methods moment_matching_calm moment_matching ddnm
+bench: install ## measure every method and the baselines on photographs
+	$(PY) -m benchmarks.photo --json benchmarks/results/photo.json --methods \
+	  $$($(PY) -c 'from adhere.core.solvers import METHODS; print(*[name for name in METHODS if name != "plain"])')
 	$(PY) -m benchmarks.rows benchmarks/results/photo.json --embed README.md
 
 truth: install ## measure methods against exact posteriors

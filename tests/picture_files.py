@@ -1,12 +1,17 @@
 """Picture files of every mode for the tests; contents are random, from a fixed seed."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
-HEIGHT, WIDTH = 24, 31
+from adhere.errors import AdhereError
+
+SIZE = HEIGHT, WIDTH = 24, 31
+OPTIONS: dict[str, dict] = {".webp": {"lossless": True, "exact": True}}
 
 
 def noise(*shape: int, dtype: type = np.uint8, seed: int = 0) -> np.ndarray:
@@ -49,6 +54,18 @@ def hole(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
     return mask
 
 
-def temporaries(folder: Path) -> list[Path]:
-    """What an interrupted save would leave behind."""
-    return list(folder.glob("*.tmp")) + list(folder.glob(".adhere*"))
+def written(folder: Path, mode: str, suffix: str) -> Path:
+    """A picture file, lossless where the format can be."""
+    path = folder / f"input{suffix}"
+    image_of(mode).save(path, **OPTIONS.get(suffix, {}))
+    return path
+
+
+def refusal(function: Callable[..., object], *args: object, **kwargs: object) -> str:
+    """The message of the AdhereError that the call must raise: one line."""
+    with pytest.raises(AdhereError) as caught:
+        function(*args, **kwargs)
+    message = str(caught.value)
+    assert message
+    assert "\n" not in message
+    return message

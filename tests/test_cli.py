@@ -1,29 +1,43 @@
 """The command line: mostly in this process; as a real one where signals, imports or the streams themselves matter."""
 
+import io
 import json
 import os
 import pty
 import re
+import shlex
 import signal
 import struct
 import subprocess
 import sys
+import termios
 import zlib
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms
-from typer.testing import CliRunner
 
 import adhere
 from adhere import images
-from adhere.cli import app
-from tests.picture_files import encoded, hole, image_of, temporaries
+from adhere.cli import EXAMPLES, main
+from adhere.core.solvers import METHODS
+from tests.picture_files import encoded, hole, image_of
 from tests.tiny_models import WEIGHTS, edit_json, edit_weights, with_nan
 
 LINE = re.compile(r"\d+ NFE, \d+\.\d s, residual \d+\.\d{3}, peak \d+\.\d GB\n")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+
+
+@pytest.fixture(autouse=True)
+def control_c():
+    """A command that has written its files ignores it for good."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture
@@ -58,20 +72,31 @@ def contents(folder: Path) -> dict[str, bytes | None]:
     return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
 
 
-def run(arguments: list[str]):
-    return CliRunner().invoke(app, arguments)
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it said."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+def run(arguments: list[str], stdout: IO[str] | None = None) -> Ended:
+    """As a process does."""
+    out, err = stdout or io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert isinstance(ended.value.code, int)
+    return Ended(ended.value.code, out.getvalue() if isinstance(out, io.StringIO) else "", err.getvalue())
 
 
 def refusal(arguments: list[str], folder: Path) -> str:
     """The one line the command must end with, everything in the folder as it was."""
     before = contents(folder)
     result = run(arguments)
-    assert result.exit_code == 2, result.output
-    assert isinstance(result.exception, SystemExit)
+    assert result.exit_code == 2, result
     assert result.stdout == ""
-    assert result.stderr.startswith("adhere: ")
-    assert result.stderr.count("\n") == 1
-    assert result.stderr.endswith("\n")
+    assert re.fullmatch(r"adhere: .+\n", result.stderr)
     assert contents(folder) == before
     return result.stderr
 
@@ -81,7 +106,7 @@ def refusal(arguments: list[str], folder: Path) -> str:
 
 def test_a_repair_is_written_and_reported_in_one_line(folder, good):
     result = run(good())
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, result
     assert LINE.fullmatch(result.stdout)
     assert result.stdout.startswith("2 NFE")
     out = np.asarray(Image.open("out.png"))
@@ -93,7 +118,7 @@ def test_a_repair_is_written_and_reported_in_one_line(folder, good):
 
 def test_the_report_as_json(folder, good, shared_model):
     result = run(good(json="report.json", solver="ddnm", steps="3", seed="7"))
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, result
     report = json.loads(Path("report.json").read_text())
     assert list(report) == ["nfe", "seconds", "residual", "peak_gb", "model", "solver", "steps", "seed", "version"]
     expected = {"nfe": 3, "model": str(shared_model), "solver": "ddnm", "steps": 3, "seed": 7}
@@ -154,7 +179,7 @@ def test_exif_and_colour_profile_are_kept(folder, good, suffix):
     image_of("RGB").save(f"photo{suffix}", exif=exif, icc_profile=icc)
     Image.fromarray(hole(31, 24)).save("mask.png")  # as the photo is seen
     result = run(good(f"photo{suffix}", o=f"out{suffix}"))
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, result
     with Image.open(f"out{suffix}") as out:
         kept = out.getexif()
         assert out.size == (24, 31)
@@ -168,23 +193,47 @@ def test_version():
     assert (result.exit_code, result.stdout) == (0, f"adhere {adhere.__version__}\n")
 
 
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["inpaint", "--help"]])
+def test_help_shows_examples_and_nothing_alone_is_a_call_for_help(arguments):
+    result = run(arguments)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "adhere inpaint photo.jpg --mask mask.png -o out.png" in result.stdout
+
+
+def test_the_examples_are_possible(folder, good):
+    """But for the files they name."""
+    for example in re.findall(r"^adhere (.*?)(?: \[dim\].*)?$", EXAMPLES, re.MULTILINE):
+        assert "photo.jpg: no such file" in refusal(shlex.split(example.replace("cutout.png", "photo.jpg")), folder)
+
+
+# --- bad input: the command itself
+
+
 @pytest.mark.parametrize(
-    "arguments", [["inpaint"], ["inpaint", "photo.png"], ["inpaint", "photo.png", "-o"], ["paint"]]
+    ("arguments", "message"),
+    [
+        ("inpaint", "Missing argument 'PHOTO'"),
+        ("inpaint photo.png", "Missing option '-o' / '--output'"),
+        ("inpaint photo.png -o", "Option '-o' requires an argument"),
+        ("inpaint photo.png -o out.png mask.png", "(mask.png)"),
+        ("inpaint photo.png -o out.png --mode x", "No such option: --mode"),
+        ("inpaint photo.png -o out.png --force=yes", "Option '--force' does not take a value"),
+        ("paint", "No such command 'paint'"),
+        ("--verbose", "No such option: --verbose"),
+        ("--version=2", "Option '--version' does not take a value"),
+    ],
 )
-def test_incomplete_commands_are_usage_errors(folder, arguments):
-    before = contents(folder)
-    result = run(arguments)
-    assert result.exit_code == 2
-    assert "Error" in result.stderr
-    assert "Traceback" not in result.output
-    assert contents(folder) == before
+def test_usage_errors_are_one_line(folder, arguments, message):
+    given = refusal(arguments.split(), folder)
+    assert message in given
+    verb = " inpaint" if "inpaint" in arguments else ""
+    assert given.endswith(f" (see adhere{verb} --help)\n")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["inpaint", "--help"]])
-def test_help_shows_examples(arguments):
-    result = run(arguments)
-    assert result.exit_code == 0
-    assert "adhere inpaint photo.jpg --mask mask.png -o out.png" in result.output
+@pytest.mark.parametrize("option", ["-o", "--mask", "--model", "--json", "photo"])
+def test_empty_names(folder, good, option):
+    arguments = good("") if option == "photo" else good(**{option.lstrip("-"): ""})
+    assert f"{option} '': is empty" in refusal(arguments, folder)
 
 
 # --- bad input: pictures and masks
@@ -251,18 +300,25 @@ def test_an_unknown_solver_names_the_nearest(folder, good, given, nearest):
     assert f"'{given}': did you mean '{nearest}'" in refusal(good(solver=given), folder)
 
 
-@pytest.mark.parametrize("steps", ["0", "-3"])
-def test_steps_below_one(folder, good, steps):
-    assert f"--steps {steps}: at least 1" in refusal(good(steps=steps), folder)
+@pytest.mark.parametrize("given", ["", "?"])
+def test_an_unknown_solver_lists_them_all(folder, good, given):
+    assert f"'{given}': there are {', '.join(METHODS)}" in refusal(good(solver=given), folder)
 
 
-def test_more_steps_than_the_model_has(folder, good):
-    assert "from 1 to 1000" in refusal(good(steps="1001", solver="inexact_newton"), folder)
+@pytest.mark.parametrize("steps", ["0", "-3", "1001", "100000", "abc", "2.5", ""])
+def test_steps_that_cannot_be(folder, good, steps):
+    assert f"--steps '{steps}': give a whole number from 1 to 1000" in refusal(good(steps=steps), folder)
 
 
-@pytest.mark.parametrize("seed", ["-1", str(2**64)])
-def test_seeds_out_of_range(folder, good, seed):
-    assert f"--seed {seed}" in refusal(good(seed=seed), folder)
+def test_more_steps_than_the_model_has(folder, good, model_with):
+    model = model_with()
+    edit_json(model / "scheduler" / "scheduler_config.json", num_train_timesteps=100)
+    assert "from 1 to 100" in refusal(good(model=str(model), steps="101", solver="inexact_newton"), folder)
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**63), "seven", ""])
+def test_seeds_that_cannot_be(folder, good, seed):
+    assert f"--seed '{seed}': give a whole number from 0 to {2**63 - 1}" in refusal(good(seed=seed), folder)
 
 
 def test_the_output_exists(folder, good):
@@ -289,17 +345,17 @@ def test_outputs_that_cannot_be(folder, good, output, message):
     assert message in refusal(good(o=output), folder)
 
 
-def read_only(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also for root, whom permissions do not stop."""
-    access = os.access
-    monkeypatch.setattr(os, "access", lambda p, mode: Path(p).resolve() != path and access(p, mode))
+def unusable(task: object) -> None:
+    raise AssertionError("it was computed")
 
 
-@pytest.mark.parametrize("option", ["o", "json"])
-def test_read_only_folders(folder, good, monkeypatch, option):
-    (folder / "locked").mkdir()
-    read_only(folder / "locked", monkeypatch)
-    assert "cannot be written" in refusal(good(**{option: f"locked/out.{'png' if option == 'o' else 'json'}"}), folder)
+@pytest.mark.parametrize("name", ["o", "json"])
+def test_folders_that_take_no_files(folder, good, monkeypatch, name):
+    """/proc refuses root too, though its permissions say otherwise; found before anything is computed."""
+    monkeypatch.setattr("adhere.run.Run.finish", unusable)
+    suffix = "png" if name == "o" else "json"
+    assert "cannot be written" in refusal(good(**{name: f"/proc/new.{suffix}"}), folder)
+    assert "cannot be written" in refusal(good(**{name: f"{'n' * 300}.{suffix}"}), folder)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +365,7 @@ def test_read_only_folders(folder, good, monkeypatch, option):
         ("photo.png", "one of the pictures"),
         ("mask.png", "one of the pictures"),
         ("./out.png", "one of the pictures"),
-        ("nowhere/report.json", "missing"),
+        ("nowhere/report.json", "does not exist"),
         (".", "is a folder"),
     ],
 )
@@ -320,29 +376,27 @@ def test_reports_that_cannot_be(folder, good, report, message):
         assert message in refusal(good("photo.png", "--force", json=report), folder)
 
 
-def test_a_disk_that_fills_leaves_no_half_file(folder, good, monkeypatch):
-    def full(*_args, **_kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    assert "No space left" in refusal(good(), folder)
-    assert not temporaries(folder)
+def test_a_device_is_not_replaced_by_a_report(folder, good):
+    assert "no ordinary file" in refusal(good("photo.png", "--force", json="/dev/null"), folder)
+    assert Path("/dev/null").is_char_device()
 
 
-def test_a_report_that_cannot_be_written_says_that_the_picture_was(folder, good, monkeypatch):
+@pytest.mark.parametrize("name", ["out.png", "report.json"])
+@pytest.mark.parametrize("force", [False, True])
+def test_both_files_or_none(folder, good, monkeypatch, name, force):
     replace = os.replace
 
-    def full(source, target):
-        if str(target).endswith(".json"):
+    def full(source: Path, target: Path) -> None:
+        if Path(target).name == name and ".part" in Path(source).name and Path(source).stat().st_size > 3:
             raise OSError(28, "No space left on device")
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", full)
-    result = run(good(json="report.json"))
-    assert result.exit_code == 2
-    assert result.stderr.count("\n") == 1
-    assert "the picture was" in result.stderr
-    assert sorted(contents(folder)) == ["mask.png", "out.png", "photo.png"]
+    if force:
+        Path("out.png").write_text("old")
+        Path("report.json").write_text("old")
+    given = refusal(good("photo.png", *["--force"] * force, json="report.json"), folder)
+    assert f"nothing was written, as {name} could not be (No space left on device)" in given
 
 
 def test_a_name_with_a_line_break_stays_one_line(folder, good):
@@ -378,7 +432,7 @@ def incomplete(model: Path) -> None:
 
 
 def unknown(model: Path) -> None:
-    edit_json(model / "model_index.json", _class_name="StableDiffusionPipeline")
+    edit_json(model / "model_index.json", _class_name="AudioLDMPipeline")
 
 
 def broken(model: Path) -> None:
@@ -426,12 +480,21 @@ def command(*arguments: str) -> list[str]:
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from adhere.cli import app; app(['--help'], standalone_mode=False); "
-        "print([m for m in ('torch', 'diffusers', 'numpy', 'PIL') if m in sys.modules], file=sys.stderr)"
+        "import atexit, sys; from adhere.cli import main; heavy = ('torch', 'diffusers', 'numpy', 'PIL'); "
+        "atexit.register(lambda: print([m for m in heavy if m in sys.modules], file=sys.stderr)); main(['--help'])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
     assert (result.returncode, result.stderr) == (0, "[]\n")
     assert "Examples" in result.stdout
+
+
+@pytest.mark.parametrize(("redirection", "code", "said"), [("/dev/full", 1, "standard output is lost"), ("&-", 0, "")])
+def test_a_process_whose_output_is_full_or_closed(redirection, code, said):
+    arguments = ["sh", "-c", f'exec "$@" >{redirection}', "sh", *command("--help")]
+    result = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT)
+    assert result.returncode == code
+    assert said in result.stderr
+    assert result.stderr.count("\n") == bool(said)
 
 
 def test_a_process_says_one_line_and_nothing_on_standard_error(folder, good):
@@ -464,15 +527,75 @@ def read_until(descriptor: int, pattern: bytes) -> bytes:
     return shown
 
 
+def gone() -> IO[str]:
+    """A pipe whose reader has left."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w")
+
+
+def full() -> IO[str]:
+    return Path("/dev/full").open("w")
+
+
+@pytest.mark.parametrize(("lose", "said"), [(gone, ""), (full, "standard output is lost: No space left on device")])
+def test_the_files_are_whole_when_standard_output_is_lost(folder, good, lose, said):
+    with lose() as stdout:
+        result = run(good(json="report.json"), stdout)
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert result.stderr.count("\n") == bool(said)
+    assert Image.open("out.png").size == (31, 24)
+    assert json.loads(Path("report.json").read_text())["nfe"] == 2
+
+
+def test_standard_output_may_be_closed(folder, good, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(SystemExit) as ended:
+        main(good("photo.png"))
+    assert ended.value.code == 0
+    assert Image.open("out.png").size == (31, 24)
+
+
+def interrupting(function, name: str):
+    """As the function, with Ctrl-C pressed after the call that has a file of that name among its arguments."""
+
+    def wrapper(*arguments, **options):
+        result = function(*arguments, **options)
+        if any(Path(str(argument)).name == name for argument in arguments):
+            os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    return wrapper
+
+
+@pytest.mark.parametrize("name", ["out.png", "report.json"])
+def test_control_c_comes_too_late_for_the_last_instant(folder, good, monkeypatch, name):
+    monkeypatch.setattr(os, "replace", interrupting(os.replace, name))
+    result = run(good(json="report.json"))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert LINE.fullmatch(result.stdout)
+    assert sorted(contents(folder)) == ["mask.png", "out.png", "photo.png", "report.json"]
+
+
+def test_control_c_while_writing_leaves_nothing(folder, good, monkeypatch):
+    before = contents(folder)
+    monkeypatch.setattr(images, "_fit", interrupting(images._fit, "PNG"))  # in the midst of the second file
+    result = run(good(json="report.json"))
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "adhere: stopped; nothing was written\n")
+    assert contents(folder) == before
+
+
 def test_control_c_while_sampling_leaves_nothing(folder, good):
     before = contents(folder)
     ours, theirs = pty.openpty()  # progress is shown on terminals only
+    termios.tcsetwinsize(theirs, (24, 80))
     arguments = command(*good(steps="900", solver="inexact_newton", json="report.json"))
     environment = ENVIRONMENT | {"TERM": "xterm"}
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
         os.close(theirs)
         shown = read_until(ours, rb"[1-9]\d*%")  # one step in a hundred is done
-        assert b"repairing" in shown
+        assert b"sampling" in shown
         process.send_signal(signal.SIGINT)
         rest = read_until(ours, rb"(?!)")
         assert process.wait() == 130

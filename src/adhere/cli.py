@@ -1,29 +1,27 @@
 """The command line: `adhere inpaint photo.jpg --mask mask.png -o out.png`.
 
-Heavy imports stay inside the commands, so that `adhere --help` answers at once. Bad input is one line on standard error
-and exit code 2, before anything is computed where that can be known; files are written whole or not at all.
+Exit codes: 0 done; 2 bad input and 130 Ctrl-C, nothing was written; 1 standard output is lost, but the files are whole.
+Whatever goes wrong is one line on standard error, before anything is computed where that can be known. A verb is a
+function of the options below that makes a `Run`, has it checked, makes its task and hands it over. It imports the rest
+of the package itself, so that `adhere --help` answers at once.
 """
 
-import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from adhere import __version__
 from adhere.errors import AdhereError
 
-if TYPE_CHECKING:
-    from torch import Tensor
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+UsageError: type[Exception] = typer.BadParameter.mro()[1]  # click's; newer typers bring a click of their own
 
-    from adhere.pipeline import ConstrainedOutput, ConstrainedPipeline
-    from adhere.tasks import Inpaint
-
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+T = TypeVar("T", str, Path)
 
 EXAMPLES = """
 [bold]Examples[/bold]
@@ -36,6 +34,73 @@ adhere inpaint photo.jpg --mask mask.png -o out.png --solver ddnm --steps 100 --
 
 adhere inpaint photo.jpg --mask mask.png -o out.png --model path/to/diffusers-folder
 """
+
+
+def _name(option: str, kind: type[T]) -> Callable[[str], T]:
+    """Read a name that is not empty: Path('') would be the folder '.'."""
+
+    def parse(text: str) -> T:
+        if not text:
+            raise AdhereError(f"{option} '': is empty; give a name")
+        return kind(text)
+
+    return parse
+
+
+def _whole(option: str, low: int, high: int) -> Callable[[str | int], int]:
+    """Read a whole number, or take a default that is one."""
+
+    def parse(text: str | int) -> int:
+        with suppress(ValueError):
+            if low <= int(text) <= high:
+                return int(text)
+        raise AdhereError(f"{option} '{text}': give a whole number from {low} to {high}")
+
+    return parse
+
+
+Photo = Annotated[
+    Path,
+    typer.Argument(
+        parser=_name("photo", Path),
+        metavar="PHOTO",
+        help="The picture: JPEG, PNG, WebP, TIFF, BMP, ...",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    Path,
+    typer.Option(
+        "-o", "--output", parser=_name("-o", Path), metavar="FILE", help="Where the result goes.", show_default=False
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        parser=_name("--model", str),
+        metavar="MODEL",
+        help="A diffusers folder; without it, the model that ships inside.",
+    ),
+]
+Solver = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Another method than the usual; an unknown name lists them all.")
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        parser=_whole("--steps", 1, 1000), metavar="N", help="Noise levels, 1 to 1000; the solver's own by default."
+    ),
+]
+Seed = Annotated[
+    int, typer.Option(parser=_whole("--seed", 0, 2**63 - 1), metavar="N", help="Another seed, another result.")
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", parser=_name("--json", Path), metavar="FILE", help="Write the report line's figures here as JSON."
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 
 
 def _version(wanted: bool) -> bool:
@@ -56,156 +121,64 @@ def root(
 
 @app.command(epilog=EXAMPLES)
 def inpaint(
-    photo: Annotated[Path, typer.Argument(help="The picture: JPEG, PNG, WebP, TIFF, BMP, ...", show_default=False)],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", help="Where the repaired picture goes.", show_default=False)
-    ],
+    photo: Photo,
+    output: Output,
     mask: Annotated[
         Path | None,
-        typer.Option(help="White = repaint, black = keep, same size. Without it, the picture's transparency says."),
+        typer.Option(
+            parser=_name("--mask", Path),
+            metavar="FILE",
+            help="White = repaint, black = keep, same size. Without it, what is transparent is repainted.",
+        ),
     ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="A diffusers folder; without it, the model that ships inside.")
-    ] = None,
-    solver: Annotated[
-        str | None, typer.Option(help="moment_matching_calm (default), moment_matching, inexact_newton or ddnm.")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Noise levels, at least 1; the solver's own number by default.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed, another repair.")] = 0,
-    report: Annotated[Path | None, typer.Option("--json", help="Write the report line's figures here as JSON.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+    model: Model = None,
+    solver: Solver = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    report: Report = None,
+    force: Force = False,
 ) -> None:
     """Repaint the white part of a mask; every other pixel stays bit for bit what it was."""
-    with _errors_in_one_line():
-        from adhere.images import check_output, save_picture
+    from adhere.run import Run
+    from adhere.tasks import Inpaint
 
-        if steps is not None and steps < 1:
-            raise AdhereError(f"--steps {steps}: at least 1 is needed")
-        if not 0 <= seed < 2**63:
-            raise AdhereError(f"--seed {seed}: from 0 to {2**63 - 1} are possible")
-        check_output(output, force)
-        if report is not None:
-            _check_report(report, photo, mask, output, force)
-
-        from adhere.core.solvers import DEFAULT_METHOD, method_named
-        from adhere.tasks import Inpaint
-
-        name = solver or DEFAULT_METHOD
-        try:
-            method = method_named(name)
-        except ValueError as error:
-            raise AdhereError(str(error)) from error
-        task = Inpaint(photo, mask)
-        import logging
-
-        from diffusers.utils.logging import disable_progress_bar, set_verbosity
-
-        from adhere.pipeline import ConstrainedPipeline
-
-        set_verbosity(logging.CRITICAL)  # what matters comes as an AdhereError, in one line
-        disable_progress_bar()
-        pipe = ConstrainedPipeline.from_pretrained(model)
-        out = _run(pipe, task, name, method.steps if steps is None else steps, seed)
-        figures = _figures(out) | {
-            "model": "adhere-photo" if model is None else str(model),
-            "solver": name,
-            "steps": out.steps,
-            "seed": seed,
-            "version": __version__,
-        }
-        save_picture(out.images[0], output, force=force, picture=task.picture)  # pyright: ignore[reportArgumentType]
-        if report is not None:
-            _write_report(report, figures)
-        peak = "unknown" if figures["peak_gb"] is None else f"{figures['peak_gb']:.1f} GB"
-        print("{nfe} NFE, {seconds:.1f} s, residual {residual:.3f}".format(**figures) + f", peak {peak}")
+    run = Run(output, report, force, model, solver, steps, seed)
+    run.check(photo, mask)
+    run.finish(Inpaint(photo, mask))
 
 
-def _run(pipe: "ConstrainedPipeline", task: "Inpaint", solver: str, steps: int, seed: int) -> "ConstrainedOutput":
-    """Sample under a progress bar on standard error."""
-    import torch
-    from rich.console import Console
-    from rich.progress import Progress
-
-    pipe.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("repairing", total=steps)
-
-        def advance(_pipe: object, step: int, _t: float, _state: "dict[str, Tensor]") -> None:
-            progress.update(bar, completed=step + 1)
-
-        generator = torch.Generator().manual_seed(seed)
-        try:
-            out = pipe(
-                task, solver=solver, num_inference_steps=steps, generator=generator, callback_on_step_end=advance
-            )
-        except ValueError as error:  # steps that the model's schedule does not have
-            raise AdhereError(str(error)) from error
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "alloc" not in str(error) and "out of memory" not in str(error):
-                raise
-            height, width = task.picture.size
-            mend = "repaint one part at a time, or a smaller copy of the picture"
-            raise AdhereError(f"out of memory on a picture of {width} x {height}: {mend}") from error
-    assert not isinstance(out, tuple)
-    return out
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point of `adhere` and `python -m adhere`; without arguments, `--help`."""
+    nowhere = open(os.devnull, "w")  # noqa: SIM115
+    sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere  # None where the caller has closed them
+    sys.exit(_exit_code(list(sys.argv[1:] if arguments is None else arguments) or ["--help"]))
 
 
-def _figures(out: "ConstrainedOutput") -> dict[str, Any]:
-    return {
-        "nfe": out.nfe,
-        "seconds": round(out.seconds, 3),
-        "residual": round(out.error[0], 6),
-        "peak_gb": _peak_gb(),
-    }
-
-
-def _peak_gb() -> float | None:
-    """The most memory this process has held; None where the system does not say (Windows)."""
+def _exit_code(arguments: list[str]) -> int:
+    command: Any = typer.main.get_command(app)
     try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1024**3 if sys.platform == "darwin" else 1024**2), 3)  # bytes there, kilobytes elsewhere
-
-
-def _check_report(report: Path, photo: Path, mask: Path | None, output: Path, force: bool) -> None:
-    if report.resolve() in {path.resolve() for path in (photo, mask, output) if path is not None}:
-        raise AdhereError(f"--json {report}: that is one of the pictures; give the report a file of its own")
-    if report.is_dir():
-        raise AdhereError(f"--json {report}: that is a folder; give a file name")
-    if report.exists() and not force:
-        raise AdhereError(f"--json {report}: exists; choose another name or add --force")
-    if not report.parent.is_dir() or not os.access(report.parent, os.W_OK):
-        raise AdhereError(f"--json {report}: the folder {report.parent} is missing or cannot be written to")
-
-
-def _write_report(report: Path, figures: dict[str, Any]) -> None:
-    part = report.with_name(f".{report.name}.{os.getpid()}.part")
-    try:
-        part.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-        os.replace(part, report)
-    except OSError as error:
-        raise AdhereError(f"--json {report}: not written ({error}); the picture was") from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-@contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    try:
-        yield
+        with suppress(typer.Exit), command.make_context("adhere", [*arguments]) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except UsageError as error:
+        usage: Any = error
+        verb = f" {arguments[0]}" if arguments[0] in command.commands else ""
+        return _complain(2, f"{usage.format_message().rstrip('.')} (see adhere{verb} --help)")
     except AdhereError as error:
-        print(f"adhere: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt as error:
-        print("adhere: stopped; nothing was written", file=sys.stderr)
-        raise typer.Exit(130) from error
+        return _complain(2, str(error))
+    except KeyboardInterrupt:
+        return _complain(130, "stopped; nothing was written")
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # Standard output: a reader that left (say nothing), a full disk. What is still buffered must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1 if isinstance(error, BrokenPipeError) else _complain(1, f"standard output is lost: {error.strerror}")
+    return 0
 
 
-def main() -> None:
-    """The entry point of `adhere` and `python -m adhere`."""
-    app()
+def _complain(code: int, message: str) -> int:
+    """One line on standard error, whatever is in it."""
+    with suppress(OSError):
+        print("adhere:", " ".join(message.splitlines()), file=sys.stderr)
+    return code

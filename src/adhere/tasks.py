@@ -28,8 +28,9 @@ from adhere.core.constraints import Constraint, Linear, Loss, Unconstrained
 from adhere.core.operators import Downsample, Mask
 from adhere.errors import AdhereError
 from adhere.features import EfficientNetLite0
-from adhere.images import Picture, check_mask, keep_exactly, mask_from_alpha, pad_to_multiple, picture_from, read_mask
+from adhere.images import Picture, pad_to_multiple, picture_from
 from adhere.losses import Features, GramDistance, SilhouetteLoss
+from adhere.masks import check_mask, keep_exactly, mask_from_alpha, read_mask
 from adhere.windows import Box, windows_around
 
 Readable = str | Path | Image.Image | np.ndarray | Picture

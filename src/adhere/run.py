@@ -1,0 +1,128 @@
+"""One run of the command line, whatever the verb: check, load, sample, write, and say what it cost.
+
+Diffusers is imported last: what is wrong with the request is said before that.
+"""
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from adhere import __version__
+from adhere.core.solvers import method_named
+from adhere.errors import AdhereError
+from adhere.files import check_writable, staged
+from adhere.images import check_output, encode
+from adhere.tasks import Inpaint
+
+if TYPE_CHECKING:
+    from adhere.pipeline import ConstrainedOutput, ConstrainedPipeline
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where the results go, what samples them and how; `None` is the usual. Every method raises `AdhereError`."""
+
+    output: Path
+    report: Path | None
+    force: bool
+    model: str | None
+    solver: str | None
+    steps: int | None
+    seed: int
+
+    def check(self, *inputs: Path | None) -> None:
+        """Refuse what could not be finished, before anything is read or computed."""
+        pictures = {path.resolve() for path in (*inputs, self.output) if path is not None}
+        if self.report is not None and self.report.resolve() in pictures:
+            raise AdhereError(f"--json {self.report}: is one of the pictures; give the report a file of its own")
+        self._check_outputs()
+        if self.solver is not None:
+            try:
+                method_named(self.solver)
+            except ValueError as error:
+                raise AdhereError(str(error)) from error
+
+    def finish(self, task: Inpaint) -> None:
+        """Load the model, sample, write the files, print the report line."""
+        from adhere.loading import DEFAULT_MODEL
+
+        out = self._sample(_load(self.model), task)
+        figures = {
+            "nfe": out.nfe,
+            "seconds": round(out.seconds, 3),
+            "residual": round(out.error[0], 6),
+            "peak_gb": _peak_gb(),
+            "model": self.model or DEFAULT_MODEL,
+            "solver": out.solver,
+            "steps": out.steps,
+            "seed": self.seed,
+            "version": __version__,
+        }
+        self._write(out.images[0], figures)  # pyright: ignore[reportArgumentType]
+        peak = "unknown" if figures["peak_gb"] is None else f"{figures['peak_gb']:.1f} GB"
+        print("{nfe} NFE, {seconds:.1f} s, residual {residual:.3f}".format(**figures) + f", peak {peak}")
+
+    def _sample(self, pipe: "ConstrainedPipeline", task: Inpaint) -> "ConstrainedOutput":
+        generator = torch.Generator().manual_seed(self.seed)
+        try:
+            out = pipe(task, solver=self.solver, num_inference_steps=self.steps, generator=generator)
+        except ValueError as error:  # steps that the model's schedule does not have
+            raise AdhereError(str(error)) from error
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "alloc" not in str(error) and "out of memory" not in str(error):
+                raise
+            height, width = task.picture.size
+            mend = "repaint one part at a time, or a smaller copy of the picture"
+            raise AdhereError(f"out of memory on a picture of {width} x {height}: {mend}") from error
+        assert not isinstance(out, tuple)
+        return out
+
+    def _write(self, image: Image.Image, figures: dict[str, Any]) -> None:
+        self._check_outputs()  # again: sampling can take hours
+        contents: dict[Path, Callable[[IO[bytes]], Any]] = {}
+        if self.report is not None:
+            text = json.dumps(figures, indent=2) + "\n"
+            contents[self.report] = lambda file: file.write(text.encode())
+        contents[self.output] = partial(encode, image, self.output.suffix)
+        with staged(contents) as commit:
+            # The rest takes an instant. Ctrl-C comes too late for it, so that "nothing was written" is always true.
+            signal.signal(signal.SIGINT, lambda *_: None)
+            commit()
+
+    def _check_outputs(self) -> None:
+        check_output(self.output, self.force)
+        if self.report is not None:
+            check_writable(self.report, self.force)
+
+
+def _load(model: str | None) -> "ConstrainedPipeline":
+    """The model, silent but for a progress bar where standard error is a terminal."""
+    from diffusers.utils.logging import disable_progress_bar, set_verbosity
+
+    from adhere.pipeline import ConstrainedPipeline
+
+    set_verbosity(logging.CRITICAL)  # what matters comes as an AdhereError, in one line
+    disable_progress_bar()  # of loading
+    pipe = ConstrainedPipeline.from_pretrained(model)
+    terminal = sys.stderr.isatty()
+    pipe.set_progress_bar_config(desc="sampling", leave=False, disable=not terminal)  # type: ignore[attr-defined]
+    return pipe
+
+
+def _peak_gb() -> float | None:
+    """The most memory this process has held; None where the system does not say (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024**3 if sys.platform == "darwin" else 1024**2), 3)  # bytes there, kilobytes elsewhere
