@@ -128,7 +128,7 @@ def inpaint(
         typer.Option(
             parser=_name("--mask", Path),
             metavar="FILE",
-            help="White = repaint, black = keep, same size. Without it, what is transparent is repainted.",
+            help="White = repaint, black = keep, same size. Without it, what is transparent, and all comes out opaque.",
         ),
     ] = None,
     model: Model = None,
