@@ -16,6 +16,14 @@ import numpy as np
 HELD_OUT = Path(__file__).with_name("held_out.txt")
 SIDE = 64  # pixels
 STYLES = {"fluent": "3d", "google": "cartoon", "twitter": "flat"}
+GROUP_WEIGHT = {  # faces drawn well are worth more than everything drawn badly
+    "smileys & emotion": 3.0,
+    "animals & nature": 1.5,
+    "food & drink": 1.5,
+    "people & body": 0.7,
+    "flags": 0.6,
+    "symbols": 0.4,
+}
 DROPOUT = 0.1  # share of empty captions, for guidance
 
 PERSON = "1f9d1"
@@ -80,8 +88,8 @@ class Emoji:
         """Probability of each picture, (N,): the many variants of one idea share what one of a few would have."""
         ideas = [(row["vendor"], row["base"]) for row in self.rows]
         count = {idea: ideas.count(idea) for idea in set(ideas)}
-        flags = np.array([0.5 if row["group"] == "flags" else 1.0 for row in self.rows])  # a seventh of all ideas
-        weight = flags * np.array([count[idea] ** -0.6 for idea in ideas])
+        group = np.array([GROUP_WEIGHT.get(row["group"], 1.0) for row in self.rows])
+        weight = group * np.array([count[idea] ** -0.6 for idea in ideas])
         return weight / weight.sum()
 
 

@@ -32,7 +32,7 @@ from training.emoji.text import embed, fit_tokenizer, new_text_encoder, save_tok
 
 
 def new_network(
-    text_size: int, blocks: tuple[int, ...] = (64, 128, 224), heads: tuple[int, ...] = (2, 4, 7), groups: int = 16
+    text_size: int, blocks: tuple[int, ...] = (64, 128, 192), heads: tuple[int, ...] = (2, 4, 6), groups: int = 16
 ) -> UNet2DConditionModel:
     """The network, freshly drawn: text is attended to from 8x8 down."""
     deep = len(blocks) - 1
@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--latents", type=Path, default=Path("data/emoji/run_autoencoder"))
     parser.add_argument("--run", type=Path, default=Path("data/emoji/run"))
     parser.add_argument("--minutes", type=float, default=90)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--ema", type=float, default=0.999, help="decay of the weight average")
     parser.add_argument("--cooldown", action="store_true", help="learning rate falls linearly to zero over this run")
