@@ -29,6 +29,7 @@ from adhere.core.schedule import log_snr
 from adhere.core.solvers import DEFAULT_METHOD, METHODS
 from benchmarks.features import FeatureDistance
 from benchmarks.rows import Row, meta, save, table
+from benchmarks.sheets import sheet
 
 PICTURES = ("astronaut", "chelsea", "coffee", "rocket")
 MASKS = ("text", "strokes", "hole")
@@ -174,7 +175,7 @@ def main() -> None:
     rows = denoising(pipe) + inpainting(pipe, args.methods, args.seeds, keep)
     save(args.json, rows, meta())
     if args.sheet:
-        Image.fromarray(np.concatenate([np.concatenate(strip, 1) for strip in strips.values()], 0)).save(args.sheet)
+        sheet(list(strips.values())).save(args.sheet)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ METRICS = {
     "psnr": Metric("PSNR (dB)", math.inf, ".2f"),
     "ssim": Metric("SSIM", 1, ".3f"),
     "feature_distance": Metric("feature distance", 0, ".4f"),
+    "frechet": Metric("Fréchet distance", 0, ".4f"),
+    "nearest_psnr": Metric("PSNR to nearest training picture", None, ".2f"),
     "residual": Metric("residual", 0, ".2e"),
     "mean_error": Metric("mean error", 0, ".4f"),
     "sw2": Metric("sliced W2", 0, ".4f"),
@@ -41,8 +43,10 @@ METRICS = {
     "spread": Metric("spread", 1, ".2f"),
     "overhead": Metric("sampler / network", -1, ".2%"),
     "nfe": Metric("NFE", None, ".0f"),
+    "work": Metric("work", None, ".0f"),
     "seconds": Metric("seconds", 0, ".2f"),
     "peak_mb": Metric("peak MB", 0, ".0f"),
+    "working_mb": Metric("MB above the model", 0, ".1f"),
 }
 
 

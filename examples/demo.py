@@ -1,9 +1,10 @@
-"""`make demo`: repair real photographs with the model that ships inside, by the command a user would type.
+"""`make demo`: repair photographs and complete emoji with the models that ship inside.
 
     python -m examples.demo [--to out]
 
-For each photograph the damaged picture, its mask and the repaired picture go to the folder, and repairs.png shows them
-all: damaged, repaired, original.
+Photographs, by the command a user would type: the damaged picture, its mask and the repaired picture go to the folder,
+and repairs.png shows them all: damaged, repaired, original. Emoji, from Python: emoji.png shows ten that the model
+never saw, their left halves given, completed, and as they were drawn; below, what it makes of three prompts.
 """
 
 import argparse
@@ -12,18 +13,24 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
+from adhere import Inpaint
+from adhere.loading import SHIPPED
+from adhere.tasks import Generate
+from benchmarks import held_out
+from benchmarks.emoji_tasks import half, quiet_pipeline
 from benchmarks.photo import mask, picture
+from benchmarks.sheets import label, sheet
 
 DAMAGES = (("chelsea", "text"), ("astronaut", "text"), ("coffee", "strokes"), ("rocket", "strokes"))
+EMOJI = 10
+GUIDANCE = 3.0
+PROMPTS = ("a red heart, 3d", "a smiling face with sunglasses, cartoon", "flag of france, flat")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--to", type=Path, default=Path("out"))
-    folder = parser.parse_args().to
-    folder.mkdir(parents=True, exist_ok=True)
+def photographs(folder: Path) -> None:
     strips = []
     for name, damage in DAMAGES:
         original, repaint = picture(name), mask(damage)
@@ -35,10 +42,42 @@ def main() -> None:
         print("$", " ".join(command), flush=True)
         subprocess.run([sys.executable, "-m", *command], check=True)
         with Image.open(repaired) as file:
-            strips.append(np.concatenate([damaged, np.asarray(file), original], axis=1))
-    sheet = np.concatenate([np.concatenate(strips[:2], axis=1), np.concatenate(strips[2:], axis=1)])
-    Image.fromarray(sheet).save(folder / "repairs.png")
-    print(f"damaged, repaired and original, side by side: {folder / 'repairs.png'}")
+            strips.append([damaged, np.asarray(file), original])
+    sheet([[*strips[0], *strips[1]], [*strips[2], *strips[3]]]).save(folder / "repairs.png")
+    print(f"damaged, repaired and original, side by side: {folder / 'repairs.png'}", flush=True)
+
+
+def emoji(folder: Path, model: str) -> None:
+    pipe = quiet_pipeline(model)
+    items, originals = held_out.load(EMOJI)
+    unknown = half()
+    completed, seconds = [], 0.0
+    for i, (item, original) in enumerate(zip(items, originals, strict=True)):
+        generator = torch.Generator().manual_seed(i)
+        out = pipe(Inpaint(original, unknown), item.caption, guidance_scale=GUIDANCE, generator=generator)
+        assert not isinstance(out, tuple)
+        completed.append(np.asarray(out.images[0]))
+        seconds += out.seconds
+    drawn = pipe(Generate(), PROMPTS, guidance_scale=GUIDANCE)
+    assert not isinstance(drawn, tuple)
+    given = np.where(unknown[..., None], 200, originals).astype(np.uint8)
+    captions = [
+        part for text, image in zip(PROMPTS, drawn.images, strict=True) for part in (np.asarray(image), label(text, 64))
+    ]
+    sheet([given, completed, originals, captions], scale=2).save(folder / "emoji.png")
+    print(f"{EMOJI} emoji completed in {seconds:.0f} s; given, completed, original: {folder / 'emoji.png'}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--to", type=Path, default=Path("out"))
+    folder = parser.parse_args().to
+    folder.mkdir(parents=True, exist_ok=True)
+    photographs(folder)
+    if "adhere-emoji" in SHIPPED:
+        emoji(folder, "adhere-emoji")
+    else:
+        print("adhere-emoji is not in this package: no emoji.png")
 
 
 if __name__ == "__main__":

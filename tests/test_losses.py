@@ -104,3 +104,12 @@ def test_inside_and_outside_count_the_same_however_large():
 
 def test_background_colour_itself_has_no_direction_but_no_nan_either():
     assert Loss(SilhouetteLoss(disc(), WHITE)).direction(torch.ones(1, 3, 16, 16, dtype=torch.float64)).isfinite().all()
+
+
+def test_each_sample_of_a_batch_may_have_its_own_reference_and_mask():
+    x, masks = pictures(2), torch.cat([disc(), 1 - disc()])
+    for loss, given in (
+        (lambda one: GramDistance(layers, one), pictures(2, seed=1)),
+        (lambda m: SilhouetteLoss(m, WHITE), masks),
+    ):
+        close(loss(given)(x), torch.cat([loss(given[i : i + 1])(x[i : i + 1]) for i in range(2)]))

@@ -29,14 +29,14 @@ def gram(features: Tensor) -> Float[Tensor, "B C C"]:
 
 @dataclass(frozen=True, eq=False)
 class GramDistance:
-    """Frobenius distance of Gram matrices from those of a reference (1, 3, H, W), relative to it; means over layers.
+    """Frobenius distance of Gram matrices from those of a reference (1 or B, 3, H, W), relative; means over layers.
 
     0: the same style; about 1: nothing in common. The style loss of Graikos et al., *Fast constrained sampling in
     pre-trained diffusion models*, made relative so that layers count the same. The reference may be of another size.
     """
 
     features: Features
-    reference: Float[Tensor, "1 3 H W"]
+    reference: Float[Tensor, "n 3 H W"]
 
     @cached_property
     def _grams(self) -> list[tuple[Tensor, Tensor]]:
@@ -52,13 +52,13 @@ class GramDistance:
 
 @dataclass(frozen=True, eq=False)
 class SilhouetteLoss:
-    """Cross-entropy, in nats, between what stands out from the background and a mask (1, 1, H, W) in [0, 1].
+    """Cross-entropy, in nats, between what stands out from the background and a mask (1 or B, 1, H, W) in [0, 1].
 
     Inside and outside count the same, however large. background: (1, 3, 1, 1), in [-1, 1]. threshold: the RMS distance
     of a colour from it that is as likely to be inside as outside. softness: that distance over one unit of the logit.
     """
 
-    mask: Float[Tensor, "1 1 H W"]
+    mask: Float[Tensor, "n 1 H W"]
     background: Float[Tensor, "1 3 1 1"]
     threshold: float = 0.3
     softness: float = 0.1
@@ -67,6 +67,6 @@ class SilhouetteLoss:
         distance = ((x - self.background).square().mean(1, keepdim=True) + 1e-6).sqrt()  # a gradient at 0 too
         logits = (distance - self.threshold) / self.softness
         inside, outside = self.mask, 1 - self.mask
-        weight = (inside / inside.sum() + outside / outside.sum()) / 2
+        weight = (inside / inside.sum((1, 2, 3), keepdim=True) + outside / outside.sum((1, 2, 3), keepdim=True)) / 2
         losses = binary_cross_entropy_with_logits(logits, inside.expand_as(logits), reduction="none")
         return (weight * losses).sum((1, 2, 3))

@@ -1,0 +1,93 @@
+"""Peak memory and seconds of every method, each run in a process of its own; and gradients of the decoder, two ways.
+
+    python -m benchmarks.peak --json out.json [--model FOLDER] [--nfe 40] [--batches 1 16] [--methods ...]
+
+The first tasks: half an emoji given, so many at once; 'plain' is unconstrained sampling. The last: super-resolution x4
+by inexact Newton and moment matching, the constraint taken through the decoder by differences of the encoder
+(VAE-Newton) or by autograd, with the residual of each. `peak MB` is the largest resident set while sampling, `MB above
+the model` how much that is above the process with the model loaded. Reads /proc, so Linux only.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from adhere.core.constraints import Unconstrained
+from adhere.core.solvers import METHODS
+from adhere.pipeline import Conditioning
+from benchmarks import held_out
+from benchmarks.emoji_tasks import TASKS, method_at, quiet_pipeline, run
+from benchmarks.rows import Row, meta, save, table
+from training.emoji.autoencoder import to_tensor
+
+DEFAULT_METHODS = ("plain", "inexact_newton", "moment_matching", "moment_matching_calm", "ddnm", "mpgd", "dps")
+THROUGH_DECODER = ("inexact_newton", "moment_matching")
+T = TypeVar("T")
+
+
+def in_a_fresh_process(function: Callable[..., T], *args: object) -> T:
+    """function(*args), whatever memory this process and earlier runs hold."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, args)
+
+
+def resident_mb(which: str) -> float:
+    """'VmRSS': what this process holds now; 'VmHWM': the most it held."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(which):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/self/status has no {which}")
+
+
+def measure(
+    model: str, title: str, task: str, name: str, nfe: int, batch: int, decoder_backward: bool, threads: int
+) -> Row:
+    """One run, here and now."""
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    pipe = quiet_pipeline(model)
+    items, pictures = held_out.load(batch)
+    asked = TASKS[task](to_tensor(pictures))
+    constraint = Unconstrained() if name == "plain" else asked.constraint
+    method, work = method_at(name, nfe)
+    generators = [torch.Generator().manual_seed(i) for i in range(batch)]
+    before = resident_mb("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far, that of loading
+    made, calls, seconds = run(pipe, constraint, method, Conditioning(batch), generators, decoder_backward)
+    peak = resident_mb("VmHWM")
+    scores = {"working_mb": peak - before, "work": work}
+    if name != "plain":
+        with torch.inference_mode():
+            scores["residual"] = float(asked.constraint.error(made).square().mean().sqrt())
+    return Row(title, f"{len(items)} at once", name, 0, calls, seconds / batch, peak, scores)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True, help="where the rows go")
+    parser.add_argument("--model", default="adhere-emoji", help="a diffusers folder instead of the shipped model")
+    parser.add_argument("--nfe", type=int, default=40)
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(DEFAULT_METHODS))
+    args = parser.parse_args()
+    rows = []
+    for batch in args.batches:
+        for name in args.methods:
+            settings = (args.model, f"half, {batch} at once", "half", name, args.nfe, batch, False)
+            rows.append(in_a_fresh_process(measure, *settings, torch.get_num_threads()))
+        for name in THROUGH_DECODER:
+            for backward, how in ((False, "encoder"), (True, "decoder autograd")):
+                settings = (args.model, f"x4, {batch} at once", "x4", name, args.nfe, batch, backward)
+                row = in_a_fresh_process(measure, *settings, torch.get_num_threads())
+                rows.append(replace(row, method=f"{name}, {how}"))
+    print(table(rows, ("residual", "nfe", "work", "seconds", "peak_mb", "working_mb")))
+    save(args.json, rows, meta())
+
+
+if __name__ == "__main__":
+    main()
