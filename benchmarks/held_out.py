@@ -74,7 +74,7 @@ def write(data: Path) -> None:
     rows = [pictures[i : i + COLUMNS] for i in range(0, COUNT, COLUMNS)]
     sheet(rows).save(DATA / "emoji.png", optimize=True)
     with (DATA / "emoji.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(Item.__annotations__))
+        writer = csv.DictWriter(file, list(Item.__annotations__), lineterminator="\n")
         writer.writeheader()
         for row in (emoji.rows[i] for i in indices):
             caption = f"{words(row['name'])}, {STYLES[row['vendor']]}"
