@@ -89,5 +89,6 @@ def test_permissions_are_not_believed(tmp_path, monkeypatch):
     check_writable(tmp_path / "new")
 
 
-def test_devices_are_not_replaced():
-    assert "no ordinary file" in refusal(check_writable, Path("/dev/null"), force=True)
+def test_pipes_and_devices_are_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "no ordinary file" in refusal(check_writable, tmp_path / "pipe", force=True)
