@@ -39,16 +39,17 @@ def time_of(schedule, fraction):
     )
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction", "flow"])
+@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction", "flow", "reversed_flow"])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=name_of)
 @MANY
 @given(fraction=st.floats(0.001, 0.999), seed=st.integers(0, 2**32 - 1))
 def test_a_perfect_network_gives_x0_back(prediction, schedule, fraction, seed):
-    """The four outputs as their papers define them, not as p x0 + q eps."""
+    """The outputs as their papers define them, not as p x0 + q eps."""
     t = time_of(schedule, fraction)
     x0, eps = normal(seeded(seed), 2, 2, 3)
     alpha_t, sigma_t = schedule(t)
-    out = {"epsilon": eps, "sample": x0, "v_prediction": alpha_t * eps - sigma_t * x0, "flow": eps - x0}[prediction]
+    outputs = {"epsilon": eps, "sample": x0, "v_prediction": alpha_t * eps - sigma_t * x0}
+    out = {**outputs, "flow": eps - x0, "reversed_flow": x0 - eps}[prediction]
     denoiser = Prediction(lambda x_t, time: out if time == t else x_t * math.nan, schedule, prediction, torch.float64)
     # Round-off in x_t is multiplied by 1 / alpha_t, at most 1e3 here.
     close(denoiser(alpha_t * x0 + sigma_t * eps, t), x0, 1e-11)
@@ -205,13 +206,13 @@ def test_zero_terminal_snr_is_minus_infinity_and_never_chosen_by_log_snr():
 
 
 @pytest.mark.parametrize("schedule", [RectifiedFlow(), Discrete((0.9, 0.5, 0.0))], ids=name_of)
-@pytest.mark.parametrize("prediction", ["sample", "v_prediction", "flow", "epsilon"])
+@pytest.mark.parametrize("prediction", ["sample", "v_prediction", "flow", "reversed_flow", "epsilon"])
 def test_from_nothing_but_noise_all_but_epsilon_know_x0(schedule, prediction):
     t = schedule.evenly(2)[0]
     assert schedule(t) == (0.0, 1.0)
     x0, eps = normal(seeded(0), 2, 2, 3)
-    out = {"epsilon": eps, "sample": x0, "v_prediction": -x0, "flow": eps - x0}[prediction]
-    denoiser = Prediction(lambda x_t, time: out, schedule, prediction, torch.float64)
+    outputs = {"epsilon": eps, "sample": x0, "v_prediction": -x0, "flow": eps - x0, "reversed_flow": x0 - eps}
+    denoiser = Prediction(lambda x_t, time: outputs[prediction], schedule, prediction, torch.float64)
     if prediction == "epsilon":
         with pytest.raises(ValueError, match="predicts epsilon cannot start from nothing but noise"):
             denoiser(eps, t)

@@ -7,7 +7,8 @@ newcomer adds a dataclass with the two methods of `Constraint`, and those of `Li
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import add
 from typing import Protocol, TypeGuard, runtime_checkable
 
 import torch
@@ -22,11 +23,11 @@ from adhere.core.operators import Operator, measured
 class Constraint(Protocol):
     """What the samplers ask of a constraint, for a batch of clean images x0 (B, ...)."""
 
-    def direction(self, x0: Tensor) -> Tensor:
+    def direction(self, x0: Tensor, /) -> Tensor:
         """e = -grad C(x0), shaped like x0, zero where the constraint is satisfied."""
         ...
 
-    def error(self, x0: Tensor) -> Float[Tensor, " b"]:
+    def error(self, x0: Tensor, /) -> Float[Tensor, " b"]:
         """How far each sample is from satisfying it, >= 0, in the units the constraint is stated in."""
         ...
 
@@ -104,7 +105,7 @@ class Linear:
         """
 
         def normal(u: Tensor) -> Tensor:
-            return self.operator(self.operator.adjoint(u)) + (self.noise / spread) ** 2 * u
+            return torch.add(self.operator(self.operator.adjoint(u)), u, alpha=(self.noise / spread) ** 2)
 
         u = conjugate_residuals(normal, self.residual(x0), iterations)
         return x0 + self.operator.adjoint(u)
@@ -162,13 +163,13 @@ class Unconstrained:
 
 
 def sum_of(terms: list[Tensor]) -> Tensor:
-    """The sum of at least one tensor, all of one shape."""
-    return torch.stack(terms).sum(0)
+    """The sum of at least one tensor."""
+    return reduce(add, terms)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """<a, b> of each sample, shaped (B, 1, ..., 1)."""
-    return per_sample((a * b).flatten(1).sum(1), a)
+    return per_sample(torch.einsum("bn,bn->b", a.flatten(1), b.flatten(1)), a)
 
 
 def conjugate_residuals(

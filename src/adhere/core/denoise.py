@@ -124,8 +124,8 @@ def forward_difference(function: Callable[[Tensor], Tensor], x: Tensor, y: Tenso
     y is function(x), already at hand; v has x's shape, or a batch of 1. Each sample has its own delta; zero directions
     give zero. Costs one call.
     """
-    size = largest_entry(v)
-    return (function(x + h * (v / size)) - y) * per_sample((size / h).flatten(), y)
+    size = largest_entry(v) / h
+    return (function(x + v / size) - y) * per_sample(size.flatten(), y)
 
 
 def pullback(

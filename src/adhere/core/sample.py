@@ -108,12 +108,12 @@ class DPMSolver2M:
         data = x0
         if memory is not None:
             previous_x0, previous_h = memory
-            data = x0 + (x0 - previous_x0) * (h / (2 * previous_h))
+            data = torch.lerp(previous_x0, x0, 1 + h / (2 * previous_h))
         decay = math.exp(-self.eta * h)
-        x_s = (sigma_s / sigma_t * decay) * x_t - alpha_s * math.expm1(-(1 + self.eta) * h) * data
+        x_s = torch.sub((sigma_s / sigma_t * decay) * x_t, data, alpha=alpha_s * math.expm1(-(1 + self.eta) * h))
         if self.eta > 0:
             spread = self.temperature * sigma_s * math.sqrt(1 - decay**2)
-            x_s = x_s + spread * randn(x_t.shape, x_t, generator)
+            x_s = x_s.add(randn(x_t.shape, x_t, generator), alpha=spread)
         return x_s, (x0, h)
 
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
-PredictionType = Literal["epsilon", "sample", "v_prediction", "flow"]
+PredictionType = Literal["epsilon", "sample", "v_prediction", "flow", "reversed_flow"]
 Spacing = Literal["leading", "trailing", "linspace"]
 
 
@@ -164,7 +165,8 @@ def x0_from(prediction: PredictionType, out: Tensor, x_t: Tensor, alpha_t: float
     """x0 from a network's output, by one rule for all.
 
     out = p x0 + q eps gives x0 = (q x_t - sigma_t out) / (alpha_t q - sigma_t p).
-    epsilon: (p, q) = (0, 1); sample: (1, 0); v_prediction: (-sigma_t, alpha_t); flow, eps - x0: (-1, 1).
+    epsilon: (p, q) = (0, 1); sample: (1, 0); v_prediction: (-sigma_t, alpha_t); flow, eps - x0: (-1, 1);
+    reversed_flow, x0 - eps: (1, -1).
     Raises ValueError for epsilon where alpha_t = 0: all noise, it says nothing of x0.
     """
     p, q = {
@@ -172,10 +174,11 @@ def x0_from(prediction: PredictionType, out: Tensor, x_t: Tensor, alpha_t: float
         "sample": (1.0, 0.0),
         "v_prediction": (-sigma_t, alpha_t),
         "flow": (-1.0, 1.0),
+        "reversed_flow": (1.0, -1.0),
     }[prediction]
     scale = alpha_t * q - sigma_t * p
     check_signal(scale, f"a network that predicts {prediction}")  # for epsilon, scale is alpha_t
-    return (q / scale) * x_t - (sigma_t / scale) * out
+    return torch.sub((q / scale) * x_t, out, alpha=sigma_t / scale)
 
 
 def log_snr_timesteps(

@@ -44,28 +44,27 @@ class MomentMatching:
         check_signal(alpha_t, "moment_matching")
         x0 = denoiser(x_t, t)
         linear = linearise(constraint, x0, "moment_matching")
-        variance = max(linear.noise, self.noise_floor) ** 2
+        variance = max(linear.noise, self.noise_floor) ** 2 * alpha_t / sigma_t**2  # of (1), all divided by V_t / J
 
-        def covariance_product(q: Tensor) -> Tensor:
-            """V_t A^T q: measurement space -> image space, one evaluation."""
-            v = linear.operator.adjoint(q)
-            return (sigma_t**2 / alpha_t) * jacobian_product(denoiser, x_t, t, x0, v)
+        def product(q: Tensor) -> Tensor:
+            """J A^T q: measurement space -> image space, one evaluation."""
+            return jacobian_product(denoiser, x_t, t, x0, linear.operator.adjoint(q))
 
-        mean = x0 + gmres_correction(covariance_product, linear.operator, variance, linear.residual(x0), self.m)
+        mean = x0 + gmres_correction(product, linear.operator, variance, linear.residual(x0), self.m)
         return x_t, linear.project(mean) if linear.noise == 0 else mean, None
 
 
 def gmres_correction(
-    covariance_product: Callable[[Tensor], Tensor],
+    product: Callable[[Tensor], Tensor],
     operator: Callable[[Tensor], Tensor],
     variance: float,
     residual: Tensor,
     m: int,
 ) -> Tensor:
-    """V A^T u for the u that minimises |residual - (variance I + A V A^T) u| over the m-dimensional Krylov space.
+    """J A^T u for the u that minimises |residual - (variance I + A J A^T) u| over the m-dimensional Krylov space.
 
-    Arnoldi with modified Gram-Schmidt, all samples at once, each with its own coefficients. A sample whose Krylov
-    space is exhausted (or whose residual is zero) gets zero further directions and stops changing.
+    product: q -> J A^T q. Arnoldi with modified Gram-Schmidt, all samples at once, each with its own coefficients. A
+    sample whose Krylov space is exhausted (or whose residual is zero) gets zero further directions and stops changing.
     """
     if m < 1:
         raise ValueError(f"m = {m}: at least one GMRES iteration is needed")
@@ -76,8 +75,8 @@ def gmres_correction(
     batch = len(residual)
     hessenberg = residual.new_zeros(batch, m + 1, m)
     for j in range(m):
-        products.append(covariance_product(basis[j]))
-        w = variance * basis[j] + operator(products[j])
+        products.append(product(basis[j]))
+        w = torch.add(operator(products[j]), basis[j], alpha=variance)
         scale = dot(w, w).sqrt()
         for i, q in enumerate(basis):
             h = dot(q, w)
@@ -86,8 +85,9 @@ def gmres_correction(
         norm = dot(w, w).sqrt()
         exhausted = norm <= 1e-6 * scale
         hessenberg[:, j + 1, j] = torch.where(exhausted, 0, norm).flatten()
-        basis.append(torch.where(exhausted, 0, w / norm.clamp_min(tiny)))
+        if j + 1 < m:
+            basis.append(w * torch.where(exhausted, 0, 1 / norm.clamp_min(tiny)))
     target = residual.new_zeros(batch, m + 1, 1)
     target[:, 0, 0] = beta.flatten()
     coefficients = torch.linalg.pinv(hessenberg, rtol=1e-6) @ target  # (B, m, 1); pinv, as exhausted columns are zero
-    return sum_of([per_sample(coefficients[:, j, 0], product) * product for j, product in enumerate(products)])
+    return sum_of([per_sample(coefficients[:, j, 0], part) * part for j, part in enumerate(products)])
