@@ -353,7 +353,7 @@ def test_other_saved_schedulers_with_a_table_are_read(model_with, scheduler):
 
 def test_a_pixel_network_that_predicts_a_flow(model_with):
     pipe = load(with_scheduler(model_with(), FlowMatchEulerDiscreteScheduler(shift=2.0)))
-    assert pipe.denoiser().schedule == RectifiedFlow(1000.0, 2.0)
+    assert pipe.denoiser().schedule == RectifiedFlow(1000.0, 2.0, last=2 / 1001)
     assert np.isfinite(pipe(task(), num_inference_steps=2).error).all()
 
 

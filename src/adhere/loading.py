@@ -61,8 +61,10 @@ def load(base: "type[ConstrainedPipeline]", model: str | Path | None, arguments:
             f"organisation/name, or one that ships: {', '.join(SHIPPED)}"
         )
     family = _family(base, index.get("_class_name"), what)
+    if family.network not in index:
+        raise AdhereError(f"{what}: model_index.json names no '{family.network}'; give a complete diffusers pipeline")
     if isinstance(source, Path):
-        _check_weights(source, index, family.network, what)
+        _check_weights(source, {n: e for n, e in index.items() if n not in arguments}, what)
     with _explained(what):
         if family.network not in arguments:
             arguments[family.network] = _whole_network(source, index, family.network, arguments)
@@ -110,10 +112,8 @@ def _index(folder: Path, what: str) -> dict[str, Any]:
     return components
 
 
-def _check_weights(folder: Path, index: dict[str, Any], network: str, what: str) -> None:
+def _check_weights(folder: Path, index: dict[str, Any], what: str) -> None:
     """Every model the index names has its configuration and safetensors."""
-    if network not in index:
-        raise AdhereError(f"{what}: model_index.json names no '{network}'; give a complete diffusers pipeline")
     for name, entry in index.items():
         part = folder / name
         is_model = isinstance(entry, list) and entry[0] is not None and entry[1] is not None and _has_weights(entry[1])

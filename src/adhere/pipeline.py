@@ -9,9 +9,11 @@ A family (adhere.families) subclasses this together with the matching diffusers 
 and saving are diffusers' own, and says what its state is: pixels, or the latents of an autoencoder.
 """
 
+import inspect
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -23,14 +25,16 @@ from diffusers.utils.outputs import BaseOutput
 from PIL import Image
 from torch import Generator, Tensor
 
+from adhere.conditioning import UNTOLD, Conditioning
 from adhere.core.constraints import Constraint
-from adhere.core.denoise import Counted, Denoiser
-from adhere.core.sample import State, initial_noise, trajectory
+from adhere.core.denoise import Counted, Denoiser, Wrapper
+from adhere.core.sample import Generators, State, initial_noise, trajectory
 from adhere.core.schedule import Schedule
 from adhere.core.solvers import Method, default_method, method_named
 from adhere.core.tiled import Tiled
 from adhere.errors import AdhereError
-from adhere.families import family_for
+from adhere.families import FAMILIES, family_for
+from adhere.families.schedules import noise_schedule
 from adhere.loading import load
 from adhere.tasks import Task, Window
 
@@ -42,8 +46,8 @@ StepCallback = Callable[["ConstrainedPipeline", int, float, dict[str, Tensor]], 
 class ConstrainedOutput(BaseOutput):
     """images: one per sample. error: RMS of what was asked of the pixels, before known ones are put back, in [-1, 1]
     units (for a loss: its value), per sample. nfe: network evaluations, each for the whole batch; under guidance each
-    holds two passes. seconds: wall time of sampling and decoding. steps: noise levels run, fewer than asked for when some
-    round to the same time of the model's schedule. solver: the method that ran."""
+    holds two passes. seconds: wall time of sampling and decoding. steps: noise levels run, fewer than asked for when
+    some round to the same time of the model's schedule. solver: the method that ran."""
 
     images: list[Image.Image] | np.ndarray | Tensor
     error: list[float]
@@ -53,20 +57,11 @@ class ConstrainedOutput(BaseOutput):
     solver: str
 
 
-@dataclass(frozen=True)
-class Conditioning:
-    """What the network is told besides x_t: a prompt for each sample, or none."""
-
-    batch_size: int = 1
-    prompt: list[str] | None = None
-    negative_prompt: list[str] | None = None
-    guidance_scale: float | None = None
-
-
 class ConstrainedPipeline:
     """Base of the families; `from_pretrained` and `from_pipe` find the right one."""
 
     network: ClassVar[str] = "unet"  # the component that denoises
+    saved_as: ClassVar[str | None] = None  # the class in model_index.json; diffusers' own unless a family has another
     tile: int | None = None  # the largest side of the state the network sees at once; None: all of it
 
     @classmethod
@@ -83,12 +78,17 @@ class ConstrainedPipeline:
     def from_pipe(cls: type[Pipeline], pipeline: DiffusionPipeline, **kwargs: Any) -> Pipeline:
         """The constrained pipeline over the components of a diffusers pipeline in memory; nothing is copied.
 
-        Raises AdhereError for a class of unknown family.
+        Keyword arguments replace components. Raises AdhereError for a class of unknown family.
         """
-        family = family_for(type(pipeline).__name__, f"pipeline {type(pipeline).__name__}")
+        given = type(pipeline).__name__
+        name = next((c.__name__ for c in type(pipeline).__mro__ if c.__name__ in FAMILIES), given)
+        family: Any = family_for(name, f"pipeline {given}")
         if not issubclass(family, cls):
-            raise AdhereError(f"{type(pipeline).__name__} is of {family.__name__}: call ConstrainedPipeline.from_pipe")
-        return family(**pipeline.components | kwargs)
+            raise AdhereError(f"{given} is of {family.__name__}: call ConstrainedPipeline.from_pipe")
+        noise_schedule(pipeline.components["scheduler"])
+        components = pipeline.components | kwargs
+        settings = inspect.signature(family.__init__).parameters.keys() - components.keys()
+        return family(**components, **{name: pipeline.config[name] for name in settings & pipeline.config.keys()})
 
     @property
     def execution_device(self) -> torch.device:
@@ -107,9 +107,20 @@ class ConstrainedPipeline:
         """(height, width) of the pictures the model was made for."""
         raise TypeError(f"{type(self).__name__} is no model family: load one with ConstrainedPipeline.from_pretrained")
 
-    def denoiser(self, conditioning: Conditioning | None = None, size: tuple[int, int] | None = None) -> Denoiser:
-        """The network as E[x0 | x_t] on states of pictures of `size` (height, width), native by default."""
+    def denoiser(self, conditioning: Conditioning = UNTOLD, size: tuple[int, int] | None = None) -> Denoiser:
+        """The network as E[x0 | x_t], told what is to be seen; states of any size, its schedule is that of `size`.
+
+        Raises AdhereError for what the model cannot be told.
+        """
         raise TypeError(f"{type(self).__name__} is no model family: load one with ConstrainedPipeline.from_pretrained")
+
+    def schedule(self, size: tuple[int, int] | None = None) -> Schedule:
+        """The noise levels for pictures of `size`, native by default; the denoiser's, but for how they are spaced."""
+        raise TypeError(f"{type(self).__name__} is no model family: load one with ConstrainedPipeline.from_pretrained")
+
+    def running(self) -> AbstractContextManager[None]:
+        """Around a whole run: what must be so meanwhile."""
+        return nullcontext()
 
     def state_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """(channels, height, width) of the state of a picture of `size`; pixels, unless a family says otherwise."""
@@ -156,7 +167,8 @@ class ConstrainedPipeline:
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type = '{output_type}': 'pil', 'np', 'pt' or 'latent'")
-        conditioning = _conditioning(prompt, negative_prompt, guidance_scale, batch_size)
+        conditioning = Conditioning.of(prompt, negative_prompt, guidance_scale, batch_size)
+        batch = conditioning.batch_size
         generator = torch.Generator().manual_seed(0) if generator is None else generator
         self._interrupt = False
 
@@ -164,33 +176,21 @@ class ConstrainedPipeline:
         if output_type == "latent" and len(windows) > 1:
             raise ValueError(f"output_type = 'latent': the task has {len(windows)} windows, each with its own samples")
         begin = time.perf_counter()
-        runs = [
-            self._prepare(window, conditioning, solver, num_inference_steps, decoder_backward, generator)
-            for window in windows
-        ]
-        samples: list[Tensor] = []
-        with self.progress_bar(total=sum(len(run.timesteps) for run in runs)) as bar:  # type: ignore[attr-defined]
-            for run in runs:
-                state = None
-                for state in run.states(generator):
-                    bar.update()
-                    if callback_on_step_end is not None:
-                        tensors = {"latents": state.x_t, "x0": state.x0, "error": state.error}
-                        callback_on_step_end(self, state.step, state.t, tensors)
-                    if self._interrupt:
-                        break
-                assert state is not None  # a trajectory has at least one level
-                samples.append(state.x0)
-        pictures = [self.decode(x0) for x0 in samples]
+        with self.running(), _explained():
+            with torch.inference_mode(False), torch.no_grad():  # what it holds, dps takes into a graph
+                denoiser = self.denoiser(conditioning, windows[0].size)
+            runs = [
+                self._prepare(window, denoiser, batch, solver, num_inference_steps, decoder_backward, generator)
+                for window in windows
+            ]
+            samples = self._sample(runs, generator, callback_on_step_end)
+            pictures = [self.decode(x0) for x0 in samples]
+            errors = [window.constraint.error(x) for window, x in zip(windows, pictures, strict=True)]
         seconds = time.perf_counter() - begin
-
-        errors = [window.constraint.error(x) for window, x in zip(windows, pictures, strict=True)]
         if output_type == "latent":
             images = samples[0]
         else:
-            images = _typed(
-                [task.finish([x[i] for x in pictures]) for i in range(conditioning.batch_size)], output_type
-            )
+            images = _typed([task.finish([x[i] for x in pictures]) for i in range(batch)], output_type)
         self.maybe_free_model_hooks()  # type: ignore[attr-defined]
         if not return_dict:
             return (images,)
@@ -206,29 +206,45 @@ class ConstrainedPipeline:
     def _prepare(
         self,
         window: Window,
-        conditioning: Conditioning,
+        denoiser: Denoiser,
+        batch: int,
         solver: str | None,
         steps: int | None,
         decoder_backward: bool,
-        generator: Generator | Sequence[Generator],
+        generator: Generators,
     ) -> "_Run":
         constraint = self.lift(window.constraint, decoder_backward)
         name = solver or default_method(constraint)
         method = method_named(name)
-        with torch.inference_mode(False), torch.no_grad():  # what it holds, dps takes into a graph
-            network = self.denoiser(conditioning, window.size)
-        timesteps = method.levels(network.schedule, method.steps if steps is None else steps)
+        timesteps = method.levels(self.schedule(window.size), method.steps if steps is None else steps)
         if self.tile is not None:
-            network = Tiled(network, self.tile, self.tile // 8)
+            denoiser = Tiled(denoiser, self.tile, self.tile // 8)
         like = torch.empty(0, device=self.execution_device)
-        shape = (conditioning.batch_size, *self.state_shape(window.size))
-        x_T = initial_noise(network.schedule, shape, timesteps[0], like, generator)
-        return _Run(name, method, constraint, Counted(_Finite(network, timesteps)), x_T, timesteps)
+        x_T = initial_noise(denoiser.schedule, (batch, *self.state_shape(window.size)), timesteps[0], like, generator)
+        return _Run(name, method, constraint, Counted(_Finite(denoiser, timesteps)), x_T, timesteps)
+
+    def _sample(self, runs: "list[_Run]", generator: Generators, callback: StepCallback | None) -> list[Tensor]:
+        """The samples of each run, one after another, under one progress bar."""
+        samples: list[Tensor] = []
+        with self.progress_bar(total=sum(len(run.timesteps) for run in runs)) as bar:  # type: ignore[attr-defined]
+            for run in runs:
+                state = None
+                for state in run.states(generator):
+                    bar.update()
+                    if callback is not None:
+                        tensors = {"latents": state.x_t, "x0": state.x0, "error": state.error}
+                        callback(self, state.step, state.t, tensors)
+                    if self._interrupt:
+                        break
+                assert state is not None  # a trajectory has at least one level
+                samples.append(state.x0)
+        return samples
 
     def to_json_string(self) -> str:
         """The configuration as saved: under the diffusers class, so that plain diffusers loads the folder too."""
         config = json.loads(super().to_json_string())  # type: ignore[misc]
-        config["_class_name"] = next(c.__name__ for c in type(self).__mro__ if not issubclass(c, ConstrainedPipeline))
+        theirs = next(c.__name__ for c in type(self).__mro__ if not issubclass(c, ConstrainedPipeline))
+        config["_class_name"] = self.saved_as or theirs
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
 
@@ -243,7 +259,7 @@ class _Run:
     x_T: Tensor
     timesteps: list[float]
 
-    def states(self, generator: Generator | Sequence[Generator]) -> Iterator[State]:
+    def states(self, generator: Generators) -> Iterator[State]:
         method = self.method
         return trajectory(
             self.denoiser, self.constraint, method.solver, self.x_T, self.timesteps, method.transition, generator
@@ -251,19 +267,11 @@ class _Run:
 
 
 @dataclass(frozen=True)
-class _Finite:
+class _Finite(Wrapper):
     """The denoiser, refusing NaN and infinity where they come from: solvers would carry them on, or fail obscurely."""
 
     denoiser: Denoiser
     timesteps: Sequence[float]
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.denoiser.schedule
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.denoiser.dtype
 
     def __call__(self, x_t: Tensor, t: float) -> Tensor:
         x0 = self.denoiser(x_t, t)
@@ -275,24 +283,25 @@ class _Finite:
         return x0
 
 
-def _conditioning(
-    prompt: str | Sequence[str] | None,
-    negative_prompt: str | Sequence[str] | None,
-    guidance_scale: float | None,
-    batch_size: int,
-) -> Conditioning:
-    """Prompts one for each sample; their number is the number of samples."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size = {batch_size}: at least 1 is needed")
-    if guidance_scale is not None and not guidance_scale > 0:
-        raise AdhereError(f"guidance_scale = {guidance_scale:g}: above 0; 1 is none, 3 to 8 are usual")
-    counts = {len(text) for text in (prompt, negative_prompt) if text is not None and not isinstance(text, str)}
-    if batch_size == 1 and counts:
-        batch_size = counts.pop()
-    if counts - {batch_size} or batch_size < 1:
-        raise ValueError(f"{batch_size} samples, but {sorted(counts)} prompts: give one, or one for each sample")
-    each = lambda text: [text] * batch_size if isinstance(text, str) else text and list(text)  # noqa: E731
-    return Conditioning(batch_size, each(prompt), each(negative_prompt), guidance_scale)
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Running out of memory, and half precision where there is none, as one line that says what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        said = str(error)
+        if "not implemented for 'Half'" in said or "not implemented for 'BFloat16'" in said:
+            raise AdhereError(
+                f"this device does not compute in half precision ({said.splitlines()[0]}): load with "
+                "torch_dtype=torch.float32"
+            ) from error
+        short = ("out of memory", "not enough memory", "allocate memory")
+        if isinstance(error, MemoryError) or any(words in said for words in short):
+            raise AdhereError(
+                "out of memory; cheaper are a smaller batch or picture, pipe.enable_model_cpu_offload(), "
+                "pipe.vae.enable_tiling(), torch_dtype=torch.bfloat16"
+            ) from error
+        raise
 
 
 def _typed(images: list[Image.Image], output_type: str) -> list[Image.Image] | np.ndarray | Tensor:

@@ -17,6 +17,7 @@ FAMILIES = {
     "StableDiffusionXLPipeline": "adhere.families.sdxl:SDXLPipeline",
     "StableDiffusion3Pipeline": "adhere.families.sd3:SD3Pipeline",
     "FluxPipeline": "adhere.families.flux:FluxPipeline",
+    "RectifiedFlowPipeline": "adhere.families.sd:RectifiedFlowPipeline",
 }
 
 

@@ -3,39 +3,50 @@
     z = (Enc(x) - shift) scale,     x = Dec(z / scale + shift)
 
 A known part of a picture becomes a known part of the latents, as in the paper (Graikos et al., section 5.1): the cells
-that are wholly known, with the values of the encoded picture. Any other constraint on pictures goes through the
-decoder (`adhere.core.latents.Through`), forward only unless autograd is asked for.
+that are wholly known, with the values of the encoded picture. Any other constraint on pictures, also a known part that
+is scattered over most cells, goes through the decoder (`adhere.core.latents.Through`), forward only unless autograd is
+asked for.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
 
+from adhere.conditioning import Conditioning
 from adhere.core.constraints import Constraint, Linear, Unconstrained
+from adhere.core.denoise import Denoiser, Guided, Prediction
 from adhere.core.latents import Through
 from adhere.core.operators import Mask
-from adhere.pipeline import Conditioning, ConstrainedPipeline
+from adhere.core.schedule import Schedule
+from adhere.errors import AdhereError
+from adhere.families.schedules import noise_schedule
+from adhere.pipeline import ConstrainedPipeline
 
 
 @dataclass(frozen=True)
 class Autoencoder:
     """A diffusers VAE (`AutoencoderKL`, `AutoencoderTiny`, `VQModel`) as a codec of float32 pictures in [-1, 1].
 
-    Encoding is deterministic: the mean of the VAE's Gaussian.
+    scale, shift: one number, or one for each latent channel. options: keyword arguments of `vae.decode`. Encoding is
+    deterministic: the mean of the VAE's Gaussian.
     """
 
     vae: Any  # diffusers' autoencoders have no common type
-    scale: float
-    shift: float = 0.0
+    scale: tuple[float, ...] = (1.0,)
+    shift: tuple[float, ...] = (0.0,)
+    options: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, vae: Any) -> "Autoencoder":
+    def of(cls, vae: Any, **options: Any) -> "Autoencoder":
+        """As its configuration says: one scale and shift, or SDXL's mean and standard deviation of each channel."""
         config = vae.config
-        return cls(vae, float(config["scaling_factor"]), float(config.get("shift_factor") or 0.0))
+        stds = config.get("latents_std") or [1.0]
+        means = config.get("latents_mean") or [config.get("shift_factor") or 0.0]
+        return cls(vae, tuple(config["scaling_factor"] / std for std in stds), tuple(map(float, means)), options)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -44,10 +55,14 @@ class Autoencoder:
     def encode(self, x: Tensor) -> Tensor:
         encoded = self.vae.encode(x.to(self.dtype))
         z = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-        return (z.to(x.dtype) - self.shift) * self.scale
+        return (z.to(x.dtype) - self._channels(self.shift, x)) * self._channels(self.scale, x)
 
     def decode(self, z: Tensor) -> Tensor:
-        return self.vae.decode((z / self.scale + self.shift).to(self.dtype), return_dict=False)[0].to(z.dtype)
+        z_vae = z / self._channels(self.scale, z) + self._channels(self.shift, z)
+        return self.vae.decode(z_vae.to(self.dtype), return_dict=False, **self.options)[0].to(z.dtype)
+
+    def _channels(self, values: tuple[float, ...], like: Tensor) -> Tensor:
+        return like.new_tensor(values).view(1, -1, 1, 1)
 
 
 class LatentPipeline(ConstrainedPipeline):
@@ -62,17 +77,38 @@ class LatentPipeline(ConstrainedPipeline):
         return Autoencoder.of(self.vae)
 
     @property
+    def patch(self) -> int:
+        """The side, in latents, of what the network takes as one."""
+        return 1
+
+    @property
     def multiple(self) -> int:
-        return self.vae_scale_factor
+        return self.vae_scale_factor * self.patch
 
     @property
     def native_size(self) -> tuple[int, int]:
-        side = int(getattr(self, self.network).config["sample_size"]) * self.vae_scale_factor
-        return side, side
+        size = getattr(self, self.network).config["sample_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        return height * self.vae_scale_factor, width * self.vae_scale_factor
 
     def state_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         factor = self.vae_scale_factor
         return int(self.vae.config["latent_channels"]), size[0] // factor, size[1] // factor
+
+    def schedule(self, size: tuple[int, int] | None = None) -> Schedule:
+        return self._noise_schedule(size)[0]
+
+    def _noise_schedule(self, size: tuple[int, int] | None) -> Any:
+        height, width = size or self.native_size
+        return noise_schedule(self.scheduler, height // self.multiple * (width // self.multiple))
+
+    def bound(
+        self, network: Callable[[Tensor, float], Tensor], size: tuple[int, int] | None, guidance_scale: float = 1.0
+    ) -> Denoiser:
+        """The denoiser of a network bound to its text; above a scale of 1, to that of both halves of guidance."""
+        prediction = self._noise_schedule(size)[1]
+        denoiser = Prediction(network, self.schedule(size), prediction, getattr(self, self.network).dtype)
+        return Guided(denoiser, guidance_scale) if guidance_scale > 1 else denoiser
 
     def decode(self, x0: Tensor) -> Tensor:
         return self.codec.decode(x0)
@@ -81,9 +117,12 @@ class LatentPipeline(ConstrainedPipeline):
         if isinstance(constraint, Unconstrained):
             return constraint
         if isinstance(constraint, Linear) and isinstance(constraint.operator, Mask):
-            known = wholly_known(constraint.operator.known, self.vae_scale_factor)
-            z = self.codec.encode(filled(constraint.y, constraint.operator.known))
-            return Linear(Mask(known), known * z, constraint.noise)
+            pixels = constraint.operator.known
+            if pixels.ndim == 4 and pixels.shape[1] == 1 and pixels.any():
+                known = wholly_known(pixels, self.vae_scale_factor)
+                if known.mean() >= pixels.mean() / 2:  # else cells say too little of what is known
+                    z = self.codec.encode(filled(constraint.y, pixels))
+                    return Linear(Mask(known), known * z, constraint.noise)
         return Through(constraint, self.codec, backward)
 
 
@@ -95,11 +134,9 @@ def wholly_known(known: Tensor, factor: int) -> Tensor:
 def filled(y: Tensor, known: Tensor) -> Tensor:
     """The picture y = known * x with its unknown part filled smoothly from the known: means over ever larger squares.
 
-    The encoder sees beyond a cell: a black hole would colour the known cells around it.
+    The encoder sees beyond a cell: a black hole would colour the known cells around it. At least one pixel is known.
     """
     means, weights = y, known.expand(len(y), 1, *y.shape[-2:])
-    if not bool(weights.any()):
-        return y
     levels = [(means, weights)]
     while bool((levels[-1][1] == 0).any()):
         means, weights = levels[-1]
@@ -113,21 +150,46 @@ def filled(y: Tensor, known: Tensor) -> Tensor:
     return picture
 
 
-def prompts(conditioning: Conditioning | None, guidance_scale: float) -> tuple[Conditioning, float]:
-    """What to encode, and the guidance scale: the family's, unless told; 1, no guidance, when there is no prompt."""
-    if conditioning is None or conditioning.prompt is None:
-        count = 1 if conditioning is None else conditioning.batch_size
-        return Conditioning(count, [""] * count), 1.0
-    return conditioning, conditioning.guidance_scale or guidance_scale
+@dataclass(frozen=True)
+class Text:
+    """What to encode. guidance_scale: above 1, both halves are wanted. unconditional: the empty half alone."""
 
+    prompt: list[str]
+    negative_prompt: list[str] | None
+    guidance_scale: float
+    unconditional: bool
 
-def with_guidance(network: Callable[[Tensor, float], Tensor], scale: float) -> Callable[[Tensor, float], Tensor]:
-    """uncond + scale (cond - uncond), of a network bound to [negative prompts, prompts]; as it is for scale <= 1."""
-    if scale <= 1:
-        return network
+    @classmethod
+    def of(cls, told: Conditioning, guidance_scale: float) -> "Text":
+        """guidance_scale: the family's, unless told. Raises AdhereError for guidance towards no prompt."""
+        empty, negative = [""] * told.batch_size, told.negative_prompt
+        if told.prompt is None and negative is None:
+            if told.asks_for_guidance:
+                raise AdhereError(
+                    f"guidance_scale = {told.guidance_scale:g} without a prompt: give one to be guided to"
+                )
+            return cls(empty, None, 1.0, unconditional=True)
+        return cls(told.prompt or empty, negative, told.guidance_scale or guidance_scale, unconditional=False)
 
-    def guided(x_t: Tensor, t: float) -> Tensor:
-        unconditional, conditional = network(torch.cat([x_t, x_t]), t).chunk(2)
-        return unconditional + scale * (conditional - unconditional)
+    @property
+    def both(self) -> bool:
+        """Whether the encoder must give the negative half too."""
+        return self.guidance_scale > 1 or self.unconditional
 
-    return guided
+    def told_to(self, pipe: Any) -> "tuple[Text, Tensor | None]":
+        """For a UNet distilled to read the guidance scale (Luo et al., *Latent consistency models*, 2023): its
+        `timestep_cond`, and the text with no guidance left to do."""
+        width = pipe.unet.config.get("time_cond_proj_dim")
+        if width is None:
+            return self, None
+        embedded = pipe.get_guidance_scale_embedding(torch.tensor([self.guidance_scale - 1]), width)
+        return replace(self, guidance_scale=1.0), embedded.to(pipe.execution_device, pipe.unet.dtype)
+
+    def chosen(self, positive: Any, negative: Any, dtype: torch.dtype) -> Tensor:
+        """The embeddings of the network's batch, as `Guided` orders the halves; negative: None where there is no half.
+
+        Both are tensors (B, ...), though diffusers' annotations say more.
+        """
+        if negative is None:
+            return positive.to(dtype)
+        return (negative if self.unconditional else torch.cat([negative, positive])).to(dtype)

@@ -17,10 +17,12 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from adhere.conditioning import UNTOLD, Conditioning
 from adhere.core.denoise import Denoiser, Prediction
+from adhere.core.schedule import Schedule
 from adhere.errors import AdhereError
 from adhere.families.schedules import noise_schedule
-from adhere.pipeline import Conditioning, ConstrainedPipeline
+from adhere.pipeline import ConstrainedPipeline
 
 
 class PixelPipeline(ConstrainedPipeline, DDIMPipeline):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -50,9 +52,11 @@ class PixelPipeline(ConstrainedPipeline, DDIMPipeline):  # pyright: ignore[repor
         side = int(self.unet.config["sample_size"] or 256 // self.unshuffle) * self.unshuffle
         return side, side
 
-    def denoiser(self, conditioning: Conditioning | None = None, size: tuple[int, int] | None = None) -> Denoiser:
-        if conditioning is not None and (conditioning.prompt or conditioning.negative_prompt):
-            raise AdhereError("this model reads no text: leave the prompt out, or give a text-to-image model")
+    def schedule(self, size: tuple[int, int] | None = None) -> Schedule:
+        return noise_schedule(self.scheduler)[0]
+
+    def denoiser(self, conditioning: Conditioning = UNTOLD, size: tuple[int, int] | None = None) -> Denoiser:
+        conditioning.refuse_text()
         r, channels = self.unshuffle, int(self.unet.config["in_channels"])
 
         def network(x_t: Tensor, t: float) -> Tensor:
@@ -60,8 +64,7 @@ class PixelPipeline(ConstrainedPipeline, DDIMPipeline):  # pyright: ignore[repor
             out = self.unet(blocks, torch.tensor(t, device=x_t.device), return_dict=False)[0]
             return pixel_shuffle(out[:, :channels], r)  # learned variances, when there are any, come after
 
-        schedule, prediction = noise_schedule(self.scheduler)
-        return Prediction(network, schedule, prediction, self.unet.dtype)
+        return Prediction(network, *noise_schedule(self.scheduler), self.unet.dtype)
 
 
 def _check_network(unet: UNet2DModel) -> None:
