@@ -5,7 +5,7 @@ PYTEST_ARGS ?=
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench truth clean
+.PHONY: help install demo test lint format bench truth emoji clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 12
@@ -23,7 +23,7 @@ install: .venv/.installed ## make .venv with the package (editable) and all that
 	$(PY) -m pip install -q -c constraints.txt -e ".[test]"
 	@touch $@
 
-demo: install ## repair photographs into out/
+demo: install ## repair photographs and complete emoji into out/
 	$(PY) -m examples.demo
 
 test: install ## run the tests; PYTEST_ARGS='-m "not slow"' leaves out the shipped models
@@ -46,6 +46,10 @@ bench: install ## measure every method and the baselines on photographs
 truth: install ## measure methods against exact posteriors
 	$(PY) -m benchmarks.truth --json benchmarks/results/truth.json
 	$(PY) -m benchmarks.rows benchmarks/results/truth.json --embed README.md
+
+emoji: install ## measure methods on held-out emoji, and their peak memory: hours, resumed where it stopped
+	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --prompts without with
+	$(PY) -m benchmarks.peak --json benchmarks/results/peak.json
 
 clean: ## remove .venv, caches and demo output; data/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist out
