@@ -132,12 +132,6 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return 10 * torch.log10(4 / (a - b).square().mean((1, 2, 3)))
 
 
-def some(emoji: Emoji, count: int) -> Tensor:
-    """`count` pictures spread over the vendors and groups, without skin tones, as (B, 3, 64, 64) in [-1, 1]."""
-    plain = [i for i, row in enumerate(emoji.rows) if "skin tone" not in row["name"]]
-    return to_tensor(emoji.pictures[[plain[j] for j in np.linspace(0, len(plain) - 1, count).astype(int)]])
-
-
 def sheet(rows: list[np.ndarray], scale: int = 1) -> Image.Image:
     """Rows of pictures, each (B, H, W, 3) uint8, as one picture."""
     image = Image.fromarray(np.concatenate([np.concatenate(list(row), axis=1) for row in rows]))
@@ -162,7 +156,7 @@ def main() -> None:
         autoencoder.encoder.requires_grad_(False)
         autoencoder.quant_conv.requires_grad_(False)
     training = Training(autoencoder, args.run, args.lr, ema=0.998)
-    held_out = some(Emoji.load(args.data, "held_out"), 96)
+    held_out = to_tensor(Emoji.load(args.data, "held_out").thinned(96).pictures)
 
     def report(autoencoder: Any) -> dict[str, float]:
         out = reconstruct(autoencoder, held_out)

@@ -83,6 +83,12 @@ class Emoji:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def thinned(self, count: int) -> "Emoji":
+        """`count` pictures, evenly spread over the vendors and groups, without skin tones."""
+        plain = [i for i, row in enumerate(self.rows) if "skin tone" not in row["name"]]
+        index = [plain[j] for j in np.linspace(0, len(plain) - 1, count).astype(int)]
+        return Emoji(self.pictures[index], [self.rows[i] for i in index])
+
     @cached_property
     def weight(self) -> np.ndarray:
         """Probability of each picture, (N,): the many variants of one idea share what one of a few would have."""

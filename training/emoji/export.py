@@ -15,7 +15,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from training.emoji.autoencoder import new_autoencoder, psnr, reconstruct, some, to_tensor
+from training.emoji.autoencoder import new_autoencoder, psnr, reconstruct, to_tensor
 from training.emoji.data import Emoji
 from training.emoji.text import new_text_encoder, save_tokenizer
 from training.emoji.train import new_network, new_scheduler
@@ -57,7 +57,7 @@ def card(parts: dict[str, Any], data: Path, network_pictures: int, autoencoder_p
     """The model card, with its figures measured now on the parts as they will ship."""
     train, held = Emoji.load(data, "train"), Emoji.load(data, "held_out")
     losses = json.loads(log.read_text().splitlines()[-1])["held_out_v_loss"]
-    original, seen = to_tensor(held.pictures), some(train, len(held))
+    original, seen = to_tensor(held.pictures), to_tensor(train.thinned(len(held)).pictures)
     text = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
     return text.format(
         **{name: sum(p.numel() for p in model.parameters()) / 1e6 for name, model in parts.items()},

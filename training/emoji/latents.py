@@ -23,7 +23,7 @@ from training.emoji.autoencoder import new_autoencoder, shifted, to_tensor
 from training.emoji.data import Emoji
 from training.emoji.loop import Training
 
-VERSIONS = 4
+VERSIONS = 2
 SHIFT = 3  # pixels
 ONE_SIDED = re.compile(r"\b(left|right|east|west|clock|o.clock|button|musical|abc|text|letter|mirror)", re.IGNORECASE)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-from training.emoji.autoencoder import reconstruct, sheet, some, to_pictures
+from training.emoji.autoencoder import reconstruct, sheet, to_pictures, to_tensor
 from training.emoji.data import Emoji
 
 PROMPTS = (
@@ -64,7 +64,7 @@ def main() -> None:
     args = parser.parse_args()
     pipe = load(args.model)
     rows = [samples(pipe, prompt, args.count, args.guidance_scale, args.steps) for prompt in PROMPTS]
-    held_out = some(Emoji.load(args.data, "held_out"), args.count)
+    held_out = to_tensor(Emoji.load(args.data, "held_out").thinned(args.count).pictures)
     rows += [to_pictures(held_out), to_pictures(reconstruct(pipe.vae, held_out))]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     sheet(rows, scale=2).save(args.out)
