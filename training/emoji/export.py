@@ -1,7 +1,7 @@
 """Write adhere-emoji as a diffusers folder: averaged weights in float16, and its model card.
 
-    python -m training.emoji.export --data data/emoji --autoencoder data/emoji/run_autoencoder --run data/emoji/run \\
-        --to src/adhere/models/adhere-emoji
+    python -m training.emoji.export --data data/emoji --autoencoder data/emoji/run_autoencoder \\
+        --run data/emoji/run --to src/adhere/models/adhere-emoji
 """
 
 import argparse
@@ -79,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/emoji"))
     parser.add_argument("--autoencoder", type=Path, default=Path("data/emoji/run_autoencoder"))
+    parser.add_argument("--decoder", type=Path, help="run folder of training.emoji.autoencoder --decoder-of, if any")
     parser.add_argument("--run", type=Path, default=Path("data/emoji/run"))
     parser.add_argument("--to", type=Path, default=Path("src/adhere/models/adhere-emoji"))
     args = parser.parse_args()
@@ -86,13 +87,14 @@ def main() -> None:
     tokenizer = CLIPTokenizer.from_pretrained(args.run / "tokenizer")
     text_encoder = part(new_text_encoder(tokenizer), state["average"], "text_encoder.")
     vae = new_autoencoder()  # a fresh one: from_pretrained notes the folder it came from in the configuration
-    frozen = AutoencoderKL.from_pretrained(args.autoencoder / "autoencoder")
+    runs = [args.autoencoder, args.decoder] if args.decoder else [args.autoencoder]
+    frozen = AutoencoderKL.from_pretrained(runs[-1] / "autoencoder")
     parts = {
         "vae": part(vae, frozen.state_dict(), ""),
         "unet": part(new_network(text_encoder.config.hidden_size), state["average"], "unet."),
         "text_encoder": text_encoder,
     }
-    seen = torch.load(args.autoencoder / "checkpoint.pt", weights_only=True)["pictures_seen"]
+    seen = sum(torch.load(run / "checkpoint.pt", weights_only=True)["pictures_seen"] for run in runs)
     text = card(parts, args.data, state["pictures_seen"], seen, args.run / "log.jsonl")
     write_folder(parts["vae"], parts["unet"], text_encoder, tokenizer, args.to)
     (args.to / "README.md").write_text(text, encoding="utf-8")
