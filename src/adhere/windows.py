@@ -4,6 +4,7 @@ A window is (rows, columns), two slices. No window holds a pixel to repaint that
 apart and pasted in any order.
 """
 
+from functools import reduce
 from itertools import product
 
 import numpy as np
@@ -14,14 +15,12 @@ Box = tuple[slice, slice]
 
 def windows_around(repaint: Bool[np.ndarray, "h w"], context: int) -> list[Box]:
     """Every hole within `context` known pixels, cut at the picture's edges; from the top left to the bottom right."""
-    holes = _clusters(repaint, context)
-    merged = True
-    while merged:
-        merged = False
-        for a, b in ((a, b) for a, b in product(holes, holes) if a != b and _touch(_grown(a, context), b)):
-            holes = [hole for hole in holes if hole not in (a, b)] + [_union(a, b)]
-            merged = True
-            break
+    holes: list[Box] = []
+    for hole in _clusters(repaint, context):
+        while near := [other for other in holes if _touch(_grown(hole, context), other)]:
+            hole = reduce(_union, near, hole)
+            holes = [other for other in holes if other not in near]
+        holes.append(hole)
     height, width = repaint.shape
     cut = lambda span, size: slice(max(0, span.start), min(size, span.stop))  # noqa: E731
     windows = [(cut(rows, height), cut(columns, width)) for rows, columns in (_grown(hole, context) for hole in holes)]
