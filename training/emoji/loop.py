@@ -79,13 +79,13 @@ class Training:
     ) -> None:
         """Train until the time or the number of steps is over, or SIGTERM or SIGINT comes; then save.
 
-        `report(average)` is logged every two minutes and at the end. `cooldown` brings the learning rate to zero.
+        `report(average)` is logged every five minutes, with a checkpoint, and at the end. `cooldown` brings the learning rate to zero.
         """
         torch.set_flush_denormal(True)
         stop: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: stop.append(number))
-        begin = said = saved = time.monotonic()
+        begin = said = time.monotonic()
         last, losses = self.step + steps, []
         while not stop and self.step < last and (elapsed := time.monotonic() - begin) < 60 * minutes:
             if (threads := courteous_threads()) != torch.get_num_threads():
@@ -94,12 +94,10 @@ class Training:
             losses.append(self.take_step(loss, rate))
             self.pictures_seen += batch
             now = time.monotonic()
-            if now - said > 120:
+            if now - said > 300:
                 self._log(report, losses, batch * len(losses) / (now - said), rate)
-                said, losses = time.monotonic(), []
-            if now - saved > 300:
                 self.save()
-                saved = now
+                said, losses = time.monotonic(), []
         self.save()
         self._log(report, losses or [float("nan")], 0, 0)
 
