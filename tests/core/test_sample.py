@@ -17,7 +17,7 @@ from adhere.core.constraints import Linear, Unconstrained
 from adhere.core.denoise import Prediction
 from adhere.core.operators import Mask
 from adhere.core.sample import DDIM, DPMSolver2M, State, initial_noise, randn, sample, trajectory
-from adhere.core.schedule import Discrete, RectifiedFlow, Trigonometric, log_snr_timesteps
+from adhere.core.schedule import Discrete, RectifiedFlow, Trigonometric, log_snr, log_snr_timesteps
 from adhere.core.solvers import DDNM, Plain
 from adhere.core.solvers.moment_matching import MomentMatching
 from tests.core.exact import close, normal, random_gaussian, random_mixture, seeded
@@ -280,3 +280,18 @@ def test_temperature_scales_the_noise_of_the_stochastic_solver():
     cold, half, warm = step(0.0), step(0.5), step(1.0)
     torch.testing.assert_close(half, (cold + warm) / 2)
     assert (warm - cold).abs().max() > 0.1
+
+
+def test_temperature_holds_from_a_log_snr_on():
+    schedule, x_t, x0 = Trigonometric(), torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+
+    def step(s: float, **options: float):
+        transition = DPMSolver2M(temperature=0.5, **options)
+        return transition(schedule, x_t, x0, 0.9, s, None, torch.Generator().manual_seed(3))[0]
+
+    early, late = 0.7, 0.2
+    assert log_snr(schedule, early) < 0 < log_snr(schedule, late)
+    full = DPMSolver2M()(schedule, x_t, x0, 0.9, early, None, torch.Generator().manual_seed(3))[0]
+    torch.testing.assert_close(step(early, calm_from=0.0), full)
+    torch.testing.assert_close(step(late, calm_from=0.0), step(late))
+    assert not torch.allclose(step(early), full, atol=1e-2)

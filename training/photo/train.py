@@ -4,10 +4,10 @@
     python -m training.photo.train --data data/photo --run data/photo/run --minutes 60
     python -m training.photo.train --data data/photo --run data/photo/run --minutes 20 --crop 128 --batch 4 --cooldown
 
-The network is a `UNet2DModel` without attention on 2x2 pixel-unshuffled RGB in [-1, 1]; unshuffling is orthogonal, so
+The network is a `UNet2DModel` with attention in the middle only, on 2x2 pixel-unshuffled RGB in [-1, 1]; unshuffling is orthogonal, so
 white noise stays white and the diffusion is that of the pixels. It predicts v = alpha_t eps - sigma_t x0 (Salimans &
 Ho, 2022) under the linear DDPM schedule. Noise levels are drawn where pictures are decided: log-SNR lambda =
-log(alpha/sigma) from 0.7 N(0.7, 1.4^2) + 0.3 U(-3.5, 4.6). Each level's loss is divided by its own running mean (the
+log(alpha/sigma) from 0.7 N(mean, 1.4^2) + 0.3 U(-3.5, 4.6), mean 0.7 by default. Each level's loss is divided by its own running mean (the
 idea of Karras et al., EDM2, 2024, section 2.2): else the irreducible loss of nearly clean pictures drowns the levels
 at which a hole is filled.
 
@@ -44,7 +44,7 @@ def new_network() -> UNet2DModel:
         layers_per_block=1,
         down_block_types=("DownBlock2D",) * 4,
         up_block_types=("UpBlock2D",) * 4,
-        add_attention=False,
+        attention_head_dim=32,  # in the middle only, over 16x16 pixels a token: an outline goes on across a hole
         norm_num_groups=16,
     )
     return convert_conv2d_weight_memory_format(network, torch.channels_last)
@@ -71,7 +71,8 @@ class Crops:
             raise SystemExit(f"no pictures in {folder / 'pyramid'}: run training.photo.fetch first")
         self.pictures = [np.asarray(Image.open(file)) for file in files]
         sides = np.array([min(picture.shape[:2]) for picture in self.pictures])
-        weight = np.where((sides == 256) | (sides == 1536), 0.6, 1.0)
+        liking = {256: 1.0, 384: 2.0, 512: 2.0, 768: 1.0, 1024: 0.5, 1536: 0.3}  # what a screen shows, not bokeh
+        weight = np.array([liking[int(side)] for side in sides])
         self.weight = weight / weight.sum()
         self.rng = np.random.default_rng(seed)
 
@@ -104,7 +105,7 @@ class Crops:
         crops = []
         for _ in range(count):
             crop = self._one(size)
-            if self.rng.random() < 0.5:  # skies and blurred backgrounds teach little: prefer the busier of two
+            if self.rng.random() < 0.8:  # skies and blurred backgrounds teach little: prefer the busier of two
                 other = self._one(size)
                 crop = other if other[..., 1].std() > crop[..., 1].std() else crop
             if self.rng.random() < 0.3:
@@ -131,10 +132,10 @@ class Crops:
 class NoiseLevels:
     """Draws timesteps with the density of log-SNR given above."""
 
-    def __init__(self, alphas_cumprod: Tensor):
+    def __init__(self, alphas_cumprod: Tensor, mean: float):
         self.alpha, self.sigma = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
         lam = (self.alpha / self.sigma).log().double()
-        density = 0.7 * torch.exp(-0.5 * ((lam - 0.7) / 1.4) ** 2) / (1.4 * math.sqrt(2 * math.pi))
+        density = 0.7 * torch.exp(-0.5 * ((lam - mean) / 1.4) ** 2) / (1.4 * math.sqrt(2 * math.pi))
         density = density + 0.3 / 8.1 * ((lam > -3.5) & (lam < 4.6))
         self.probability = density * -torch.gradient(lam)[0]
         self.lam = lam
@@ -200,7 +201,7 @@ def train(args: argparse.Namespace) -> None:
     network, average = new_network(), new_network()
     average.load_state_dict(network.state_dict())
     optimiser = torch.optim.AdamW(network.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
-    levels = NoiseLevels(new_scheduler().alphas_cumprod)
+    levels = NoiseLevels(new_scheduler().alphas_cumprod, args.log_snr)
     step, crops_seen = 0, 0
     checkpoint = args.run / "checkpoint.pt"
     if checkpoint.exists():
@@ -274,6 +275,7 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=64, help="crop side in pixels, a multiple of 16")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--log-snr", type=float, default=0.7, help="where most noise levels are drawn: their mean log-SNR")
     parser.add_argument("--ema", type=float, default=0.9995, help="decay of the weight average")
     parser.add_argument("--cooldown", action="store_true", help="learning rate falls linearly to zero over this run")
     train(parser.parse_args())

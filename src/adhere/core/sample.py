@@ -92,11 +92,14 @@ class DPMSolver2M:
     x_s = (sigma_s/sigma_t) e^{-eta h} x_t + alpha_s (1 - e^{-(1+eta) h}) D + sigma_s sqrt(1 - e^{-2 eta h}) z, where
     D = x0 + (x0 - previous x0) h / (2 h_previous) extrapolates the data prediction. eta = 1 is the stochastic solver,
     eta = 0 the ODE's. `temperature` scales z: 1 samples the model, less gives calmer pictures, nearer to what is most
-    likely and less varied, which hides the grain of a weak prior. Remembers (previous x0, previous h).
+    likely and less varied, which hides the grain of a weak prior. It holds from the log-SNR `calm_from` on: earlier,
+    where outlines are decided, a network that is shown less noise than its time says sees ghosts. Remembers
+    (previous x0, previous h).
     """
 
     eta: float = 1.0
     temperature: float = 1.0
+    calm_from: float = -math.inf
 
     def __call__(
         self, schedule: Schedule, x_t: Tensor, x0: Tensor, t: float, s: float, memory: Memory, generator: Generators
@@ -104,7 +107,8 @@ class DPMSolver2M:
         alpha_t, sigma_t = schedule(t)
         alpha_s, sigma_s = schedule(s)
         check_signal(alpha_t, "DPMSolver2M")
-        h = math.log(alpha_s / sigma_s) - math.log(alpha_t / sigma_t)
+        lambda_s = math.log(alpha_s / sigma_s)
+        h = lambda_s - math.log(alpha_t / sigma_t)
         data = x0
         if memory is not None:
             previous_x0, previous_h = memory
@@ -112,7 +116,8 @@ class DPMSolver2M:
         decay = math.exp(-self.eta * h)
         x_s = torch.sub((sigma_s / sigma_t * decay) * x_t, data, alpha=alpha_s * math.expm1(-(1 + self.eta) * h))
         if self.eta > 0:
-            spread = self.temperature * sigma_s * math.sqrt(1 - decay**2)
+            temperature = self.temperature if lambda_s >= self.calm_from else 1.0
+            spread = temperature * sigma_s * math.sqrt(1 - decay**2)
             x_s = x_s.add(randn(x_t.shape, x_t, generator), alpha=spread)
         return x_s, (x0, h)
 
