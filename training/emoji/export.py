@@ -57,7 +57,7 @@ def card(parts: dict[str, Any], data: Path, network_pictures: int, autoencoder_p
     """The model card, with its figures measured now on the parts as they will ship."""
     train, held = Emoji.load(data, "train"), Emoji.load(data, "held_out")
     losses = json.loads(log.read_text().splitlines()[-1])["held_out_v_loss"]
-    original, seen = to_tensor(held.pictures), to_tensor(train.thinned(len(held)).pictures)
+    original, seen = (to_tensor(emoji.thinned(256).pictures) for emoji in (held, train))
     text = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
     return text.format(
         **{name: sum(p.numel() for p in model.parameters()) / 1e6 for name, model in parts.items()},
@@ -98,6 +98,8 @@ def main() -> None:
     text = card(parts, args.data, state["pictures_seen"], seen, args.run / "log.jsonl")
     write_folder(parts["vae"], parts["unet"], text_encoder, tokenizer, args.to)
     (args.to / "README.md").write_text(text, encoding="utf-8")
+    for file in args.to.rglob("*.safetensors"):
+        file.chmod(0o644)  # they are written for their owner only
     size = sum(file.stat().st_size for file in args.to.rglob("*") if file.is_file())
     print(f"{args.to}: {size / 1e6:.1f} MB")
 

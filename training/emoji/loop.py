@@ -79,7 +79,8 @@ class Training:
     ) -> None:
         """Train until the time or the number of steps is over, or SIGTERM or SIGINT comes; then save.
 
-        `report(average)` is logged every five minutes, with a checkpoint, and at the end. `cooldown` brings the learning rate to zero.
+        `report(average)` is logged every five minutes, with a checkpoint, and at the end. `cooldown` brings the
+        learning rate to zero.
         """
         torch.set_flush_denormal(True)
         stop: list[int] = []
@@ -99,11 +100,11 @@ class Training:
                 self.save()
                 said, losses = time.monotonic(), []
         self.save()
-        self._log(report, losses or [float("nan")], 0, 0)
+        self._log(report, losses, batch * len(losses) / (time.monotonic() - said), 0)
 
     def _log(self, report: Callable[[Any], dict[str, Any]], losses: list[float], speed: float, rate: float) -> None:
         row = {"step": self.step, "pictures": self.pictures_seen, "per_second": round(speed, 1), "lr": round(rate, 7)}
-        row["loss"] = round(sum(losses) / len(losses), 5)
+        row |= {"loss": round(sum(losses) / len(losses), 5)} if losses else {}
         line = json.dumps(row | report(self.average))
         print(line, flush=True)
         with (self.run / "log.jsonl").open("a") as log:
