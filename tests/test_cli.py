@@ -25,7 +25,9 @@ import adhere
 from adhere import images
 from adhere.cli import EXAMPLES, main
 from adhere.core.solvers import METHODS
+from adhere.loading import SHIPPED
 from tests.picture_files import encoded, hole, image_of
+from tests.tiny_latent_models import tiny_sd
 from tests.tiny_models import WEIGHTS, edit_json, edit_weights, with_nan
 
 LINE = re.compile(r"\d+ NFE, \d+\.\d s, residual \d+\.\d{3}, peak \d+\.\d GB\n")
@@ -51,21 +53,33 @@ def folder(tmp_path, monkeypatch):
     return here
 
 
+@pytest.fixture(scope="session")
+def text_model(tmp_path_factory) -> Path:
+    """A tiny Stable Diffusion; read it, do not change it."""
+    folder = tmp_path_factory.mktemp("text")
+    tiny_sd(folder).save_pretrained(folder / "model")
+    return folder / "model"
+
+
+def spelled(verb: str, *words: str, **options: str | None) -> list[str]:
+    """A command's arguments; options that are None are left out."""
+    names = {name: f"-{name}" if len(name) == 1 else "--" + name.replace("_", "-") for name in options}
+    return [verb, *words, *(x for name, value in options.items() if value is not None for x in (names[name], value))]
+
+
 @pytest.fixture
 def good(folder, shared_model):
     """Arguments that succeed; tests change one thing."""
-    options = {"--mask": "mask.png", "-o": "out.png", "--model": str(shared_model), "--steps": "1"}
+    options = {"mask": "mask.png", "o": "out.png", "model": str(shared_model), "steps": "1"}
+    return lambda photo="photo.png", *flags, **changes: spelled("inpaint", photo, *flags, **options | changes)
 
-    def arguments(photo: str = "photo.png", *flags: str, **changes: str | None) -> list[str]:
-        changed = options | {f"--{name}" if len(name) > 1 else f"-{name}": value for name, value in changes.items()}
-        return [
-            "inpaint",
-            photo,
-            *(x for name, value in changed.items() if value is not None for x in (name, value)),
-            *flags,
-        ]
 
-    return arguments
+@pytest.fixture
+def verb(folder, shared_model):
+    """As `good`, for the verb that is given."""
+    words = {"inpaint": ["photo.png", "--mask", "mask.png"], "upscale": ["photo.png", "--factor", "2"], "generate": []}
+    options = {"o": "out.png", "model": str(shared_model), "steps": "1"}
+    return lambda name, *flags, **changes: spelled(name, *words[name], *flags, **options | changes)
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
@@ -120,8 +134,9 @@ def test_the_report_as_json(folder, good, shared_model):
     result = run(good(json="report.json", solver="ddnm", steps="3", seed="7"))
     assert result.exit_code == 0, result
     report = json.loads(Path("report.json").read_text())
-    assert list(report) == ["nfe", "seconds", "residual", "peak_gb", "model", "solver", "steps", "seed", "version"]
-    expected = {"nfe": 3, "model": str(shared_model), "solver": "ddnm", "steps": 3, "seed": 7}
+    figures, told = ["nfe", "seconds", "residual", "peak_gb"], ["prompt", "negative_prompt", "guidance_scale"]
+    assert list(report) == [*figures, "model", *told, "solver", "steps", "seed", "version"]
+    expected = dict.fromkeys(told) | {"nfe": 3, "model": str(shared_model), "solver": "ddnm", "steps": 3, "seed": 7}
     assert report | expected | {"version": adhere.__version__} == report
     assert report["seconds"] > 0
     assert report["peak_gb"] > 0
@@ -170,22 +185,69 @@ def test_force_can_repair_in_place(folder, good):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_exif_and_colour_profile_are_kept(folder, good, suffix):
+@pytest.mark.parametrize(("name", "size"), [("inpaint", (24, 31)), ("upscale", (48, 62))])
+def test_exif_and_colour_profile_are_kept(folder, verb, name, size, suffix):
     icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     exif = Image.Exif()
     exif[ExifTags.Base.Make] = "Camera"
     exif[ExifTags.Base.Artist] = "Someone"
     exif[ExifTags.Base.Orientation] = 6  # stored lying on its side
-    image_of("RGB").save(f"photo{suffix}", exif=exif, icc_profile=icc)
+    image_of("RGB").save("photo.png", suffix[1:].replace("jpg", "jpeg"), exif=exif, icc_profile=icc)
     Image.fromarray(hole(31, 24)).save("mask.png")  # as the photo is seen
-    result = run(good(f"photo{suffix}", o=f"out{suffix}"))
+    result = run(verb(name, o=f"out{suffix}"))
     assert result.exit_code == 0, result
     with Image.open(f"out{suffix}") as out:
         kept = out.getexif()
-        assert out.size == (24, 31)
+        assert out.size == size
         assert out.info["icc_profile"] == icc
         assert (kept[ExifTags.Base.Make], kept[ExifTags.Base.Artist]) == ("Camera", "Someone")
         assert kept[ExifTags.Base.Orientation] == 1
+
+
+# --- upscale and generate, and what is said to models that read text
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+def test_an_enlarged_picture_has_the_means_asked_for(folder, verb, mode):
+    image_of(mode).save("photo.png")
+    result = run(verb("upscale", factor="3", json="report.json"))
+    assert result.exit_code == 0, result
+    assert LINE.fullmatch(result.stdout)
+    assert json.loads(Path("report.json").read_text())["residual"] < 1e-3
+    with Image.open("out.png") as out:
+        assert (out.size, out.mode) == ((93, 72), mode)
+
+
+def test_factor_four_is_the_default(folder, shared_model):
+    assert run(spelled("upscale", "photo.png", o="out.png", model=str(shared_model), steps="1")).exit_code == 0
+    assert Image.open("out.png").size == (124, 96)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(None, (16, 16)), ("24x8", (24, 8))])
+def test_a_picture_from_nothing(folder, verb, size, expected):
+    result = run(verb("generate", size=size))
+    assert result.exit_code == 0, result
+    assert LINE.fullmatch(result.stdout)
+    assert Image.open("out.png").size == expected
+
+
+@pytest.mark.parametrize("name", ["inpaint", "upscale", "generate"])
+def test_every_verb_tells_the_model(folder, verb, text_model, name):
+    told = {"prompt": "a", "negative_prompt": "b", "guidance_scale": 3.5}
+    result = run(verb(name, model=str(text_model), json="report.json", **{n: str(v) for n, v in told.items()}))
+    assert result.exit_code == 0, result
+    report = json.loads(Path("report.json").read_text())
+    assert report | told == report
+
+
+@pytest.mark.parametrize("change", [{"prompt": "c"}, {"negative_prompt": "c"}, {"guidance_scale": "2"}])
+def test_what_the_model_is_told_decides(folder, verb, text_model, change):
+    told = {"model": str(text_model), "prompt": "a", "negative_prompt": "b", "guidance_scale": "3.5"}
+    for file, options in (("a", told), ("b", told), ("c", told | change)):
+        assert run(verb("generate", **options | {"o": f"{file}.png"})).exit_code == 0
+    a, b, c = (Path(f"{file}.png").read_bytes() for file in "abc")
+    assert a == b
+    assert a != c
 
 
 def test_version():
@@ -193,17 +255,35 @@ def test_version():
     assert (result.exit_code, result.stdout) == (0, f"adhere {adhere.__version__}\n")
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["inpaint", "--help"]])
-def test_help_shows_examples_and_nothing_alone_is_a_call_for_help(arguments):
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_help_shows_an_example_of_every_verb_and_nothing_alone_is_a_call_for_help(arguments):
     result = run(arguments)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert "adhere inpaint photo.jpg --mask mask.png -o out.png" in result.stdout
+    assert all(examples[0] in result.stdout for examples in EXAMPLES.values())
 
 
-def test_the_examples_are_possible(folder, good):
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_help_of_a_verb_shows_its_examples(name):
+    result = run([name, "--help"])
+    assert (result.exit_code, result.stderr) == (0, "")
+    said = " ".join(result.stdout.split())
+    assert all(re.sub(r"\[/?dim\]", "", example) in said for example in EXAMPLES[name])
+
+
+@pytest.mark.parametrize("example", [example for name in ("inpaint", "upscale") for example in EXAMPLES[name]])
+def test_the_examples_are_possible(folder, example):
     """But for the files they name."""
-    for example in re.findall(r"^adhere (.*?)(?: \[dim\].*)?$", EXAMPLES, re.MULTILINE):
-        assert "photo.jpg: no such file" in refusal(shlex.split(example.replace("cutout.png", "photo.jpg")), folder)
+    Path("mask.png").unlink()
+    Path("photo.png").unlink()
+    arguments = shlex.split(re.sub(r" \[dim\].*", "", example))[1:]
+    assert f"{arguments[1]}: no such file" in refusal(arguments, folder)
+
+
+@pytest.mark.parametrize("example", EXAMPLES["generate"])
+def test_the_examples_without_files_work(folder, text_model, example):
+    arguments = re.sub("organisation/name|checkpoint.safetensors", str(text_model), example)
+    result = run([*shlex.split(arguments)[1:], "--steps", "1"])
+    assert result.exit_code == 0, result
 
 
 # --- bad input: the command itself
@@ -219,6 +299,9 @@ def test_the_examples_are_possible(folder, good):
         ("inpaint photo.png -o out.png --mode x", "No such option: --mode"),
         ("inpaint photo.png -o out.png --force=yes", "Option '--force' does not take a value"),
         ("paint", "No such command 'paint'"),
+        ("upscale -o out.png", "Missing argument 'PHOTO'"),
+        ("generate", "Missing option '-o' / '--output'"),
+        ("generate photo.png -o out.png", "(photo.png)"),
         ("--verbose", "No such option: --verbose"),
         ("--version=2", "Option '--version' does not take a value"),
     ],
@@ -226,8 +309,8 @@ def test_the_examples_are_possible(folder, good):
 def test_usage_errors_are_one_line(folder, arguments, message):
     given = refusal(arguments.split(), folder)
     assert message in given
-    verb = " inpaint" if "inpaint" in arguments else ""
-    assert given.endswith(f" (see adhere{verb} --help)\n")
+    verb = arguments.split()[0]
+    assert given.endswith(f" (see adhere{f' {verb}' if verb in EXAMPLES else ''} --help)\n")
 
 
 @pytest.mark.parametrize("option", ["-o", "--mask", "--model", "--json", "photo"])
@@ -314,6 +397,52 @@ def test_more_steps_than_the_model_has(folder, good, model_with):
     model = model_with()
     edit_json(model / "scheduler" / "scheduler_config.json", num_train_timesteps=100)
     assert "from 1 to 100" in refusal(good(model=str(model), steps="101", solver="inexact_newton"), folder)
+
+
+@pytest.mark.parametrize("factor", ["1", "0", "17", "2.5", "abc", ""])
+def test_factors_that_cannot_be(folder, verb, factor):
+    assert f"--factor '{factor}': give a whole number from 2 to 16" in refusal(verb("upscale", factor=factor), folder)
+
+
+@pytest.mark.parametrize(
+    "size", ["64", "64x", "x64", "0x64", "-8x8", "64x64x3", "64 x 64", "64X64", "10000x8", "²x8", ""]
+)
+def test_sizes_that_cannot_be(folder, verb, size):
+    assert f"--size '{size}': give WIDTHxHEIGHT" in refusal(verb("generate", size=size), folder)
+
+
+def test_a_size_the_model_does_not_take(folder, verb):
+    assert "size 31x8 (width x height): this model takes multiples of 2; 32x8 is near" in refusal(
+        verb("generate", size="31x8"), folder
+    )
+
+
+@pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf", "abc", ""])
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_guidance_that_cannot_be(folder, verb, name, scale):
+    given = refusal(verb(name, guidance_scale=scale), folder)
+    assert f"--guidance-scale '{scale}': give a number above 0" in given
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"prompt": "a heart"}, "this model reads no text"),
+        ({"negative_prompt": "a heart"}, "this model reads no text"),
+        ({"guidance_scale": "3"}, "this model reads no prompt"),
+    ],
+)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_prompt_for_a_model_without_text(folder, verb, name, told, message):
+    assert message in refusal(verb(name, model="adhere-photo", **told), folder)
+
+
+def test_guidance_without_a_prompt(folder, verb, text_model):
+    assert "without a prompt" in refusal(verb("generate", model=str(text_model), guidance_scale="3"), folder)
+
+
+def test_a_solver_that_cannot_run_the_task(folder, verb):
+    assert "ddnm needs a Linear constraint" in refusal(verb("generate", solver="ddnm"), folder)
 
 
 @pytest.mark.parametrize("seed", ["-1", str(2**63), "seven", ""])
@@ -407,9 +536,20 @@ def test_a_name_with_a_line_break_stays_one_line(folder, good):
 # --- bad input: models
 
 
-def test_no_model_there(folder, good):
-    assert "no such folder" in refusal(good(model="nowhere"), folder)
-    assert "no model_index.json" in refusal(good(model="."), folder)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_no_model_there(folder, verb, name):
+    given = refusal(verb(name, model="adhere-foto"), folder)
+    assert "no such folder" in given
+    assert given.endswith(f"one that ships: {', '.join(SHIPPED)}\n")
+    assert "no model_index.json" in refusal(verb(name, model="."), folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"), [("model.ckpt", "must be .safetensors"), ("model.safetensors", "cannot be loaded")]
+)
+def test_a_single_file_that_is_no_checkpoint(folder, good, file, message):
+    Path(file).write_bytes(b"no weights")
+    assert message in refusal(good(model=file), folder)
 
 
 def without_weights(model: Path) -> None:
@@ -503,6 +643,23 @@ def test_a_process_says_one_line_and_nothing_on_standard_error(folder, good):
     assert result.returncode == 0, result.stderr
     assert LINE.fullmatch(result.stdout)
     assert result.stderr.strip() == ""  # progress is for terminals; warnings of libraries are not the user's
+
+
+def test_a_process_with_text_says_one_line_too(folder, verb, text_model):
+    arguments = command(*verb("generate", model=str(text_model), prompt="a heart"))
+    result = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT)
+    assert (result.returncode, result.stderr.strip()) == (0, "")
+    assert LINE.fullmatch(result.stdout)
+
+
+def test_a_process_without_the_extra_text_says_what_to_install(folder, verb, text_model):
+    code = "import sys; sys.modules['transformers'] = None; from adhere.cli import main; main(sys.argv[1:])"
+    arguments = [sys.executable, "-c", code, *verb("generate", model=str(text_model), prompt="a heart")]
+    result = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "needs the package transformers" in result.stderr
+    assert result.stderr.endswith("pip install 'adhere[text]'\n")
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_process_fails_in_one_line(folder, good, model_with):
@@ -621,10 +778,21 @@ def test_the_report_says_the_levels_that_were_run(folder, good):
     assert report["steps"] == report["nfe"] < 300
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate")])
-def test_running_out_of_memory_is_one_line(folder, good, monkeypatch, error):
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("when", ["windows", "finish"])
+def test_running_out_of_memory_is_one_line(folder, verb, monkeypatch, name, when, error):
     def fail(*_args, **_options):
         raise error
 
-    monkeypatch.setattr("adhere.families.pixel.PixelPipeline.__call__", fail)
-    assert "out of memory on a picture of" in refusal(good(), folder)
+    task = {"inpaint": "Inpaint", "upscale": "Upscale", "generate": "Generate"}[name]
+    monkeypatch.setattr(f"adhere.tasks.{task}.{when}", fail)
+    assert "out of memory; nothing was written" in refusal(verb(name), folder)
+
+
+def test_running_out_of_memory_while_reading_is_one_line(folder, good, monkeypatch):
+    def fail(*_args):
+        raise MemoryError
+
+    monkeypatch.setattr(images, "_planes", fail)
+    assert "out of memory; nothing was written" in refusal(good(), folder)

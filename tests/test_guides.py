@@ -51,7 +51,7 @@ def test_size_is_the_models_own_unless_told(task):
         x = torch.rand(2, 3, *window.size)
         assert window.constraint.direction(x).shape == x.shape
         assert window.constraint.error(x).shape == (2,)
-    with pytest.raises(AdhereError, match="multiples of 8; 32x64 is near"):
+    with pytest.raises(AdhereError, match="multiples of 8; 64x32 is near"):
         TASKS[task]((33, 64)).windows(NATIVE)
 
 

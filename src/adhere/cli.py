@@ -1,4 +1,4 @@
-"""The command line: `adhere inpaint photo.jpg --mask mask.png -o out.png`.
+"""The command line: `adhere inpaint photo.jpg --mask mask.png -o out.png`, `adhere upscale`, `adhere generate`.
 
 Exit codes: 0 done; 2 bad input and 130 Ctrl-C, nothing was written; 1 standard output is lost, but the files are whole.
 Whatever goes wrong is one line on standard error, before anything is computed where that can be known. A verb is a
@@ -6,7 +6,9 @@ function of the options below that makes a `Run`, has it checked, makes its task
 of the package itself, so that `adhere --help` answers at once.
 """
 
+import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,24 +18,35 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from adhere import __version__
-from adhere.errors import AdhereError
+from adhere.errors import AdhereError, OutOfMemory
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 UsageError: type[Exception] = typer.BadParameter.mro()[1]  # click's; newer typers bring a click of their own
 
 T = TypeVar("T", str, Path)
 
-EXAMPLES = """
-[bold]Examples[/bold]
+EXAMPLES = {
+    "inpaint": (
+        "adhere inpaint photo.jpg --mask mask.png -o out.png",
+        "adhere inpaint cutout.png -o filled.png [dim](the transparent part is repainted)[/dim]",
+        "adhere inpaint photo.jpg --mask mask.png -o out.png --solver ddnm --steps 100 --seed 7 --json report.json",
+        'adhere inpaint photo.jpg --mask mask.png -o out.png --model path/to/diffusers-folder --prompt "a brick wall"',
+    ),
+    "upscale": (
+        "adhere upscale small.png -o large.png",
+        "adhere upscale small.png -o large.png --factor 2 --seed 7",
+    ),
+    "generate": (
+        'adhere generate -o heart.png --prompt "a red heart" --model organisation/name',
+        'adhere generate -o heart.png --prompt "a red heart" --negative-prompt "blurred, text" --guidance-scale 5 '
+        "--size 768x512 --model checkpoint.safetensors",
+        "adhere generate -o texture.png --size 256x128",
+    ),
+}
 
-adhere inpaint photo.jpg --mask mask.png -o out.png
 
-adhere inpaint cutout.png -o filled.png [dim](the transparent part is repainted)[/dim]
-
-adhere inpaint photo.jpg --mask mask.png -o out.png --solver ddnm --steps 100 --seed 7 --json report.json
-
-adhere inpaint photo.jpg --mask mask.png -o out.png --model path/to/diffusers-folder
-"""
+def _epilog(*examples: str) -> str:
+    return "\n\n".join(["[bold]Examples[/bold]", *examples])
 
 
 def _name(option: str, kind: type[T]) -> Callable[[str], T]:
@@ -59,6 +72,20 @@ def _whole(option: str, low: int, high: int) -> Callable[[str | int], int]:
     return parse
 
 
+def _scale(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise AdhereError(f"--guidance-scale '{text}': give a number above 0; 1 is none, 3 to 8 are usual")
+
+
+def _size(text: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT -> (height, width)."""
+    if sides := re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text, re.ASCII):
+        return int(sides[2]), int(sides[1])
+    raise AdhereError(f"--size '{text}': give WIDTHxHEIGHT in pixels, such as 256x128, at most 9999x9999")
+
+
 Photo = Annotated[
     Path,
     typer.Argument(
@@ -79,7 +106,21 @@ Model = Annotated[
     typer.Option(
         parser=_name("--model", str),
         metavar="MODEL",
-        help="A diffusers folder; without it, the model that ships inside.",
+        help="A diffusers folder, a .safetensors file, a hub id, or a name that ships; an unknown name lists those. "
+        "Without it, adhere-photo.",
+    ),
+]
+Prompt = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="What is to be seen, for models that read text.", show_default=False)
+]
+NegativePrompt = Annotated[str | None, typer.Option(metavar="TEXT", help="What is not to be seen.", show_default=False)]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance-scale",
+        parser=_scale,
+        metavar="X",
+        help="How closely to follow the prompt; 1 is none, the model's own by default.",
     ),
 ]
 Solver = Annotated[
@@ -110,16 +151,16 @@ def _version(wanted: bool) -> bool:
     return wanted
 
 
-@app.callback(epilog=EXAMPLES)
+@app.callback(epilog=_epilog(*(examples[0] for examples in EXAMPLES.values())))
 def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it and stop.")
     ] = False,
 ) -> None:
-    """Repair pictures by sampling a diffusion model under the constraint of what is known: forward passes only."""
+    """Repair, enlarge and make pictures by sampling a diffusion model under the constraint of what is known."""
 
 
-@app.command(epilog=EXAMPLES)
+@app.command(epilog=_epilog(*EXAMPLES["inpaint"]))
 def inpaint(
     photo: Photo,
     output: Output,
@@ -132,6 +173,9 @@ def inpaint(
         ),
     ] = None,
     model: Model = None,
+    prompt: Prompt = None,
+    negative_prompt: NegativePrompt = None,
+    guidance_scale: Guidance = None,
     solver: Solver = None,
     steps: Steps = None,
     seed: Seed = 0,
@@ -142,9 +186,61 @@ def inpaint(
     from adhere.run import Run
     from adhere.tasks import Inpaint
 
-    run = Run(output, report, force, model, solver, steps, seed)
+    run = Run(output, report, force, model, prompt, negative_prompt, guidance_scale, solver, steps, seed)
     run.check(photo, mask)
     run.finish(Inpaint(photo, mask))
+
+
+@app.command(epilog=_epilog(*EXAMPLES["upscale"]))
+def upscale(
+    photo: Photo,
+    output: Output,
+    factor: Annotated[
+        int, typer.Option(parser=_whole("--factor", 2, 16), metavar="N", help="How many times as wide and as high.")
+    ] = 4,
+    model: Model = None,
+    prompt: Prompt = None,
+    negative_prompt: NegativePrompt = None,
+    guidance_scale: Guidance = None,
+    solver: Solver = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    report: Report = None,
+    force: Force = False,
+) -> None:
+    """Enlarge a picture; every square of the result has the mean colour of the pixel it was."""
+    from adhere.run import Run
+    from adhere.tasks import Upscale
+
+    run = Run(output, report, force, model, prompt, negative_prompt, guidance_scale, solver, steps, seed)
+    run.check(photo)
+    run.finish(Upscale(photo, factor))
+
+
+@app.command(epilog=_epilog(*EXAMPLES["generate"]))
+def generate(
+    output: Output,
+    size: Annotated[
+        str | None,  # typer would make two arguments of a tuple
+        typer.Option(metavar="WIDTHxHEIGHT", help="In pixels; the model's own by default.", show_default=False),
+    ] = None,
+    model: Model = None,
+    prompt: Prompt = None,
+    negative_prompt: NegativePrompt = None,
+    guidance_scale: Guidance = None,
+    solver: Solver = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    report: Report = None,
+    force: Force = False,
+) -> None:
+    """Make a picture from nothing, or from a prompt."""
+    from adhere.run import Run
+    from adhere.tasks import Generate
+
+    run = Run(output, report, force, model, prompt, negative_prompt, guidance_scale, solver, steps, seed)
+    run.check()
+    run.finish(Generate(None if size is None else _size(size)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -164,6 +260,8 @@ def _exit_code(arguments: list[str]) -> int:
         usage: Any = error
         verb = f" {arguments[0]}" if arguments[0] in command.commands else ""
         return _complain(2, f"{usage.format_message().rstrip('.')} (see adhere{verb} --help)")
+    except (OutOfMemory, MemoryError):
+        return _complain(2, "out of memory; nothing was written: work on a part of the picture, or on a smaller one")
     except AdhereError as error:
         return _complain(2, str(error))
     except KeyboardInterrupt:

@@ -32,7 +32,7 @@ from adhere.core.sample import Generators, State, initial_noise, trajectory
 from adhere.core.schedule import Schedule
 from adhere.core.solvers import Method, default_method, method_named
 from adhere.core.tiled import Tiled
-from adhere.errors import AdhereError
+from adhere.errors import AdhereError, OutOfMemory
 from adhere.families import FAMILIES, family_for
 from adhere.families.schedules import noise_schedule
 from adhere.loading import load
@@ -55,6 +55,27 @@ class ConstrainedOutput(BaseOutput):
     seconds: float
     steps: int
     solver: str
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Running out of memory, and half precision where there is none, as one line that says what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        said = str(error)
+        if "not implemented for 'Half'" in said or "not implemented for 'BFloat16'" in said:
+            raise AdhereError(
+                f"this device does not compute in half precision ({said.splitlines()[0]}): load with "
+                "torch_dtype=torch.float32"
+            ) from error
+        short = ("out of memory", "not enough memory", "allocate memory")
+        if isinstance(error, MemoryError) or any(words in said for words in short):
+            raise OutOfMemory(
+                "out of memory; cheaper are a smaller batch or picture, pipe.enable_model_cpu_offload(), "
+                "pipe.vae.enable_tiling(), torch_dtype=torch.bfloat16"
+            ) from error
+        raise
 
 
 class ConstrainedPipeline:
@@ -135,6 +156,7 @@ class ConstrainedPipeline:
         return x0
 
     @torch.inference_mode()
+    @_explained()
     def __call__(
         self,
         task: Task,
@@ -163,7 +185,8 @@ class ConstrainedPipeline:
         it returns is ignored, `pipe._interrupt = True` ends the run early.
 
         Raises ValueError for an unknown solver, impossible steps or too few generators, TypeError when the solver
-        cannot run the task, AdhereError for a prompt the model cannot read, and when the network returns NaN.
+        cannot run the task, AdhereError for a prompt the model cannot read, when the network returns NaN, and
+        OutOfMemory.
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type = '{output_type}': 'pil', 'np', 'pt' or 'latent'")
@@ -176,7 +199,7 @@ class ConstrainedPipeline:
         if output_type == "latent" and len(windows) > 1:
             raise ValueError(f"output_type = 'latent': the task has {len(windows)} windows, each with its own samples")
         begin = time.perf_counter()
-        with self.running(), _explained():
+        with self.running():
             with torch.inference_mode(False), torch.no_grad():  # what it holds, dps takes into a graph
                 denoiser = self.denoiser(conditioning, windows[0].size)
             runs = [
@@ -281,27 +304,6 @@ class _Finite(Wrapper):
                 f"(t = {t:g}); try float32, or check the weights"
             )
         return x0
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Running out of memory, and half precision where there is none, as one line that says what to do."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
-        said = str(error)
-        if "not implemented for 'Half'" in said or "not implemented for 'BFloat16'" in said:
-            raise AdhereError(
-                f"this device does not compute in half precision ({said.splitlines()[0]}): load with "
-                "torch_dtype=torch.float32"
-            ) from error
-        short = ("out of memory", "not enough memory", "allocate memory")
-        if isinstance(error, MemoryError) or any(words in said for words in short):
-            raise AdhereError(
-                "out of memory; cheaper are a smaller batch or picture, pipe.enable_model_cpu_offload(), "
-                "pipe.vae.enable_tiling(), torch_dtype=torch.bfloat16"
-            ) from error
-        raise
 
 
 def _typed(images: list[Image.Image], output_type: str) -> list[Image.Image] | np.ndarray | Tensor:

@@ -7,7 +7,9 @@ import json
 import logging
 import signal
 import sys
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +23,7 @@ from adhere.core.solvers import method_named
 from adhere.errors import AdhereError
 from adhere.files import check_writable, staged
 from adhere.images import check_output, encode
-from adhere.tasks import Inpaint
+from adhere.tasks import Task
 
 if TYPE_CHECKING:
     from adhere.pipeline import ConstrainedOutput, ConstrainedPipeline
@@ -35,6 +37,9 @@ class Run:
     report: Path | None
     force: bool
     model: str | None
+    prompt: str | None
+    negative_prompt: str | None
+    guidance_scale: float | None
     solver: str | None
     steps: int | None
     seed: int
@@ -51,7 +56,7 @@ class Run:
             except ValueError as error:
                 raise AdhereError(str(error)) from error
 
-    def finish(self, task: Inpaint) -> None:
+    def finish(self, task: Task) -> None:
         """Load the model, sample, write the files, print the report line."""
         from adhere.loading import DEFAULT_MODEL
 
@@ -62,6 +67,9 @@ class Run:
             "residual": round(out.error[0], 6),
             "peak_gb": _peak_gb(),
             "model": self.model or DEFAULT_MODEL,
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "guidance_scale": self.guidance_scale,
             "solver": out.solver,
             "steps": out.steps,
             "seed": self.seed,
@@ -71,18 +79,20 @@ class Run:
         peak = "unknown" if figures["peak_gb"] is None else f"{figures['peak_gb']:.1f} GB"
         print("{nfe} NFE, {seconds:.1f} s, residual {residual:.3f}".format(**figures) + f", peak {peak}")
 
-    def _sample(self, pipe: "ConstrainedPipeline", task: Inpaint) -> "ConstrainedOutput":
+    def _sample(self, pipe: "ConstrainedPipeline", task: Task) -> "ConstrainedOutput":
         generator = torch.Generator().manual_seed(self.seed)
         try:
-            out = pipe(task, solver=self.solver, num_inference_steps=self.steps, generator=generator)
-        except ValueError as error:  # steps that the model's schedule does not have
+            out = pipe(
+                task,
+                self.prompt,
+                self.negative_prompt,
+                guidance_scale=self.guidance_scale,
+                solver=self.solver,
+                num_inference_steps=self.steps,
+                generator=generator,
+            )
+        except (TypeError, ValueError) as error:  # a solver that cannot run the task, steps the schedule does not have
             raise AdhereError(str(error)) from error
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "alloc" not in str(error) and "out of memory" not in str(error):
-                raise
-            height, width = task.picture.size
-            mend = "repaint one part at a time, or a smaller copy of the picture"
-            raise AdhereError(f"out of memory on a picture of {width} x {height}: {mend}") from error
         assert not isinstance(out, tuple)
         return out
 
@@ -106,13 +116,24 @@ class Run:
 
 def _load(model: str | None) -> "ConstrainedPipeline":
     """The model, silent but for a progress bar where standard error is a terminal."""
-    from diffusers.utils.logging import disable_progress_bar, set_verbosity
+    from diffusers.utils.logging import disable_progress_bar
 
     from adhere.pipeline import ConstrainedPipeline
 
-    set_verbosity(logging.CRITICAL)  # what matters comes as an AdhereError, in one line
+    # What matters comes as an AdhereError, in one line.
+    warnings.simplefilter("ignore")
+    for library in ("diffusers", "huggingface_hub", "transformers"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     disable_progress_bar()  # of loading
-    pipe = ConstrainedPipeline.from_pretrained(model)
+    with suppress(ImportError):  # only models that read text need it
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+    try:
+        pipe = ConstrainedPipeline.from_pretrained(model)
+    except ModuleNotFoundError as error:
+        mend = "pip install 'adhere[text]'"
+        raise AdhereError(f"model '{model}' needs the package {error.name}, which is not installed: {mend}") from error
     terminal = sys.stderr.isatty()
     pipe.set_progress_bar_config(desc="sampling", leave=False, disable=not terminal)  # type: ignore[attr-defined]
     return pipe

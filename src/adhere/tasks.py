@@ -28,7 +28,7 @@ from adhere.core.constraints import Constraint, Linear, Loss, Unconstrained
 from adhere.core.operators import Downsample, Mask
 from adhere.errors import AdhereError
 from adhere.features import EfficientNetLite0
-from adhere.images import Picture, pad_to_multiple, picture_from
+from adhere.images import Picture, pad_to_multiple, picture_from, with_metadata
 from adhere.losses import Features, GramDistance, SilhouetteLoss
 from adhere.masks import check_mask, keep_exactly, mask_from_alpha, read_mask
 from adhere.windows import Box, windows_around
@@ -157,9 +157,7 @@ class Upscale:
             image = image.convert("L")
         if self.picture.alpha is not None:
             image.putalpha(Image.fromarray(self.picture.alpha).resize(image.size, Image.Resampling.BICUBIC))
-        if self.picture.icc_profile:
-            image.info["icc_profile"] = self.picture.icc_profile
-        return image
+        return with_metadata(image, self.picture)
 
 
 class Whole:
@@ -311,8 +309,8 @@ def canvas(size: tuple[int, int] | None, model: Model) -> tuple[int, int]:
     if min(size) < 1 or any(side % model.multiple for side in size):
         height, width = (max(1, round(side / model.multiple)) * model.multiple for side in size)
         raise AdhereError(
-            f"size {size[0]}x{size[1]} (height x width): this model takes multiples of {model.multiple}; "
-            f"{height}x{width} is near"
+            f"size {size[1]}x{size[0]} (width x height): this model takes multiples of {model.multiple}; "
+            f"{width}x{height} is near"
         )
     return size
 
