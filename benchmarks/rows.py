@@ -34,7 +34,7 @@ METRICS = {
     "psnr": Metric("PSNR (dB)", math.inf, ".2f"),
     "ssim": Metric("SSIM", 1, ".3f"),
     "feature_distance": Metric("feature distance", 0, ".4f"),
-    "frechet": Metric("Fréchet distance", 0, ".4f"),
+    "frechet": Metric("Fréchet distance", 0, ".0f"),
     "nearest_psnr": Metric("PSNR to nearest training picture", None, ".2f"),
     "residual": Metric("residual", 0, ".2e"),
     "mean_error": Metric("mean error", 0, ".4f"),
