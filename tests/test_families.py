@@ -37,7 +37,7 @@ LAYOUTS = {
 }
 COST = {
     "plain": 1,
-    "moment_matching_calm": 1 + 1,
+    "moment_matching_calm": 1 + 2,
     "moment_matching": 1 + 3,
     "inexact_newton": 1 + 2 * 5,
     "dps": 1 + 10,
