@@ -8,8 +8,9 @@ x8, through the decoder; a coarse colour layout, a silhouette, a style; each wit
 
 NFE counts forward passes (under guidance the two of one call are one); `work` adds 2 for every backward pass. Residual:
 before known pixels are put back. After: PSNR over the unknown region, distance of EfficientNet-Lite0 features, Fréchet
-distance of those features between all results and all originals. Seconds: a batch's, shared out evenly. --train adds
-the PSNR in the unknown region to the training picture that is nearest to the result there: memorised or made?
+distance of those features between all results and all originals. Seconds: a batch's, shared out evenly. ddnm, which in
+latents is known as blending, is run under masks only. --train adds the PSNR in the unknown region to the training
+picture that is nearest to the result there: memorised or made?
 
 Rows are saved after every batch, pictures in a folder beside them, and what is there is not run again. Peak memory and
 decoder gradients: benchmarks.peak.

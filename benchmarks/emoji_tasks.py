@@ -17,6 +17,7 @@ from adhere.core.denoise import Counted
 from adhere.core.operators import Downsample, Mask
 from adhere.core.sample import initial_noise, trajectory
 from adhere.core.solvers import METHODS, Method
+from adhere.core.solvers.ddnm import DDNM
 from adhere.core.solvers.descent import Descent
 from adhere.core.solvers.dps import DPS
 from adhere.core.solvers.inexact_newton import InexactNewton
@@ -118,8 +119,11 @@ def method_at(name: str, nfe: int) -> tuple[Method, int]:
 
 
 def can_run(name: str, constraint: Constraint) -> bool:
-    """Projection and moment matching are for measurements."""
-    return isinstance(constraint, Linear) or isinstance(METHODS[name].solver, Descent)
+    """Moment matching is for measurements. So is projection, but through a decoder it would decode 30 times a level."""
+    solver = METHODS[name].solver
+    if isinstance(solver, DDNM):
+        return isinstance(constraint, Linear) and isinstance(constraint.operator, Mask)
+    return isinstance(constraint, Linear) or isinstance(solver, Descent)
 
 
 def quiet_pipeline(model: str) -> ConstrainedPipeline:

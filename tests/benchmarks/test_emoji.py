@@ -109,9 +109,11 @@ def seeds(count):
     return [torch.Generator().manual_seed(i) for i in range(count)]
 
 
-def test_projection_is_not_asked_for_a_loss(x):
-    asked = TASKS["silhouette"](x)
-    assert [name for name in METHODS if can_run(name, asked.constraint)] == ["inexact_newton", "dps", "mpgd"]
+def test_projection_is_for_masks_and_moment_matching_for_measurements(x):
+    able = {task: {name for name in METHODS if can_run(name, TASKS[task](x).constraint)} for task in TASKS}
+    assert able["silhouette"] == able["style"] == {"inexact_newton", "dps", "mpgd"}
+    assert able["x4"] == able["layout"] == set(METHODS) - {"ddnm"}
+    assert able["half"] == able["box"] == able["free_form"] == set(METHODS)
 
 
 # --- the runs
