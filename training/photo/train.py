@@ -4,12 +4,12 @@
     python -m training.photo.train --data data/photo --run data/photo/run --minutes 60
     python -m training.photo.train --data data/photo --run data/photo/run --minutes 20 --crop 128 --batch 4 --cooldown
 
-The network is a `UNet2DModel` with attention in the middle only, on 2x2 pixel-unshuffled RGB in [-1, 1]; unshuffling is orthogonal, so
-white noise stays white and the diffusion is that of the pixels. It predicts v = alpha_t eps - sigma_t x0 (Salimans &
-Ho, 2022) under the linear DDPM schedule. Noise levels are drawn where pictures are decided: log-SNR lambda =
-log(alpha/sigma) from 0.7 N(mean, 1.4^2) + 0.3 U(-3.5, 4.6), mean 0.7 by default. Each level's loss is divided by its own running mean (the
-idea of Karras et al., EDM2, 2024, section 2.2): else the irreducible loss of nearly clean pictures drowns the levels
-at which a hole is filled.
+The network is a `UNet2DModel`, with attention in the middle only, on 2x2 pixel-unshuffled RGB in [-1, 1]; unshuffling
+is orthogonal, so white noise stays white and the diffusion is that of the pixels. It predicts v = alpha_t eps - sigma_t
+x0 (Salimans & Ho, 2022) under the linear DDPM schedule. Noise levels are drawn where pictures are decided: log-SNR
+lambda = log(alpha/sigma) from 0.7 N(mean, 1.4^2) + 0.3 U(-3.5, 4.6), mean 0.7 by default. Each level's loss is divided
+by its own running mean (the idea of Karras et al., EDM2, 2024, section 2.2): else the irreducible loss of nearly clean
+pictures drowns the levels at which a hole is filled.
 
 The run folder holds checkpoint.pt (resumed from when it exists), log.jsonl and model/, the averaged weights as a
 diffusers folder. `--cooldown` brings the learning rate linearly to zero over the run: branch from a copy of the run
@@ -95,7 +95,8 @@ class Crops:
         corners = self.rng.choice([4, 40, self.rng.integers(3, 8)])
         turn = 2 * math.pi * (np.arange(corners) + 0.5) / corners
         u, v = along * np.cos(turn), across * np.sin(turn)
-        x, y = centre[0] + u * math.cos(angle) - v * math.sin(angle), centre[1] + u * math.sin(angle) + v * math.cos(angle)
+        x = centre[0] + u * math.cos(angle) - v * math.sin(angle)
+        y = centre[1] + u * math.sin(angle) + v * math.cos(angle)
         ImageDraw.Draw(mask).polygon(list(zip(x.tolist(), y.tolist(), strict=True)), fill=255)
         mask = mask.filter(ImageFilter.GaussianBlur(int(self.rng.choice([1, 1, 2, 6]))))
         weight = np.asarray(mask.resize((size, size), Image.Resampling.BOX), np.float32)[..., None] / 255
@@ -275,7 +276,7 @@ def main() -> None:
     parser.add_argument("--crop", type=int, default=64, help="crop side in pixels, a multiple of 16")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--log-snr", type=float, default=0.7, help="where most noise levels are drawn: their mean log-SNR")
+    parser.add_argument("--log-snr", type=float, default=0.7, help="mean log-SNR of most noise levels")
     parser.add_argument("--ema", type=float, default=0.9995, help="decay of the weight average")
     parser.add_argument("--cooldown", action="store_true", help="learning rate falls linearly to zero over this run")
     train(parser.parse_args())
