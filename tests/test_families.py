@@ -20,6 +20,9 @@ from adhere.core.constraints import Unconstrained
 from adhere.core.sample import DDIM, sample
 from adhere.core.schedule import RectifiedFlow
 from adhere.core.solvers import DEFAULT_METHOD, METHODS, Plain
+from adhere.core.solvers.descent import Descent
+from adhere.core.solvers.inexact_newton import InexactNewton
+from adhere.core.solvers.moment_matching import MomentMatching
 from adhere.families import FAMILIES
 from adhere.families.pixel import PixelPipeline
 from tests.picture_files import hole, noise
@@ -35,15 +38,18 @@ LAYOUTS = {
     "unshuffled": {"channels": 12, "prediction": "v_prediction"},
     "unshuffled, learned variance": {"channels": 12, "out_channels": 24},
 }
-COST = {
-    "plain": 1,
-    "moment_matching_calm": 1 + 2,
-    "moment_matching": 1 + 3,
-    "inexact_newton": 1 + 2 * 5,
-    "dps": 1 + 10,
-    "mpgd": 1 + 10,
-    "ddnm": 1,
-}  # 1 + m, 1 + 2K, 1 + K, 1
+
+
+def cost(solver: Any) -> int:
+    """Evaluations a noise level: the law of each solver's module."""
+    if isinstance(solver, MomentMatching):
+        return 1 + solver.m
+    if isinstance(solver, Descent):
+        return 1 + (2 if isinstance(solver, InexactNewton) else 1) * solver.K
+    return 1
+
+
+COST = {name: cost(method.solver) for name, method in METHODS.items()}
 RGB = {name: layout for name, layout in LAYOUTS.items() if layout.get("channels", 3) == 3}
 
 

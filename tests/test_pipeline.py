@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from adhere import ConstrainedOutput, Inpaint
+from adhere import AdhereError, ConstrainedOutput, Inpaint
 from adhere.core.solvers import METHODS
+from adhere.tasks import Generate
 from tests.picture_files import hole, image_of, noise
 from tests.test_tasks import MASKS
 from tests.tiny_models import edit_weights, load
@@ -92,9 +93,9 @@ def test_a_plain_tuple_on_request(pipe, task):
 
 
 def test_the_output_says_what_it_cost(pipe, task):
-    out = pipe(task, num_inference_steps=2, batch_size=2)
+    out = pipe(task, solver="ddnm", num_inference_steps=2, batch_size=2)
     assert isinstance(out, ConstrainedOutput)
-    assert out["nfe"] == out.nfe == 2 * 2
+    assert out["nfe"] == out.nfe == 2
     assert len(out.error) == 2
     assert all(error >= 0 for error in out.error)
 
@@ -107,6 +108,7 @@ def test_the_callback_is_called_once_a_step(pipe, task):
         batch_size=2,
         output_type="latent",
         callback_on_step_end=lambda *call: calls.append(call),
+        callback_on_step_end_tensor_inputs=["latents", "x0", "error"],
     )
     givers, steps, times, states = zip(*calls, strict=True)
     assert set(givers) == {pipe}
@@ -185,3 +187,102 @@ def test_one_pipeline_serves_pictures_of_any_size(pipe):
     for height, width in ((4, 50), (33, 8), (16, 16)):
         (image,) = pipe(Inpaint(noise(height, width, 3), hole(height, width)), num_inference_steps=1).images
         assert image.size == (width, height)
+
+
+@pytest.mark.parametrize("solver", METHODS)
+def test_a_hole_is_repaired_the_same_whatever_other_holes_there_are(pipe, solver):
+    """Windows are sampled apart, each from the generator as it was given."""
+    picture, first, second = noise(70, 90, 3), np.zeros((70, 90), bool), np.zeros((70, 90), bool)
+    first[5:12, 6:15], second[50:66, 70:85] = True, True
+    options = {"solver": solver, "num_inference_steps": 2, "output_type": "np"}
+    both, one, other = (
+        pipe(Inpaint(picture, mask, context=8), generator=seeded(7), **options)
+        for mask in (first | second, first, second)
+    )
+    assert np.array_equal(both.images[0][first], one.images[0][first])
+    assert np.array_equal(both.images[0][second], other.images[0][second])
+    assert both.nfe == one.nfe + other.nfe
+    assert both.error[0] == pytest.approx(np.hypot(one.error[0], other.error[0]) / np.sqrt(2))
+
+
+def test_latents_of_several_windows_are_refused(pipe):
+    mask = np.zeros((70, 90), bool)
+    mask[2, 2] = mask[-2, -2] = True
+    with pytest.raises(ValueError, match="the task has 2 windows"):
+        pipe(Inpaint(noise(70, 90, 3), mask, context=4), output_type="latent")
+
+
+def test_the_network_sees_no_more_than_a_tile(shared_model, monkeypatch):
+    """So that its memory does not grow with the picture; the evaluations do not either."""
+    pipe, seen = load(shared_model), set()
+    forward = pipe.unet.forward
+
+    def watched(x, *args, **options):
+        seen.add(tuple(x.shape[-2:]))
+        return forward(x, *args, **options)
+
+    monkeypatch.setattr(pipe.unet, "forward", watched)
+    pipe.tile = 16
+    tiled = pipe(Generate((40, 56)), num_inference_steps=2)
+    assert seen == {(16, 16)}
+    assert tiled.nfe == 2
+    assert tiled.images[0].size == (56, 40)
+
+
+def test_interrupted_it_ends_with_what_there_is(pipe, task):
+    def stop(pipe, step, t, tensors):
+        pipe._interrupt = step == 1
+
+    out = pipe(task, num_inference_steps=4, callback_on_step_end=stop)
+    assert out.images[0].size == (30, 21)
+    assert pipe(task, num_inference_steps=4).nfe == 2 * out.nfe  # the next run is whole again
+
+
+def test_an_error_is_not_computed_unless_asked_for(pipe, task):
+    """It may take a decoding."""
+    given = []
+    pipe(task, num_inference_steps=1, callback_on_step_end=lambda *call: given.append(set(call[-1])))
+    assert given == [{"latents", "x0"}]
+    with pytest.raises(ValueError, match="'loss': there are latents, x0, error"):
+        pipe(task, callback_on_step_end_tensor_inputs=["loss"])
+
+
+# --- what the machine cannot do
+
+
+def failing(pipe, monkeypatch, error: BaseException) -> str:
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr(pipe.unet, "forward", fail)
+    with pytest.raises(AdhereError) as caught:
+        pipe(Generate(), num_inference_steps=1)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ..."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried to"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:80] DefaultCPUAllocator: not enough memory: you tried to"),
+    ],
+)
+def test_out_of_memory_says_what_is_cheaper(shared_model, monkeypatch, error):
+    message = failing(load(shared_model), monkeypatch, error)
+    assert message.startswith("out of memory")
+    assert "smaller" in message and "enable_model_cpu_offload" in message
+
+
+def test_half_precision_where_there_is_none_says_what_to_load(shared_model, monkeypatch):
+    error = RuntimeError("\"slow_conv2d_cpu\" not implemented for 'Half'")
+    assert "torch_dtype=torch.float32" in failing(load(shared_model), monkeypatch, error)
+
+
+def test_other_errors_of_the_network_are_not_hidden(shared_model, monkeypatch):
+    pipe = load(shared_model)
+    monkeypatch.setattr(pipe.unet, "forward", lambda *args, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pipe(Generate(), num_inference_steps=1)

@@ -33,7 +33,7 @@ from transformers import (
 )
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-SCALED_LINEAR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+SCALED_LINEAR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
 def tiny_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -127,7 +127,7 @@ def tiny_conditional_unet(cross_attention_dim: int = 16, **options: Any) -> UNet
 
 def stride(prediction: str = "epsilon") -> DDIMScheduler:
     """Stable Diffusion's noise levels; its last step ends at x0."""
-    return DDIMScheduler(prediction_type=prediction, steps_offset=1, set_alpha_to_one=True, **SCALED_LINEAR)
+    return DDIMScheduler(prediction_type=prediction, clip_sample=False, set_alpha_to_one=True, **SCALED_LINEAR)
 
 
 def tiny_sd(

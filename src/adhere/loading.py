@@ -66,7 +66,9 @@ def load(base: "type[ConstrainedPipeline]", model: str | Path | None, arguments:
     if isinstance(source, Path):
         _check_weights(source, {n: e for n, e in index.items() if n not in arguments}, what)
     with _explained(what):
-        if family.network not in arguments:
+        absent = {name: None for name, entry in index.items() if entry == [None, None]}  # diffusers wants it said
+        arguments = absent | arguments
+        if not {family.network, "quantization_config", "device_map"} & arguments.keys():
             arguments[family.network] = _whole_network(source, index, family.network, arguments)
         pipe: Any = super(_base(), family).from_pretrained(source, **arguments)  # type: ignore[misc]
         noise_schedule(pipe.scheduler)  # refuses what cannot be read before anything is sampled
@@ -138,14 +140,18 @@ def _has_weights(class_name: str) -> bool:
 def _whole_network(source: str | Path, index: dict[str, Any], network: str, arguments: dict[str, Any]) -> Any:
     """Load the denoising network; a file that lacks some of its weights is refused: diffusers would only warn."""
     wanted = ("use_safetensors", "local_files_only", "low_cpu_mem_usage", "torch_dtype", "dtype", "variant", "revision")
-    chosen = {name: arguments[name] for name in wanted if name in arguments}
+    chosen = {name: arguments[name] for name in (*wanted, "token", "cache_dir") if name in arguments}
+    dtype = torch.float32
+    for name in {"torch_dtype", "dtype"} & chosen.keys():
+        given = chosen[name]
+        dtype = chosen[name] = given.get(network, given.get("default", dtype)) if isinstance(given, dict) else given
     network_class = getattr(diffusers, index[network][1])
     loaded, info = network_class.from_pretrained(source, subfolder=network, output_loading_info=True, **chosen)
     if missing := sorted(info["missing_keys"]):
         raise AdhereError(
             f"its weights lack {len(missing)} of the network's entries, such as '{missing[0]}'; copy or save it again"
         )
-    return loaded
+    return loaded.to(dtype)  # without accelerate, diffusers leaves a transformer as it was saved
 
 
 @contextmanager

@@ -39,6 +39,7 @@ from adhere.loading import load
 from adhere.tasks import Task, Window
 
 Pipeline = TypeVar("Pipeline", bound="ConstrainedPipeline")  # not Self: beartype reads no Self in a method
+STATES = {"latents": "x_t", "x0": "x0", "error": "error"}  # as callbacks name them -> as State does
 StepCallback = Callable[["ConstrainedPipeline", int, float, dict[str, Tensor]], Any]
 
 
@@ -129,7 +130,7 @@ class ConstrainedPipeline:
         raise TypeError(f"{type(self).__name__} is no model family: load one with ConstrainedPipeline.from_pretrained")
 
     def denoiser(self, conditioning: Conditioning = UNTOLD, size: tuple[int, int] | None = None) -> Denoiser:
-        """The network as E[x0 | x_t], told what is to be seen; states of any size, its schedule is that of `size`.
+        """The network as E[x0 | x_t], told what is to be seen; takes states of any size, its schedule is of `size`.
 
         Raises AdhereError for what the model cannot be told.
         """
@@ -172,6 +173,7 @@ class ConstrainedPipeline:
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents", "x0"),
     ) -> ConstrainedOutput | tuple[list[Image.Image] | np.ndarray | Tensor]:
         """Sample `batch_size` pictures that meet the task.
 
@@ -181,15 +183,18 @@ class ConstrainedPipeline:
         one, or one per sample (then a batch equals single runs); seed 0 by default. decoder_backward: take pixel
         constraints through the decoder by autograd instead of by the encoder, forward only. output_type: 'pil', 'np'
         uint8 (N, H, W, C), 'pt' (N, C, H, W) in [0, 1], or 'latent': the raw samples, states of the one window.
-        callback_on_step_end(pipe, step, t, {'latents', 'x0', 'error'}) is called at every level, as in diffusers; what
-        it returns is ignored, `pipe._interrupt = True` ends the run early.
+        callback_on_step_end(pipe, step, t, tensors) is called at every level, as in diffusers, with those tensors that
+        callback_on_step_end_tensor_inputs names: 'latents', 'x0', and 'error', which may take a decoding each time.
+        What it returns is ignored; `pipe._interrupt = True` ends the run early.
 
-        Raises ValueError for an unknown solver, impossible steps or too few generators, TypeError when the solver
-        cannot run the task, AdhereError for a prompt the model cannot read, when the network returns NaN, and
+        Raises ValueError for an unknown solver or name, impossible steps or too few generators, TypeError when the
+        solver cannot run the task, AdhereError for a prompt the model cannot read, when the network returns NaN, and
         OutOfMemory.
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type = '{output_type}': 'pil', 'np', 'pt' or 'latent'")
+        if unknown := sorted(set(callback_on_step_end_tensor_inputs) - STATES.keys()):
+            raise ValueError(f"callback_on_step_end_tensor_inputs: '{unknown[0]}': there are {', '.join(STATES)}")
         conditioning = Conditioning.of(prompt, negative_prompt, guidance_scale, batch_size)
         batch = conditioning.batch_size
         generator = torch.Generator().manual_seed(0) if generator is None else generator
@@ -203,10 +208,10 @@ class ConstrainedPipeline:
             with torch.inference_mode(False), torch.no_grad():  # what it holds, dps takes into a graph
                 denoiser = self.denoiser(conditioning, windows[0].size)
             runs = [
-                self._prepare(window, denoiser, batch, solver, num_inference_steps, decoder_backward, generator)
+                self._prepare(window, denoiser, batch, solver, num_inference_steps, decoder_backward)
                 for window in windows
             ]
-            samples = self._sample(runs, generator, callback_on_step_end)
+            samples = self._sample(runs, generator, callback_on_step_end, callback_on_step_end_tensor_inputs)
             pictures = [self.decode(x0) for x0 in samples]
             errors = [window.constraint.error(x) for window, x in zip(windows, pictures, strict=True)]
         seconds = time.perf_counter() - begin
@@ -234,7 +239,6 @@ class ConstrainedPipeline:
         solver: str | None,
         steps: int | None,
         decoder_backward: bool,
-        generator: Generators,
     ) -> "_Run":
         constraint = self.lift(window.constraint, decoder_backward)
         name = solver or default_method(constraint)
@@ -242,21 +246,29 @@ class ConstrainedPipeline:
         timesteps = method.levels(self.schedule(window.size), method.steps if steps is None else steps)
         if self.tile is not None:
             denoiser = Tiled(denoiser, self.tile, self.tile // 8)
-        like = torch.empty(0, device=self.execution_device)
-        x_T = initial_noise(denoiser.schedule, (batch, *self.state_shape(window.size)), timesteps[0], like, generator)
-        return _Run(name, method, constraint, Counted(_Finite(denoiser, timesteps)), x_T, timesteps)
+        shape = (batch, *self.state_shape(window.size))
+        return _Run(name, method, constraint, Counted(_Finite(denoiser, timesteps)), shape, timesteps)
 
-    def _sample(self, runs: "list[_Run]", generator: Generators, callback: StepCallback | None) -> list[Tensor]:
-        """The samples of each run, one after another, under one progress bar."""
+    def _sample(
+        self, runs: "list[_Run]", generator: Generators, callback: StepCallback | None, wanted: Sequence[str]
+    ) -> list[Tensor]:
+        """The samples of each run, one after another, under one progress bar.
+
+        Each begins with the generators as they were given, so that no hole's repair depends on the other holes.
+        """
+        generators = [generator] if isinstance(generator, Generator) else generator
+        given = [one.get_state() for one in generators]
+        like = torch.empty(0, device=self.execution_device)
         samples: list[Tensor] = []
         with self.progress_bar(total=sum(len(run.timesteps) for run in runs)) as bar:  # type: ignore[attr-defined]
             for run in runs:
+                for one, beginning in zip(generators, given, strict=True):
+                    one.set_state(beginning)
                 state = None
-                for state in run.states(generator):
+                for state in run.states(like, generator):
                     bar.update()
                     if callback is not None:
-                        tensors = {"latents": state.x_t, "x0": state.x0, "error": state.error}
-                        callback(self, state.step, state.t, tensors)
+                        callback(self, state.step, state.t, {name: getattr(state, STATES[name]) for name in wanted})
                     if self._interrupt:
                         break
                 assert state is not None  # a trajectory has at least one level
@@ -279,14 +291,14 @@ class _Run:
     method: Method
     constraint: Constraint
     denoiser: Counted
-    x_T: Tensor
+    shape: tuple[int, ...]
     timesteps: list[float]
 
-    def states(self, generator: Generators) -> Iterator[State]:
-        method = self.method
-        return trajectory(
-            self.denoiser, self.constraint, method.solver, self.x_T, self.timesteps, method.transition, generator
-        )
+    def states(self, like: Tensor, generator: Generators) -> Iterator[State]:
+        """From noise on; tensors in the dtype and on the device of `like`."""
+        denoiser, method, timesteps = self.denoiser, self.method, self.timesteps
+        x_T = initial_noise(denoiser.schedule, self.shape, timesteps[0], like, generator)
+        return trajectory(denoiser, self.constraint, method.solver, x_T, timesteps, method.transition, generator)
 
 
 @dataclass(frozen=True)
