@@ -62,13 +62,13 @@ def products(J):
 @FEW
 @given(seed=st.integers(0, 2**32 - 1), t=st.floats(0.1, 0.9))
 def test_one_move_is_along_the_product_that_names_the_method(solver, seed, t):
-    """x_t + lambda sigma_t g / |g|_inf, for g = J e, J^T e, e with J from calculus, not symmetric."""
+    """x_t + min(lambda, sigma_t) g / |g|_inf, for g = J e, J^T e, e with J from calculus, not symmetric."""
     denoiser, x_t = Skewed(seed), normal(seeded(seed), 3, 1, 2, 2)
     loss = Loss(lambda x0: x0.exp().flatten(1).sum(1))
     moved, x0, _ = solver(K=1, first=0.3)(denoiser, loss, x_t, t, None)
     e = loss.direction(denoiser(x_t, t)).flatten(1)
     g = torch.einsum("bij,bj->bi", products(denoiser.jacobian(x_t))[solver], e)
-    expected = x_t + 0.3 * SCHEDULE(t)[1] * (g / g.abs().amax(1, keepdim=True)).view_as(x_t)
+    expected = x_t + min(0.3, SCHEDULE(t)[1]) * (g / g.abs().amax(1, keepdim=True)).view_as(x_t)
     close(moved, expected, 1e-3 if solver is InexactNewton else 1e-10)  # its difference is first order in h = 1e-5
     close(x0, denoiser(moved, t), 1e-12)
 
@@ -106,15 +106,17 @@ def test_tolerance_freezes_the_samples_that_meet_it_and_no_others(solver):
         assert (counted.nfe == 1) == (frozen == 3)  # the level ends when none is left
 
 
-@pytest.mark.parametrize("scale_by_sigma", [True, False])
+@pytest.mark.parametrize("within_sigma", [True, False])
 @any_solver
-def test_the_largest_entry_of_each_move_is_lambda_falling_linearly(solver, scale_by_sigma):
-    watched, t, x_t = Watched(DENOISER), 0.3, normal(seeded(0), 4, *PRIOR.shape)
+def test_the_largest_entry_of_each_move_is_lambda_falling_linearly_within_sigma(solver, within_sigma):
+    watched, t, x_t = Watched(DENOISER), SCHEDULE.time_at(1.0), normal(seeded(0), 4, *PRIOR.shape)
     constraint = Linear(LEFT, LEFT(PRIOR.sample(4, seeded(1))))
-    solver(K=3, first=0.5, last=0.1, scale_by_sigma=scale_by_sigma)(watched, constraint, x_t, t, None)
+    solver(K=3, first=0.5, last=0.1, within_sigma=within_sigma)(watched, constraint, x_t, t, None)
     points = watched.visited[:: 2 if solver is InexactNewton else 1]  # the probes are in between
     moves = torch.stack([(b - a).flatten(1).abs().amax(1) for a, b in pairwise(points)])
-    expected = torch.tensor([0.5, 0.3, 0.1], dtype=torch.float64) * (SCHEDULE(t)[1] if scale_by_sigma else 1)
+    sigma_t = SCHEDULE(t)[1]
+    assert 0.3 < sigma_t < 0.5
+    expected = torch.tensor([sigma_t if within_sigma else 0.5, 0.3, 0.1], dtype=torch.float64)
     close(moves, expected[:, None].expand(3, 4), 1e-10)
 
 

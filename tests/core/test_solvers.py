@@ -168,7 +168,7 @@ def test_7_inexact_newton_varies_too_little(seed):
     standard_error = squares.std() / math.sqrt(len(squares))
     assert squares.mean() + 5 * standard_error < (unseen @ posterior.covariance @ unseen.T).trace()
     # It does meet the constraint, and closer than the posterior would, whose samples miss it by about the noise.
-    assert constraint.error(samples).mean() < constraint.noise / 3
+    assert constraint.error(samples).mean() < constraint.noise * 2 / 3
 
 
 @pytest.mark.parametrize("seed", range(3))

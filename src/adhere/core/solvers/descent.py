@@ -2,13 +2,14 @@
 
     x0, product <- the denoiser at x_t
     e = constraint.direction(x0),      g = product(e)
-    x_t <- x_t + lambda_k g / |g|_inf           per sample, never over the batch
+    x_t <- x_t + min(lambda_k, sigma_t) g / |g|_inf           per sample, never over the batch
 
 Solving J dx = e, J = d x0 / d x_t, would be Newton's method. What stands in for J^-1 is the *product*, and makes the
 method: J e (`inexact_newton`), J^T e (`dps`), e itself (`mpgd`). The loop is that of Graikos, Jojic and Samaras, *Fast
 constrained sampling in pre-trained diffusion models*, algorithm 1.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -33,22 +34,22 @@ class DirectionProduct(Protocol):
 class Descent:
     """K moves per noise level with lambda falling linearly from `first` to `last`.
 
-    `scale_by_sigma` multiplies lambda by sigma_t: the paper's values suit Stable Diffusion's latents, but in pixel
-    space at low noise they exceed sigma_t and leave the data manifold. `tolerance`: a sample whose constraint error is
-    at most this is not moved further at that level; when none is left the level ends early.
+    `within_sigma`: no entry moves by more than sigma_t, the noise's own size. The paper's lambda has no such bound, and
+    at low noise can leave the data manifold (docs/lab/solvers-on-photographs.md). `tolerance`: a sample whose
+    constraint error is at most this is not moved further at that level; when none is left the level ends early.
     """
 
     product: DirectionProduct = field(kw_only=True)
     K: int = 5
     first: float = 0.5
     last: float = 0.1
-    scale_by_sigma: bool = True
+    within_sigma: bool = True
     tolerance: float = 0.0
 
     def __call__(
         self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Memory
     ) -> tuple[Tensor, Tensor, Memory]:
-        scale = denoiser.schedule(t)[1] if self.scale_by_sigma else 1.0
+        bound = denoiser.schedule(t)[1] if self.within_sigma else math.inf
         x0, product = self.product(denoiser, x_t, t)
         for k in range(self.K):
             unmet = constraint.error(x0) > self.tolerance if self.tolerance > 0 else x_t.new_ones(len(x_t))
@@ -57,6 +58,6 @@ class Descent:
                 break
             g = product(constraint.direction(x0))
             step = self.first + (self.last - self.first) * k / max(1, self.K - 1)
-            x_t = x_t + scale * step * moving / largest_entry(g) * g
+            x_t = x_t + min(step, bound) * moving / largest_entry(g) * g
             x0, product = self.product(denoiser, x_t, t)
         return x_t, x0, None
