@@ -92,7 +92,7 @@ class Crops:
         angle, centre = self.rng.uniform(0, math.pi), self.rng.uniform(0.2, 1.8, 2) * size
         across = self.rng.uniform(0.1, 0.6) * size
         along = size * self.rng.choice([3, self.rng.uniform(0.2, 1.0)])
-        corners = self.rng.choice([4, 40, self.rng.integers(3, 8)])
+        corners = int(self.rng.choice([4, 40, int(self.rng.integers(3, 8))]))
         turn = 2 * math.pi * (np.arange(corners) + 0.5) / corners
         u, v = along * np.cos(turn), across * np.sin(turn)
         x = centre[0] + u * math.cos(angle) - v * math.sin(angle)
