@@ -151,7 +151,8 @@ def _whole_network(source: str | Path, index: dict[str, Any], network: str, argu
         raise AdhereError(
             f"its weights lack {len(missing)} of the network's entries, such as '{missing[0]}'; copy or save it again"
         )
-    return loaded if loaded.dtype == dtype else loaded.to(dtype)  # without accelerate, diffusers leaves a transformer as it was saved
+    # without accelerate, diffusers leaves a transformer as it was saved
+    return loaded if loaded.dtype == dtype else loaded.to(dtype)
 
 
 @contextmanager
