@@ -6,17 +6,22 @@ ones are refused before anything is opened.
 
 import json
 import re
+import socket
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import diffusers
+import huggingface_hub
 import torch
-from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from diffusers.utils.import_utils import is_accelerate_available
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors import safe_open
 
 from adhere.errors import AdhereError
 from adhere.families import family_for
@@ -34,7 +39,8 @@ SINGLE_FILES = {  # the start of diffusers' name for a checkpoint's layout -> th
     "v2": "StableDiffusionPipeline",
     "xl_base": "StableDiffusionXLPipeline",
     "sd3": "StableDiffusion3Pipeline",
-    "flux": "FluxPipeline",
+    "flux-dev": "FluxPipeline",
+    "flux-schnell": "FluxPipeline",
 }
 
 
@@ -44,7 +50,7 @@ def load(base: "type[ConstrainedPipeline]", model: str | Path | None, arguments:
     path = MODELS / name if name in SHIPPED else Path(name)
     what = f"model '{name}'"
     if path.is_file():
-        return _single_file(base, path, what, arguments)
+        return _ready(_single_file(base, path, what, arguments), what)
     # without accelerate, diffusers would warn and fall back to exactly this
     arguments = {"use_safetensors": True, "low_cpu_mem_usage": is_accelerate_available()} | arguments
     if path.is_dir():
@@ -53,8 +59,10 @@ def load(base: "type[ConstrainedPipeline]", model: str | Path | None, arguments:
         index = _index(path, what)
     elif HUB_ID.fullmatch(name):
         source = name
+        if not _hub_has_an_address():
+            arguments = {"local_files_only": True} | arguments
         with _explained(what):
-            index: Any = DiffusionPipeline.load_config(name)
+            index = _index_on_hub(name, arguments)
     else:
         raise AdhereError(
             f"{what}: no such folder or file; give a diffusers folder, a .safetensors file, a hub id such as "
@@ -71,8 +79,14 @@ def load(base: "type[ConstrainedPipeline]", model: str | Path | None, arguments:
         if not {family.network, "quantization_config", "device_map"} & arguments.keys():
             arguments[family.network] = _whole_network(source, index, family.network, arguments)
         pipe: Any = super(_base(), family).from_pretrained(source, **arguments)  # type: ignore[misc]
-        noise_schedule(pipe.scheduler)  # refuses what cannot be read before anything is sampled
-    getattr(pipe, family.network).to(memory_format=torch.channels_last)  # convolutions: a third faster on CPUs
+    return _ready(pipe, what)
+
+
+def _ready(pipe: Any, what: str) -> Any:
+    """Refuses noise levels that cannot be read, before anything is sampled."""
+    with _explained(what):
+        noise_schedule(pipe.scheduler)
+    getattr(pipe, pipe.network).to(memory_format=torch.channels_last)  # convolutions: a third faster on CPUs
     return pipe
 
 
@@ -94,12 +108,26 @@ def _single_file(base: "type[ConstrainedPipeline]", file: Path, what: str, argum
     folder, or from the hub."""
     if file.suffix != ".safetensors":
         raise AdhereError(f"{what}: a single file must be .safetensors; pickled weights can run code when loaded")
-    with _explained(what):
-        layout = infer_diffusers_model_type(load_single_file_checkpoint(str(file)))
-    name = next((name for start, name in SINGLE_FILES.items() if layout.startswith(start)), layout)
+    config = arguments.get("config")
+    if config is not None and Path(config).is_dir():
+        name = _index(Path(config), what)["_class_name"]
+    else:
+        with _explained(what):
+            name = _class_of(file)
     family: Any = _family(base, name, what)
     with _explained(what):
         return family.from_single_file(str(file), **arguments)
+
+
+def _class_of(file: Path) -> str:
+    """diffusers' class for a checkpoint's layout, read from names and shapes alone."""
+    with safe_open(file, "pt") as weights:
+        names = weights.keys()
+        shapes = {name: torch.empty(weights.get_slice(name).get_shape(), device="meta") for name in names}
+    layout = infer_diffusers_model_type(shapes)
+    if layout == "v1" and not any(name.startswith("model.diffusion_model.") for name in names):  # its last resort
+        raise AdhereError("a layout that is not understood; a LoRA goes on top of a model, by pipe.load_lora_weights")
+    return next((name for start, name in SINGLE_FILES.items() if layout.startswith(start)), layout)
 
 
 def _index(folder: Path, what: str) -> dict[str, Any]:
@@ -112,6 +140,25 @@ def _index(folder: Path, what: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise AdhereError(f"{what}: model_index.json cannot be read ({type(error).__name__})") from error
     return components
+
+
+def _hub_has_an_address() -> bool:
+    """Without one, the hub's client would try again and again, for half a minute."""
+    host = urlsplit(huggingface_hub.constants.ENDPOINT).hostname
+    try:
+        return bool(getproxies()) or bool(socket.getaddrinfo(host, None))
+    except OSError:
+        return False
+
+
+def _index_on_hub(name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    wanted = ("revision", "token", "cache_dir", "local_files_only")
+    chosen = {name: arguments[name] for name in wanted if name in arguments}
+    try:
+        index = huggingface_hub.hf_hub_download(name, "model_index.json", **chosen)
+    except LocalEntryNotFoundError as error:
+        raise AdhereError("not in the local cache, and the hub cannot be reached; give a folder") from error
+    return json.loads(Path(index).read_text(encoding="utf-8"))
 
 
 def _check_weights(folder: Path, index: dict[str, Any], what: str) -> None:

@@ -30,6 +30,10 @@ class FluxPipeline(LatentPipeline, DiffusersFluxPipeline):  # pyright: ignore[re
         return 2
 
     @property
+    def channels(self) -> int:
+        return super().channels // 4
+
+    @property
     def native_size(self) -> tuple[int, int]:
         side = self.default_sample_size * self.vae_scale_factor
         return side, side

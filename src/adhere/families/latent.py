@@ -82,6 +82,11 @@ class LatentPipeline(ConstrainedPipeline):
         return 1
 
     @property
+    def channels(self) -> int:
+        """Of the latents that the network takes."""
+        return int(getattr(self, self.network).config["in_channels"])
+
+    @property
     def multiple(self) -> int:
         return self.vae_scale_factor * self.patch
 
@@ -105,7 +110,15 @@ class LatentPipeline(ConstrainedPipeline):
     def bound(
         self, network: Callable[[Tensor, float], Tensor], size: tuple[int, int] | None, guidance_scale: float = 1.0
     ) -> Denoiser:
-        """The denoiser of a network bound to its text; above a scale of 1, to that of both halves of guidance."""
+        """The denoiser of a network bound to its text; above a scale of 1, to that of both halves of guidance.
+
+        Raises AdhereError for a network that takes more than the latents: masks, or a second picture.
+        """
+        latents = int(self.vae.config["latent_channels"])
+        if self.channels != latents:
+            raise AdhereError(
+                f"the network takes {self.channels} channels, the latents have {latents}: give a base model"
+            )
         prediction = self._noise_schedule(size)[1]
         denoiser = Prediction(network, self.schedule(size), prediction, getattr(self, self.network).dtype)
         return Guided(denoiser, guidance_scale) if guidance_scale > 1 else denoiser

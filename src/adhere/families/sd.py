@@ -14,7 +14,6 @@ from torch import Tensor
 from adhere.conditioning import UNTOLD, Conditioning
 from adhere.core.denoise import Denoiser
 from adhere.core.schedule import RectifiedFlow
-from adhere.errors import AdhereError
 from adhere.families.latent import LatentPipeline, Text
 
 
@@ -24,9 +23,6 @@ class SDPipeline(LatentPipeline, StableDiffusionPipeline):  # pyright: ignore[re
     default_guidance: ClassVar[float] = 7.5
 
     def denoiser(self, conditioning: Conditioning = UNTOLD, size: tuple[int, int] | None = None) -> Denoiser:
-        channels, latents = int(self.unet.config["in_channels"]), int(self.vae.config["latent_channels"])
-        if channels != latents:
-            raise AdhereError(f"the UNet takes {channels} channels, the latents have {latents}: give a base model")
         text, condition = Text.of(conditioning, self.default_guidance).told_to(self)
         embeds = text.chosen(
             *self.encode_prompt(text.prompt, self.execution_device, 1, text.both, text.negative_prompt), self.unet.dtype
