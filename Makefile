@@ -48,7 +48,9 @@ truth: install ## measure methods against exact posteriors
 	$(PY) -m benchmarks.rows benchmarks/results/truth.json --embed README.md
 
 emoji: install ## measure methods on held-out emoji, and their peak memory: hours, resumed where it stopped
-	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --prompts without with
+	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 40
+	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 40 --prompts with --tasks half x8 silhouette style
+	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 220 --tasks half x4
 	$(PY) -m benchmarks.peak --json benchmarks/results/peak.json
 
 clean: ## remove .venv, caches and demo output; data/ stays
