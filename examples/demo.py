@@ -27,7 +27,7 @@ from benchmarks.sheets import label, sheet
 DAMAGES = (("chelsea", "text"), ("astronaut", "text"), ("coffee", "strokes"), ("rocket", "strokes"))
 EMOJI = 10
 GUIDANCE = 3.0
-PROMPTS = ("a red heart, 3d", "a smiling face with sunglasses, cartoon", "flag of france, flat")
+PROMPTS = ("a red heart, 3d", "smiling face with sunglasses, cartoon", "flag france, flat")
 
 
 def photographs(folder: Path) -> None:
@@ -62,7 +62,9 @@ def emoji(folder: Path, model: str) -> None:
     assert not isinstance(drawn, tuple)
     given = np.where(unknown[..., None], 200, originals).astype(np.uint8)
     captions = [
-        part for text, image in zip(PROMPTS, drawn.images, strict=True) for part in (np.asarray(image), label(text, 64))
+        part
+        for text, image in zip(PROMPTS, drawn.images, strict=True)
+        for part in (np.asarray(image), label(text.replace(", ", ",\n"), 64, width=149))
     ]
     sheet([given, completed, originals, captions], scale=2).save(folder / "emoji.png")
     print(f"{EMOJI} emoji completed in {seconds:.0f} s; given, completed, original: {folder / 'emoji.png'}")
