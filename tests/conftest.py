@@ -1,6 +1,6 @@
 """Tiny tensors gain nothing from threads, and lose much on a busy machine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,13 @@ import torch
 from tests.tiny_models import save_model
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def denormals() -> Iterator[None]:
+    """Trainings and benchmarks flush denormal numbers for speed, for the whole process; hypothesis needs them."""
+    yield
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

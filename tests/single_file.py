@@ -34,7 +34,6 @@ AUTOENCODER = [
     (r"to_out\.0", "proj_out"),
     (r"conv_shortcut", "nin_shortcut"),
     (r"conv_norm_out", "norm_out"),
-    (r"down\.(\d+)\.downsamplers", r"down.\1.downsample"),
     (r"down_blocks", "down"),
 ]
 

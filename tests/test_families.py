@@ -310,7 +310,7 @@ def test_truncated_weights(model_with, kept):
 def test_weights_of_another_shape_name_the_entry(model_with):
     folder = model_with()
     edit_json(folder / "unet" / "config.json", block_out_channels=[12, 16])
-    assert "size mismatch for conv_in" in refusal(folder)
+    assert "conv_in" in refusal(folder)
 
 
 def test_weights_that_lack_an_entry_name_it_and_are_not_left_random(model_with):

@@ -21,7 +21,7 @@ import torch
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from diffusers.utils.import_utils import is_accelerate_available
 from huggingface_hub.errors import LocalEntryNotFoundError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from adhere.errors import AdhereError
 from adhere.families import family_for
@@ -209,6 +209,6 @@ def _explained(what: str) -> Iterator[None]:
         yield
     except AdhereError as error:
         raise AdhereError(f"{what}: {error}") from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         reason = textwrap.shorten(str(error) or type(error).__name__, 300)
         raise AdhereError(f"{what} cannot be loaded: {reason}") from error

@@ -156,7 +156,7 @@ class ConstrainedPipeline:
         """States -> pictures (B, 3, H, W), about [-1, 1]."""
         return x0
 
-    @torch.inference_mode()
+    @torch.no_grad()  # inference_mode would leave weights that move meanwhile (offloading) without gradients for ever
     @_explained()
     def __call__(
         self,
@@ -205,8 +205,7 @@ class ConstrainedPipeline:
             raise ValueError(f"output_type = 'latent': the task has {len(windows)} windows, each with its own samples")
         begin = time.perf_counter()
         with self.running():
-            with torch.inference_mode(False), torch.no_grad():  # what it holds, dps takes into a graph
-                denoiser = self.denoiser(conditioning, windows[0].size)
+            denoiser = self.denoiser(conditioning, windows[0].size)
             runs = [
                 self._prepare(window, denoiser, batch, solver, num_inference_steps, decoder_backward)
                 for window in windows

@@ -1,0 +1,322 @@
+"""What users put into and around a latent pipeline: LoRAs, other autoencoders and schedulers, offloading, flows."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate.hooks import CpuOffload
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
+from diffusers.schedulers.scheduling_lms_discrete import LMSDiscreteScheduler
+from diffusers.schedulers.scheduling_pndm import PNDMScheduler
+from diffusers.schedulers.scheduling_sde_ve import ScoreSdeVeScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+from peft import LoraConfig, get_peft_model_state_dict
+from torch.nn.functional import avg_pool2d
+
+from adhere import AdhereError, ConstrainedPipeline
+from adhere.core.constraints import Linear
+from adhere.core.schedule import Discrete, RectifiedFlow
+from adhere.families import schedules
+from adhere.families.latent import Autoencoder, filled, wholly_known
+from adhere.families.schedules import noise_schedule
+from adhere.families.sd import RectifiedFlowPipeline
+from adhere.tasks import Generate
+from tests.picture_files import hole, noise
+from tests.test_latent_families import SIZE, darken, inpaint, seeded, upscale
+from tests.tiny_latent_models import (
+    SCALED_LINEAR,
+    tinier_vae,
+    tiny_flux,
+    tiny_ldm,
+    tiny_sd,
+    tiny_sd3,
+    tiny_sdxl,
+    tiny_vae,
+)
+from tests.tiny_models import edit_json, load
+
+BUILDERS = {"sd": tiny_sd, "sdxl": tiny_sdxl, "sd3": tiny_sd3, "flux": tiny_flux}
+FEW: dict[str, Any] = {"prompt": "a b", "num_inference_steps": 2, "output_type": "latent"}
+
+
+def built(name: str, folder: Path, **options: Any) -> tuple[Any, Any]:
+    """(diffusers' pipeline, ours over the same components)."""
+    theirs: Any = BUILDERS[name](folder, **options)
+    ours: Any = ConstrainedPipeline.from_pipe(theirs)
+    for pipe in (theirs, ours):
+        pipe.set_progress_bar_config(disable=True)
+    return theirs, ours
+
+
+# --- LoRA
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_lora_is_loaded_and_unloaded_as_in_diffusers(tmp_path, name):
+    donor = built(name, tmp_path)[1]
+    network = getattr(donor, donor.network)
+    torch.manual_seed(0)
+    network.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    type(donor).save_lora_weights(tmp_path, **{f"{donor.network}_lora_layers": get_peft_model_state_dict(network)})
+
+    theirs, ours = built(name, tmp_path)
+    plain = ours(Generate(SIZE), **FEW).images
+    ours.load_lora_weights(tmp_path)
+    adapted = ours(Generate(SIZE), generator=seeded(3), **FEW).images
+    assert (adapted - ours(Generate(SIZE), **FEW).images).abs().max() > 0
+    z = theirs(height=SIZE[0], width=SIZE[1], generator=seeded(3), **FEW).images  # it shares the adapted network
+    z = theirs._unpack_latents(z, *SIZE, theirs.vae_scale_factor) if name == "flux" else z
+    torch.testing.assert_close(adapted, z, atol=1e-4, rtol=0)
+    assert (ours(Generate(SIZE), **FEW).images - plain).abs().max() > 1e-4
+    assert np.isfinite(ours(inpaint(), "a", num_inference_steps=1).error).all()
+    ours.unload_lora_weights()
+    assert torch.equal(ours(Generate(SIZE), **FEW).images, plain)
+
+
+# --- autoencoders
+
+
+def test_the_tiny_autoencoder(tmp_path):
+    theirs, ours = built("sd", tmp_path)
+    theirs.vae = ours.vae = tinier_vae()
+    common = {**FEW, "output_type": "pt"}
+    expected = theirs(height=SIZE[0], width=SIZE[1], generator=seeded(), **common).images
+    pictures = ours(Generate(SIZE), generator=seeded(), **common).images
+    torch.testing.assert_close(pictures, expected, atol=0.5 / 255 + 1e-4, rtol=0)
+    for task in (inpaint(), upscale(), darken()):
+        assert np.isfinite(ours(task, "a", num_inference_steps=1).error).all()
+
+
+def test_slicing_changes_nothing_and_tiling_little(tmp_path):
+    pipe = built("sd", tmp_path)[1]
+    options = {"prompt": "a", "num_inference_steps": 2, "batch_size": 2, "output_type": "latent", "solver": "ddnm"}
+    task, whole = inpaint(), pipe(inpaint(), **options).images
+    pipe.vae.enable_slicing()
+    torch.testing.assert_close(pipe(task, **options).images, whole, atol=1e-4, rtol=0)
+    pipe.vae.enable_tiling()
+    pipe.vae.tile_sample_min_size, pipe.vae.tile_latent_min_size = 32, 4
+    tiled = pipe(task, **options).images
+    assert not torch.equal(tiled, whole)
+    assert (tiled - whole).square().mean().sqrt() < 0.2 * whole.std()
+
+
+def test_means_and_deviations_of_each_latent_channel(tmp_path):
+    """As fine-tuned SDXL autoencoders have them."""
+    means, stds = [0.1, -0.2, 0.3, 0.0], [0.5, 1.0, 2.0, 1.5]
+    theirs, ours = built("sdxl", tmp_path, vae=tiny_vae(latents_mean=means, latents_std=stds))
+    common = {**FEW, "output_type": "pt"}
+    expected = theirs(height=SIZE[0], width=SIZE[1], generator=seeded(), **common).images
+    pictures = ours(Generate(SIZE), generator=seeded(), **common).images
+    torch.testing.assert_close(pictures, expected, atol=0.5 / 255 + 1e-4, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"shift_factor": 0.3}, {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [0.5, 1.0, 2.0, 1.5]}],
+)
+def test_scaling_undoes_itself(options):
+    """z -> vae -> z: what the autoencoder sees of encode's output, scaled back, is what it encoded."""
+    vae = tiny_vae(**options)
+    codec, x = Autoencoder.of(vae), torch.rand(2, 3, 16, 24, generator=seeded()) * 2 - 1
+    inside = vae.encode(x).latent_dist.mode()
+    torch.testing.assert_close(codec.decode(codec.encode(x)), vae.decode(inside).sample, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("force", "kept"), [(True, False), (False, True)])
+def test_a_half_precision_autoencoder_that_overflows_is_float32_for_the_run(tmp_path, monkeypatch, force, kept):
+    pipe = built("sdxl", tmp_path, vae=tiny_vae(force_upcast=force))[1].to(torch.float16)
+    seen, decode = set(), pipe.vae.decode
+
+    def watched(z, **options):
+        seen.add(z.dtype)
+        return decode(z, **options)
+
+    monkeypatch.setattr(pipe.vae, "decode", watched)
+    pipe(upscale(), "a", solver="ddnm", num_inference_steps=1)
+    assert seen == {torch.float16 if kept else torch.float32}
+    assert pipe.vae.dtype == torch.float16
+    pipe(upscale(), "a", num_inference_steps=1, decoder_backward=True)  # weights that were moved still take gradients
+
+    def fail(*args, **options):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(pipe.unet, "forward", fail)
+    with pytest.raises(ZeroDivisionError):
+        pipe(Generate(SIZE), "a")
+    assert pipe.vae.dtype == torch.float16  # put back after an error too
+
+
+def test_the_code_book_is_met_by_finished_pictures_only(monkeypatch):
+    pipe: Any = ConstrainedPipeline.from_pipe(tiny_ldm())
+    pipe.set_progress_bar_config(disable=True)
+    quantized, forward = [], pipe.vqvae.quantize.forward
+    monkeypatch.setattr(pipe.vqvae.quantize, "forward", lambda z: quantized.append(1) or forward(z))
+    pipe(upscale(), num_inference_steps=2)
+    assert len(quantized) == 1
+
+
+# --- known parts of latents
+
+
+def test_a_cell_is_known_when_all_its_pixels_are():
+    known = torch.ones(1, 1, 16, 24)
+    known[..., 3, 9] = 0
+    assert wholly_known(known, 8).tolist() == [[[[1, 0, 1], [1, 1, 1]]]]
+
+
+@torch.no_grad()
+def test_known_cells_hold_what_the_encoder_says(tmp_path):
+    pipe = built("sd", tmp_path)[1]
+    known = torch.from_numpy(~hole(64, 64))[None, None].float()
+    x = torch.from_numpy(noise(64, 64, 3)).permute(2, 0, 1)[None] / 127.5 - 1
+    (window,) = inpaint(64, 64).windows(pipe)
+    lifted = pipe.lift(window.constraint)
+    assert isinstance(lifted, Linear)
+    cells = wholly_known(known, 8)
+    assert torch.equal(lifted.y, cells * lifted.y)
+    far = torch.zeros(8, 8, dtype=torch.bool)
+    far[0, 0] = True  # the encoder of 8 pixels a cell hardly sees the hole from the corner
+    torch.testing.assert_close(lifted.y[..., far], pipe.codec.encode(x)[..., far], atol=0.2, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(7, 9), (16, 16), (1, 5)])
+def test_filling_keeps_what_is_known_and_a_constant_stays_one(size):
+    known = (torch.rand(1, 1, *size, generator=seeded()) < 0.3).float()
+    known[..., 0, 0] = 1
+    y = torch.rand(2, 3, *size, generator=seeded(1))
+    picture = filled(known * y, known)
+    torch.testing.assert_close(known * picture, known * y)
+    torch.testing.assert_close(filled(known * 0.7, known), torch.full((1, 1, *size), 0.7))
+    assert picture.min() >= (y * known)[y * known > 0].min() and picture.max() <= (y * known).max()
+
+
+def test_filling_is_smooth_far_from_what_is_known():
+    known = torch.zeros(1, 1, 32, 32)
+    known[..., :2, :] = 1
+    picture = filled(known * torch.rand(1, 1, 32, 32, generator=seeded()), known)
+    assert avg_pool2d(picture[..., 16:, :], 4).std() < 0.1
+
+
+# --- offloading
+
+
+def test_model_offloading_runs_the_hooks_and_changes_nothing(tmp_path, monkeypatch):
+    """No accelerator here: models are 'offloaded' from the CPU to the CPU, but the hooks are accelerate's own."""
+    pipe, loaded = built("sd", tmp_path)[1], []
+    options = {"prompt": "a", "num_inference_steps": 2, "solver": "moment_matching", "output_type": "latent"}
+    expected = pipe(upscale(), **options).images
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert pipe.execution_device == torch.device("cpu:0")
+    before = CpuOffload.pre_forward
+
+    def watched(hook, module, *args, **kwargs):
+        loaded.append(module)
+        return before(hook, module, *args, **kwargs)
+
+    monkeypatch.setattr(CpuOffload, "pre_forward", watched)
+    torch.testing.assert_close(pipe(upscale(), **options).images, expected)
+    assert {id(module) for module in loaded} == {id(part) for part in (pipe.text_encoder, pipe.unet, pipe.vae)}
+
+
+# --- schedulers
+
+
+@pytest.fixture(autouse=True)
+def note_again():
+    schedules._note_multistep.cache_clear()
+
+
+@pytest.mark.parametrize("kind", [PNDMScheduler, UniPCMultistepScheduler, LMSDiscreteScheduler])
+def test_a_multistep_scheduler_lends_its_noise_levels_with_a_note(tmp_path, caplog, kind):
+    ours = built("sd", tmp_path, scheduler=kind(**SCALED_LINEAR))[1]
+    pipe(ours)
+    pipe(ours)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert kind.__name__ in record.getMessage() and "\n" not in record.getMessage()
+    levels = noise_schedule(ours.scheduler)[0]
+    assert isinstance(levels, Discrete)
+    assert levels.alphas_cumprod == pytest.approx(DDPMScheduler(**without_offset()).alphas_cumprod.tolist(), abs=1e-6)
+
+
+def pipe(ours: Any) -> None:
+    ours(Generate(SIZE), "a", num_inference_steps=1)
+
+
+def without_offset() -> dict[str, Any]:
+    return {key: value for key, value in SCALED_LINEAR.items() if key != "steps_offset"}
+
+
+@pytest.mark.parametrize("kind", [EulerDiscreteScheduler, DDPMScheduler])
+def test_a_single_step_scheduler_needs_no_note(tmp_path, caplog, kind):
+    pipe(built("sd", tmp_path, scheduler=kind(**SCALED_LINEAR))[1])
+    assert not caplog.records
+
+
+def test_schedulers_that_cannot_be_read_are_refused_before_anything_runs(tmp_path):
+    for scheduler in (ScoreSdeVeScheduler(), FlowMatchEulerDiscreteScheduler(invert_sigmas=True)):
+        with pytest.raises(AdhereError, match=f"noise levels of {type(scheduler).__name__} cannot be read"):
+            built("sd", tmp_path, scheduler=scheduler)
+    ours = built("sd", tmp_path)[1]
+    ours.scheduler = ScoreSdeVeScheduler()  # or where it is put in later
+    with pytest.raises(AdhereError, match="cannot be read"):
+        pipe(ours)
+
+
+@pytest.mark.parametrize("prediction", ["flow_prediction", "score"])
+def test_unknown_predictions_are_refused(tmp_path, prediction):
+    with pytest.raises(AdhereError, match=f"'{prediction}'.* epsilon, sample, v_prediction are understood"):
+        built("sd", tmp_path, scheduler=UniPCMultistepScheduler(prediction_type=prediction))
+
+
+# --- rectified flows in Stable Diffusion's layout
+
+
+@torch.no_grad()
+def euler(unet: Any, embeds: torch.Tensor, x: torch.Tensor, times: list[float], sign: float) -> torch.Tensor:
+    """Euler's method on dx = sign network(x, 1000 sigma) d sigma, from noise to picture."""
+    for time, after in zip(times, [*times[1:], 0.0], strict=True):
+        x = x + sign * (after - time) / 1000 * unet(x, torch.tensor(time), encoder_hidden_states=embeds).sample
+    return x
+
+
+@pytest.mark.parametrize("kind", [FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler])
+def test_a_stable_diffusion_that_predicts_a_flow(tmp_path, kind):
+    """A fine-tune that says so by its scheduler: the network predicts eps - x0."""
+    theirs, ours = built("sd", tmp_path, scheduler=kind(shift=2.0))
+    z = ours(Generate(SIZE), generator=seeded(3), guidance_scale=1.0, **FEW).images
+    schedule = ours.schedule(SIZE)
+    assert schedule == RectifiedFlow(1000.0, 2.0, last=2 / 1001)
+    with torch.no_grad():
+        embeds = theirs.encode_prompt("a b", torch.device("cpu"), 1, False)[0]
+    x_T = torch.randn(z.shape, generator=seeded(3))
+    torch.testing.assert_close(z, euler(theirs.unet, embeds, x_T, schedule.evenly(2), 1.0), atol=1e-4, rtol=0)
+
+
+def test_instaflow_is_read_by_its_class_and_sampled_as_its_authors_do(tmp_path):
+    """Their loop: z <- z + network(z, 1000 (1 - i/n)) / n. Their folder's scheduler is Stable Diffusion's, unused."""
+    theirs = tiny_sd(tmp_path)
+    theirs.save_pretrained(tmp_path / "flow")
+    edit_json(tmp_path / "flow" / "model_index.json", _class_name="RectifiedFlowPipeline")
+    ours = load(tmp_path / "flow")
+    assert type(ours) is RectifiedFlowPipeline
+    options = FEW | {"num_inference_steps": 5, "guidance_scale": 1.0}
+    z = ours(Generate(SIZE), generator=seeded(3), **options).images
+    with torch.no_grad():
+        embeds = theirs.encode_prompt("a b", torch.device("cpu"), 1, False)[0]
+        expected = torch.randn(z.shape, generator=seeded(3))
+        for i in range(5):
+            time = torch.tensor(1000 * (1 - i / 5))
+            expected = expected + theirs.unet(expected, time, encoder_hidden_states=embeds).sample / 5
+    torch.testing.assert_close(z, expected, atol=1e-4, rtol=0)
+    for task in (inpaint(), upscale(), darken()):
+        assert np.isfinite(ours(task, "a", num_inference_steps=1).error).all()
+    ours.save_pretrained(tmp_path / "again")
+    assert type(load(tmp_path / "again")) is RectifiedFlowPipeline
