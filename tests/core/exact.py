@@ -39,9 +39,9 @@ def random_factors(
 
 
 class Matrix:
-    """The operator of a dense matrix A (m, n) on images of `shape`."""
+    """The operator of a dense matrix A (m, n) on images of n numbers; its adjoint gives them `shape`."""
 
-    def __init__(self, A: Tensor, shape: tuple[int, ...]):
+    def __init__(self, A: Tensor, shape: tuple[int, ...] = ()):
         self.A, self.shape = A, shape
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -9,8 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd.functional import jacobian
 
-from adhere.core.priors import FactorMixture, Gaussian, GaussianMixture
+from adhere.core.priors import FactorMixture, GaussianMixture
 from adhere.core.schedule import RectifiedFlow
+from tests.core.exact import (
+    Matrix,
+    close,
+    normal,
+    random_factors,
+    random_gaussian,
+    random_mixture,
+    seeded,
+)
 
 SEEDS = st.integers(0, 2**32 - 1)
 NOISE_LEVELS = st.floats(0.05, 0.95)
@@ -18,67 +27,14 @@ FEW = settings(max_examples=15, deadline=None)
 flow = RectifiedFlow()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tiny matrices gain nothing from threads, and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def normal(g, *shape):
-    return torch.randn(*shape, generator=g, dtype=torch.float64)
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def random_covariance(g, n):
-    root = normal(g, n, n) / math.sqrt(n)
-    return root @ root.T + 0.05 * torch.eye(n, dtype=torch.float64)
-
-
-def random_gaussian(g, shape=(2, 2)):
-    return Gaussian(normal(g, *shape), random_covariance(g, math.prod(shape)))
-
-
-def random_mixture(g, components=3, shape=(2, 2)):
-    covariances = torch.stack([random_covariance(g, math.prod(shape)) for _ in range(components)])
-    return GaussianMixture(normal(g, components).softmax(0), normal(g, components, *shape), covariances)
-
-
-def random_factors(g, components=3, shape=(1, 2, 3), rank=2):
-    n = math.prod(shape)
-    psi = 0.02 + torch.rand(components, *shape, generator=g, dtype=torch.float64)
-    return FactorMixture(
-        normal(g, components).softmax(0), normal(g, components, *shape), normal(g, components, n, rank) / rank, psi
-    )
-
-
 def as_dense(prior):
     covariances = torch.stack([prior.component_covariance(k) for k in range(prior.components)])
     return GaussianMixture(prior.weights, prior.means, covariances)
 
 
-class Matrix:
-    """The operator of a dense matrix."""
-
-    def __init__(self, A):
-        self.A = A
-
-    def __call__(self, x):
-        return x.flatten(1) @ self.A.T
-
-
 def jacobian_at(prior, x_t, alpha_t, sigma_t):
     n = x_t.numel()
     return jacobian(lambda x: prior.denoise(x, alpha_t, sigma_t), x_t).reshape(n, n)
-
-
-def close(a, b, tolerance=1e-9):
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 # Denoisers -----------------------------------------------------------------------------------------------------------
@@ -89,7 +45,7 @@ def close(a, b, tolerance=1e-9):
 def test_gaussian_denoiser_is_the_closed_form_and_its_jacobian_the_covariance(seed, t):
     g = seeded(seed)
     prior, (alpha_t, sigma_t) = random_gaussian(g), flow(t)
-    x_t, S, identity = normal(g, 3, 2, 2), prior.covariance, torch.eye(4, dtype=torch.float64)
+    x_t, S, identity = normal(g, 3, *prior.shape), prior.covariance, torch.eye(4, dtype=torch.float64)
     precision = S.inverse() + alpha_t**2 / sigma_t**2 * identity
     information = prior.mean.flatten() @ S.inverse() + alpha_t / sigma_t**2 * x_t.flatten(1)
     close(prior.denoiser(flow)(x_t, t).flatten(1), information @ precision.inverse())
@@ -159,7 +115,7 @@ def test_mixture_jacobian_is_symmetric_positive_semi_definite(seed, t, make):
 def test_finite_difference_of_a_mixture_has_a_first_order_error():
     g = seeded(0)
     prior = random_mixture(g)
-    x_t, v, (alpha_t, sigma_t) = normal(g, 1, 2, 2), normal(g, 1, 2, 2), flow(0.5)
+    x_t, v, (alpha_t, sigma_t) = normal(g, 1, *prior.shape), normal(g, 1, *prior.shape), flow(0.5)
     exact = (jacobian_at(prior, x_t, alpha_t, sigma_t) @ v.flatten()).reshape(v.shape)
     base = prior.denoise(x_t, alpha_t, sigma_t)
     steps = [1e-2, 5e-3, 2.5e-3]
@@ -180,7 +136,7 @@ def test_ends_of_the_schedule(make):
 def test_denoiser_keeps_the_state_dtype():
     prior = random_mixture(seeded(0))
     denoiser = prior.denoiser(flow)
-    x_t = normal(seeded(1), 2, 2, 2)
+    x_t = normal(seeded(1), 2, *prior.shape)
     assert denoiser.schedule is flow and denoiser.dtype == torch.float64
     half = denoiser(x_t.float(), 0.5)
     assert half.dtype == torch.float32
