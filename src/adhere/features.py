@@ -8,7 +8,6 @@ convolutional, so any size from 32 pixels works.
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from adhere.errors import AdhereError
@@ -54,10 +53,6 @@ class EfficientNetLite0(nn.Module):
                 stages.append(h)
             h = block(h)
         return [*stages, h]
-
-    def classify(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1000"]:
-        """ImageNet logits of pictures in [-1, 1]; the network, all of it, was trained at 224 pixels."""
-        return self.network(_prepare(x))
 
 
 def _network() -> Any:  # the package is untyped

@@ -107,18 +107,17 @@ def picture_from(image: "Picture | Image.Image | np.ndarray | str | Path") -> Pi
     return Picture(planes.copy())
 
 
-def pad_to_multiple(x: Float[Tensor, "B C H W"], multiple: int) -> tuple[Float[Tensor, "B C H2 W2"], tuple]:
+def pad_to_multiple(x: Float[Tensor, "B C H W"], multiple: int) -> Float[Tensor, "B C H2 W2"]:
     """Pad at the bottom and the right to a multiple, by reflection (an axis too short for that repeats its edge).
 
-    Returns the padded tensor and `crop`, with `padded[crop]` equal to `x`.
+    Raises ValueError for a multiple below 1.
     """
     if multiple < 1:
         raise ValueError(f"multiple is {multiple}; it must be 1 or more")
     height, width = x.shape[-2:]
     down, right = -height % multiple, -width % multiple
     padded = functional.pad(x, (0, 0, 0, down), mode="reflect" if down < height else "replicate")
-    padded = functional.pad(padded, (0, right, 0, 0), mode="reflect" if right < width else "replicate")
-    return padded, (..., slice(height), slice(width))
+    return functional.pad(padded, (0, right, 0, 0), mode="reflect" if right < width else "replicate")
 
 
 def with_metadata(image: Image.Image, picture: Picture) -> Image.Image:

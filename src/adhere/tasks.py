@@ -30,7 +30,7 @@ from adhere.errors import AdhereError
 from adhere.features import EfficientNetLite0
 from adhere.images import Picture, pad_to_multiple, picture_from, with_metadata
 from adhere.losses import Features, GramDistance, SilhouetteLoss
-from adhere.masks import check_mask, keep_exactly, mask_from_alpha, read_mask
+from adhere.masks import check_mask, keep_exactly, mask_from_alpha
 from adhere.windows import Box, windows_around
 
 Readable = str | Path | Image.Image | np.ndarray | Picture
@@ -41,13 +41,19 @@ class Model(Protocol):
     """What a task must know of the model."""
 
     @property
-    def multiple(self) -> int: ...
+    def multiple(self) -> int:
+        """Heights and widths are multiples of this, in pixels."""
+        ...
 
     @property
-    def native_size(self) -> tuple[int, int]: ...
+    def native_size(self) -> tuple[int, int]:
+        """(height, width) in pixels that it was made for."""
+        ...
 
     @property
-    def execution_device(self) -> torch.device: ...
+    def execution_device(self) -> torch.device:
+        """Where states live."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -91,12 +97,7 @@ class Inpaint:
         if self.context < 1:  # at least one known pixel must be seen
             raise AdhereError(f"context = {self.context}: at least 1 pixel around the hole is needed")
         picture = picture_from(self.image)
-        if self.mask is None:
-            repaint = mask_from_alpha(picture)
-        elif isinstance(self.mask, str | Path):
-            repaint = read_mask(self.mask, picture.size)
-        else:
-            repaint = check_mask(self.mask, picture.size)
+        repaint = mask_from_alpha(picture) if self.mask is None else check_mask(self.mask, picture.size)
         object.__setattr__(self, "picture", picture)
         object.__setattr__(self, "repaint", repaint)
 
@@ -105,11 +106,12 @@ class Inpaint:
 
     def windows(self, model: Model) -> list[Window]:
         """y = known * x0 on each window, padded by reflection to the model's multiple."""
+        picture = self.picture.tensor()
         found = []
         for rows, columns in self._boxes():
             known = torch.from_numpy(~self.repaint[rows, columns])[None, None].float()  # (1, 1, H, W)
-            x, _ = pad_to_multiple(self.picture.tensor()[..., rows, columns].to(model.execution_device), model.multiple)
-            known, _ = pad_to_multiple(known.to(model.execution_device), model.multiple)
+            x = pad_to_multiple(picture[..., rows, columns].to(model.execution_device), model.multiple)
+            known = pad_to_multiple(known.to(model.execution_device), model.multiple)
             found.append(Window(_size(x), Linear(Mask(known), known * x)))
         return found
 
@@ -142,7 +144,7 @@ class Upscale:
 
     def windows(self, model: Model) -> list[Window]:
         """y = A x0 + noise with A the area means, y padded by reflection so that x0 fits the model."""
-        y, _ = pad_to_multiple(
+        y = pad_to_multiple(
             self.picture.tensor().to(model.execution_device), model.multiple // math.gcd(model.multiple, self.factor)
         )
         height, width = _size(y)

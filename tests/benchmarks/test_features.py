@@ -5,7 +5,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch.nn.functional import interpolate
 
-from adhere.features import STRIDES
+from adhere.features import STRIDES, _prepare
 from benchmarks.features import FeatureDistance, frechet_distance, gaussian_frechet_distance
 from tests.core.exact import seeded
 
@@ -25,7 +25,7 @@ def chelsea():
 def test_chelsea_is_a_cat(distance, chelsea):
     """Wrong weights, channel order or scaling would not survive this."""
     small = interpolate(chelsea, (224, 224), mode="bilinear", antialias=True)
-    assert 281 <= distance.classify(small).argmax().item() <= 285  # the five domestic cats of ImageNet
+    assert 281 <= distance.network(_prepare(small)).argmax().item() <= 285  # the five domestic cats of ImageNet
 
 
 def test_features_halve_in_size(distance, chelsea):

@@ -181,17 +181,14 @@ def x0_from(prediction: PredictionType, out: Tensor, x_t: Tensor, alpha_t: float
     return torch.sub((q / scale) * x_t, out, alpha=sigma_t / scale)
 
 
-def log_snr_timesteps(
-    schedule: Schedule, steps: int, first: float = -2.7, last: float = 3.5, power: float = 1.0
-) -> list[float]:
-    """`steps` times from log-SNR `first` (noise) to `last` (nearly clean), evenly spaced in (i/(steps-1))^power.
+def log_snr_timesteps(schedule: Schedule, steps: int, first: float, last: float) -> list[float]:
+    """`steps` times, evenly spaced in log-SNR, from `first` (noise) to `last` (nearly clean).
 
-    power < 1 sets the steps denser at low noise, power > 1 denser at high noise. Times that a discrete schedule rounds
-    to the same index appear once, so fewer than `steps` may come back. Raises ValueError if it has not so many at all.
+    Times that a discrete schedule rounds to the same index appear once, so fewer than `steps` may come back. Raises
+    ValueError if it has not so many at all.
     """
     schedule.evenly(steps)  # refuses impossible numbers of steps
-    fractions = [(i / (steps - 1)) ** power if steps > 1 else 0.0 for i in range(steps)]
-    times = [schedule.time_at(first + (last - first) * f) for f in fractions]
+    times = [schedule.time_at(first + (last - first) * (i / max(1, steps - 1))) for i in range(steps)]
     return list(dict.fromkeys(times))
 
 

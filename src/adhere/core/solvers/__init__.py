@@ -36,10 +36,9 @@ class LogSNR:
 
     first: float = -2.7
     last: float = 3.5
-    power: float = 1.0
 
     def __call__(self, schedule: Schedule, steps: int) -> list[float]:
-        return log_snr_timesteps(schedule, steps, self.first, self.last, self.power)
+        return log_snr_timesteps(schedule, steps, self.first, self.last)
 
 
 @dataclass(frozen=True)
