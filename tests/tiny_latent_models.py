@@ -130,9 +130,7 @@ def stride(prediction: str = "epsilon") -> DDIMScheduler:
     return DDIMScheduler(prediction_type=prediction, clip_sample=False, set_alpha_to_one=True, **SCALED_LINEAR)
 
 
-def tiny_sd(
-    folder: Path, prediction: str = "epsilon", scheduler: Any = None, **options: Any
-) -> StableDiffusionPipeline:
+def tiny_sd(folder: Path, scheduler: Any = None, **options: Any) -> StableDiffusionPipeline:
     """Stable Diffusion's layout, native size 64x64; `options` go to the UNet."""
     return StableDiffusionPipeline(
         vae=tiny_vae(),
