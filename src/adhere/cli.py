@@ -2,10 +2,11 @@
 
 Exit codes: 0 done; 2 bad input and 130 Ctrl-C, nothing was written; 1 standard output is lost, but the files are whole.
 Whatever goes wrong is one line on standard error, before anything is computed where that can be known. A verb is a
-function of the options below that makes a `Run`, has it checked, makes its task and hands it over. It imports the rest
-of the package itself, so that `adhere --help` answers at once.
+function of a `Run` and of its own options that has the run checked, makes its task and hands it over. It imports the
+rest of the package itself, so that `adhere --help` answers at once.
 """
 
+import inspect
 import math
 import os
 import re
@@ -13,12 +14,15 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from adhere import __version__
 from adhere.errors import AdhereError, OutOfMemory
+
+if TYPE_CHECKING:
+    from adhere.run import Run
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 UsageError: type[Exception] = typer.BadParameter.mro()[1]  # click's; newer typers bring a click of their own
@@ -160,10 +164,43 @@ def root(
     """Repair, enlarge and make pictures by sampling a diffusion model under the constraint of what is known."""
 
 
-@app.command(epilog=_epilog(*EXAMPLES["inpaint"]))
-def inpaint(
-    photo: Photo,
+def _run(
     output: Output,
+    model: Model = None,
+    prompt: Prompt = None,
+    negative_prompt: NegativePrompt = None,
+    guidance_scale: Guidance = None,
+    solver: Solver = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    report: Report = None,
+    force: Force = False,
+) -> "Run":
+    """What every verb can be told."""
+    from adhere.run import Run
+
+    return Run(output, report, force, model, prompt, negative_prompt, guidance_scale, solver, steps, seed)
+
+
+def _verb(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a command of a function of a `Run` and options of its own; the options of `_run` are added to those."""
+    name, (_, *own) = function.__name__, inspect.signature(function).parameters.values()
+    shared = inspect.signature(_run).parameters
+
+    def command(**told: Any) -> None:
+        run = _run(**{option: told.pop(option) for option in shared})
+        function(run, **told)
+
+    options = sorted([*own, *shared.values()], key=lambda one: one.default is not one.empty)  # the required ones first
+    command.__signature__ = inspect.Signature(options)  # pyright: ignore[reportFunctionMemberAccess]
+    app.command(name, help=function.__doc__, epilog=_epilog(*EXAMPLES[name]))(command)
+    return function
+
+
+@_verb
+def inpaint(
+    run: "Run",
+    photo: Photo,
     mask: Annotated[
         Path | None,
         typer.Option(
@@ -172,73 +209,40 @@ def inpaint(
             help="White = repaint, black = keep, same size. Without it, what is transparent, and all comes out opaque.",
         ),
     ] = None,
-    model: Model = None,
-    prompt: Prompt = None,
-    negative_prompt: NegativePrompt = None,
-    guidance_scale: Guidance = None,
-    solver: Solver = None,
-    steps: Steps = None,
-    seed: Seed = 0,
-    report: Report = None,
-    force: Force = False,
 ) -> None:
     """Repaint the white part of a mask; every other pixel stays bit for bit what it was."""
-    from adhere.run import Run
     from adhere.tasks import Inpaint
 
-    run = Run(output, report, force, model, prompt, negative_prompt, guidance_scale, solver, steps, seed)
     run.check(photo, mask)
     run.finish(Inpaint(photo, mask))
 
 
-@app.command(epilog=_epilog(*EXAMPLES["upscale"]))
+@_verb
 def upscale(
+    run: "Run",
     photo: Photo,
-    output: Output,
     factor: Annotated[
         int, typer.Option(parser=_whole("--factor", 2, 16), metavar="N", help="How many times as wide and as high.")
     ] = 4,
-    model: Model = None,
-    prompt: Prompt = None,
-    negative_prompt: NegativePrompt = None,
-    guidance_scale: Guidance = None,
-    solver: Solver = None,
-    steps: Steps = None,
-    seed: Seed = 0,
-    report: Report = None,
-    force: Force = False,
 ) -> None:
     """Enlarge a picture; every square of the result has the mean colour of the pixel it was."""
-    from adhere.run import Run
     from adhere.tasks import Upscale
 
-    run = Run(output, report, force, model, prompt, negative_prompt, guidance_scale, solver, steps, seed)
     run.check(photo)
     run.finish(Upscale(photo, factor))
 
 
-@app.command(epilog=_epilog(*EXAMPLES["generate"]))
+@_verb
 def generate(
-    output: Output,
+    run: "Run",
     size: Annotated[
         str | None,  # typer would make two arguments of a tuple
         typer.Option(metavar="WIDTHxHEIGHT", help="In pixels; the model's own by default.", show_default=False),
     ] = None,
-    model: Model = None,
-    prompt: Prompt = None,
-    negative_prompt: NegativePrompt = None,
-    guidance_scale: Guidance = None,
-    solver: Solver = None,
-    steps: Steps = None,
-    seed: Seed = 0,
-    report: Report = None,
-    force: Force = False,
 ) -> None:
     """Make a picture from nothing, or from a prompt."""
-    from adhere.run import Run
     from adhere.tasks import Generate
 
-    run = Run(output, report, force, model, prompt, negative_prompt, guidance_scale, solver, steps, seed)
     run.check()
     run.finish(Generate(None if size is None else _size(size)))
 
