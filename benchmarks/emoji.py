@@ -27,8 +27,8 @@ from PIL import Image
 from torch import Tensor
 
 from adhere import ConstrainedPipeline
+from adhere.conditioning import Conditioning
 from adhere.core.solvers import METHODS
-from adhere.pipeline import Conditioning
 from benchmarks import held_out
 from benchmarks.emoji_tasks import TASKS, Asked, can_run, method_at, quiet_pipeline, run
 from benchmarks.features import FeatureDistance, frechet_distance

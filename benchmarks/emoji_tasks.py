@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from transformers.utils import logging as transformers_logging
 
 from adhere import ConstrainedPipeline
+from adhere.conditioning import Conditioning
 from adhere.core.constraints import Constraint, Linear, Loss
 from adhere.core.denoise import Counted
 from adhere.core.operators import Downsample, Mask
@@ -24,7 +25,6 @@ from adhere.core.solvers.inexact_newton import InexactNewton
 from adhere.core.solvers.moment_matching import MomentMatching
 from adhere.features import EfficientNetLite0
 from adhere.losses import GramDistance, SilhouetteLoss
-from adhere.pipeline import Conditioning
 from benchmarks.masks import strokes
 from training.emoji.data import SIDE
 
@@ -59,6 +59,8 @@ def free_form() -> np.ndarray:
 
 
 def under(mask: Callable[[], np.ndarray]) -> Callable[[Tensor], Asked]:
+    """What a mask (64, 64) leaves, True = to be made."""
+
     def ask(x: Tensor) -> Asked:
         unknown = torch.from_numpy(mask())[None, None].float()
         seen = (1 - unknown) * x
@@ -68,6 +70,8 @@ def under(mask: Callable[[], np.ndarray]) -> Callable[[Tensor], Asked]:
 
 
 def means(factor: int, noise: float = 0.0) -> Callable[[Tensor], Asked]:
+    """The means over factor x factor pixels, up to the standard deviation `noise`."""
+
     def ask(x: Tensor) -> Asked:
         y = Downsample(factor)(x)
         shown = y.repeat_interleave(factor, -1).repeat_interleave(factor, -2)

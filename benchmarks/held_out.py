@@ -68,6 +68,7 @@ def chosen(rows: list[dict[str, str]]) -> Iterator[int]:
 
 
 def write(data: Path) -> None:
+    """Choose from what training.emoji.fetch wrote to `data`."""
     emoji = Emoji.load(data, "held_out")
     indices = list(chosen(emoji.rows))[:COUNT]
     pictures = emoji.pictures[indices]

@@ -13,7 +13,8 @@ import torch
 
 from adhere import ConstrainedPipeline, Inpaint
 from adhere.core.solvers import METHODS
-from benchmarks.photo import mask, picture
+from benchmarks import masks
+from benchmarks.photo import picture
 from benchmarks.rows import Row, meta, save, table
 
 
@@ -24,7 +25,7 @@ def measure(pipe: ConstrainedPipeline, name: str) -> Row:
     before = network.register_forward_pre_hook(lambda *_: calls.append(-time.perf_counter()))
     after = network.register_forward_hook(lambda *_: calls.append(calls.pop() + time.perf_counter()))
     try:
-        out = pipe(Inpaint(picture("chelsea"), mask("strokes")), solver=name)
+        out = pipe(Inpaint(picture("chelsea"), masks.load("strokes")), solver=name)
     finally:
         before.remove()
         after.remove()
@@ -42,7 +43,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     pipe = ConstrainedPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]
-    pipe(Inpaint(picture("chelsea"), mask("strokes")), solver="ddnm", num_inference_steps=2)  # warm up
+    pipe(Inpaint(picture("chelsea"), masks.load("strokes")), solver="ddnm", num_inference_steps=2)  # warm up
     rows = [measure(pipe, name) for name in METHODS if name != "dps"]  # its backward passes are no forward calls
     print(table(rows, ("nfe", "seconds", "overhead")))
     save(args.json, rows, meta())

@@ -17,9 +17,9 @@ from typing import TypeVar
 
 import torch
 
+from adhere.conditioning import Conditioning
 from adhere.core.constraints import Unconstrained
 from adhere.core.solvers import METHODS
-from adhere.pipeline import Conditioning
 from benchmarks import held_out
 from benchmarks.emoji_tasks import TASKS, method_at, quiet_pipeline, run
 from benchmarks.rows import Row, meta, save, table

@@ -13,27 +13,27 @@ best of three strengths.
 import argparse
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 from skimage import data
 from skimage.restoration import denoise_nl_means, inpaint_biharmonic
-from torch import Tensor
 
 from adhere import ConstrainedPipeline, Inpaint
 from adhere.core.schedule import log_snr
 from adhere.core.solvers import DEFAULT_METHOD, METHODS
+from adhere.images import picture_from
+from benchmarks import masks
 from benchmarks.features import FeatureDistance
 from benchmarks.rows import Row, meta, save, table
 from benchmarks.sheets import sheet
 
 PICTURES = ("astronaut", "chelsea", "coffee", "rocket")
-MASKS = ("text", "strokes", "hole")
-SIZE = 256
 NOISE = 25 / 255
 COLUMNS = ("psnr", "feature_distance", "residual", "nfe", "seconds")
 
@@ -41,19 +41,8 @@ COLUMNS = ("psnr", "feature_distance", "residual", "nfe", "seconds")
 def picture(name: str) -> np.ndarray:
     """uint8 (256, 256, 3), the centre of one of scikit-image's pictures."""
     image = getattr(data, name)()
-    top, left = (image.shape[0] - SIZE) // 2, (image.shape[1] - SIZE) // 2
-    return np.ascontiguousarray(image[top : top + SIZE, left : left + SIZE, :3])
-
-
-def mask(name: str) -> np.ndarray:
-    """bool (256, 256), True = repaint."""
-    with Image.open(Path(__file__).parent / "masks" / f"{name}.png") as file:
-        return np.asarray(file.convert("L")) > 127
-
-
-def tensor(image: np.ndarray) -> Tensor:
-    """uint8 (H, W, 3) -> (1, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    top, left = (image.shape[0] - masks.SIZE) // 2, (image.shape[1] - masks.SIZE) // 2
+    return np.ascontiguousarray(image[top : top + masks.SIZE, left : left + masks.SIZE, :3])
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -63,10 +52,12 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def biharmonic(image: np.ndarray, repaint: np.ndarray) -> np.ndarray:
+    """scikit-image's, (H, W, 3) uint8 under a mask (H, W), True = repaint."""
     return (inpaint_biharmonic(image, repaint, channel_axis=-1).clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def telea(image: np.ndarray, repaint: np.ndarray) -> np.ndarray:
+    """OpenCV's, of the same."""
     return cv2.inpaint(image, repaint.astype(np.uint8) * 255, 3, cv2.INPAINT_TELEA)
 
 
@@ -78,50 +69,45 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def repairs(
+    pipe: ConstrainedPipeline, methods: list[str], seeds: list[int], task: str, item: str
+) -> Iterator[tuple[Row, np.ndarray]]:
+    """What every rival, and every method with every seed, makes of one picture under one mask, and what it cost."""
+    repaint = masks.load(task)
+    damaged = np.where(repaint[..., None], 0, picture(item)).astype(np.uint8)
+    for name, repair in RIVALS.items():
+        begin = time.perf_counter()
+        result = repair(damaged, repaint)
+        yield Row(task, item, name, 0, 0, time.perf_counter() - begin), result
+    for name, seed in product(methods, seeds):
+        out = pipe(Inpaint(damaged, repaint), solver=name, generator=torch.Generator().manual_seed(seed))
+        assert not isinstance(out, tuple)
+        row = Row(task, item, name, seed, out.nfe, out.seconds, peak_mb(), {"residual": out.error[0]})
+        yield row, np.asarray(out.images[0])
+
+
 def inpainting(
-    pipe: ConstrainedPipeline, methods: list[str], seeds: list[int], keep: Callable[[str, str, str, np.ndarray], None]
-) -> list[Row]:
+    pipe: ConstrainedPipeline, methods: list[str], seeds: list[int]
+) -> tuple[list[Row], dict[tuple[str, str], list[np.ndarray]]]:
+    """The scored rows, and the results themselves by (task, item)."""
     distance = FeatureDistance()
     rows: list[Row] = []
-
-    def score(
-        task: str,
-        item: str,
-        method: str,
-        seed: int,
-        nfe: int,
-        seconds: float,
-        result: np.ndarray,
-        residual: float | None = None,
-    ) -> None:
-        original, repaint = picture(item), mask(task)
-        scores = {"psnr": psnr(result[repaint], original[repaint])}
-        with torch.inference_mode():
-            scores["feature_distance"] = float(distance(tensor(result), tensor(original)))
-        if residual is not None:
-            scores["residual"] = residual
-        rows.append(Row(task, item, method, seed, nfe, seconds, peak_mb() if nfe else None, scores))
-        keep(task, item, method, result)
-
-    for task in MASKS:
+    results: dict[tuple[str, str], list[np.ndarray]] = {}
+    for task in masks.MASKS:
         for item in PICTURES:
-            original, repaint = picture(item), mask(task)
-            damaged = np.where(repaint[..., None], 0, original).astype(np.uint8)
-            for name, repair in RIVALS.items():
-                begin = time.perf_counter()
-                result = repair(damaged, repaint)
-                score(task, item, name, 0, 0, time.perf_counter() - begin, result)
-            for name in methods:
-                for seed in seeds:
-                    generator = torch.Generator().manual_seed(seed)
-                    out = pipe(Inpaint(damaged, repaint), solver=name, generator=generator)
-                    assert not isinstance(out, tuple)
-                    score(task, item, name, seed, out.nfe, out.seconds, np.asarray(out.images[0]), out.error[0])
+            original, repaint = picture(item), masks.load(task)
+            for row, result in repairs(pipe, methods, seeds, task, item):
+                with torch.inference_mode():
+                    far = float(distance(picture_from(result).tensor(), picture_from(original).tensor()))
+                scores = {"psnr": psnr(result[repaint], original[repaint]), "feature_distance": far}
+                rows.append(replace(row, scores=scores | row.scores))
+                results.setdefault((task, item), []).append(result)
         print(table([row for row in rows if row.task == task], COLUMNS), flush=True)
-    return rows
+    return rows, results
 
 
 def denoising(pipe: ConstrainedPipeline) -> list[Row]:
+    """One call of the network on each noisy picture, beside non-local means."""
     rows: list[Row] = []
     denoiser = pipe.denoiser()
     t = denoiser.schedule.time_at(-np.log(2 * NOISE))  # x_t / alpha_t = x0 + 2 NOISE eps, in [-1, 1] units
@@ -129,7 +115,9 @@ def denoising(pipe: ConstrainedPipeline) -> list[Row]:
     for item in PICTURES:
         original = picture(item)
         generator = torch.Generator().manual_seed(0)
-        noisy = tensor(original) + 2 * NOISE * torch.randn(1, 3, SIZE, SIZE, generator=generator)
+        noisy = picture_from(original).tensor() + 2 * NOISE * torch.randn(
+            1, 3, masks.SIZE, masks.SIZE, generator=generator
+        )
         begin = time.perf_counter()
         with torch.inference_mode():
             x0 = denoiser(alpha_t * noisy, t)
@@ -154,6 +142,12 @@ def non_local_means(item: str, original: np.ndarray, noisy: np.ndarray) -> Row:
     return Row("denoising", item, "nlm", 0, 0, (time.perf_counter() - begin) / 3, scores={"psnr": best})
 
 
+def strip(task: str, item: str, results: list[np.ndarray]) -> list[np.ndarray]:
+    """A row of the contact sheet."""
+    original = picture(item)
+    return [original, np.where(masks.load(task)[..., None], 255, original).astype(np.uint8), *results]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="where the rows go")
@@ -165,17 +159,11 @@ def main() -> None:
     torch.set_flush_denormal(True)
     pipe = ConstrainedPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]
-    strips: dict[tuple[str, str], list[np.ndarray]] = {}
-
-    def keep(task: str, item: str, method: str, result: np.ndarray) -> None:
-        original = picture(item)
-        start = [original, np.where(mask(task)[..., None], 255, original).astype(np.uint8)]
-        strips.setdefault((task, item), start).append(result)
-
-    rows = denoising(pipe) + inpainting(pipe, args.methods, args.seeds, keep)
-    save(args.json, rows, meta())
+    rows = denoising(pipe)
+    repaired, results = inpainting(pipe, args.methods, args.seeds)
+    save(args.json, rows + repaired, meta())
     if args.sheet:
-        sheet(list(strips.values())).save(args.sheet)
+        sheet([strip(task, item, found) for (task, item), found in results.items()]).save(args.sheet)
 
 
 if __name__ == "__main__":

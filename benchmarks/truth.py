@@ -26,7 +26,7 @@ from torch import Generator, Tensor
 
 from adhere.core.constraints import Linear
 from adhere.core.denoise import Counted
-from adhere.core.operators import Blur, Downsample, Mask, Operator
+from adhere.core.operators import Blur, Downsample, Mask, Operator, measured
 from adhere.core.priors import FactorMixture
 from adhere.core.sample import initial_noise, sample
 from adhere.core.schedule import Discrete
@@ -48,6 +48,7 @@ def emoji_prior() -> FactorMixture:
 
 
 def operators(generator: Generator) -> dict[str, Operator]:
+    """By the title of their table; the generator draws the pixels that one of them knows."""
     left = torch.zeros(1, 1, 16, 16, dtype=torch.float64)
     left[..., :8] = 1
     pixels = (torch.rand(1, 1, 16, 16, generator=generator, dtype=torch.float64) < 0.25).double()
@@ -69,6 +70,7 @@ def sliced_w2(a: Tensor, b: Tensor, projections: int = 256) -> float:
 
 
 def run_method(method: Method, prior: FactorMixture, constraint: Linear, samples: int, seed: int) -> tuple[Tensor, int]:
+    """Samples (N, 3, 16, 16) given the constraint, and the evaluations they cost."""
     denoiser = Counted(prior.denoiser(Discrete.from_betas()))
     generator = Generator().manual_seed(seed)
     timesteps = method.levels(denoiser.schedule, method.steps)
@@ -92,7 +94,8 @@ def measure(
     }
 
 
-def benchmark(methods: dict[str, Method], images: int, samples: int, progress: bool = True) -> list[Row]:
+def benchmark(methods: dict[str, Method], images: int, samples: int) -> list[Row]:
+    """A row for every operator, image and method, and for 'exact'; prints each operator's table on the way."""
     prior = emoji_prior()
     generator = Generator().manual_seed(1)
     truths = prior.sample(images, generator)
@@ -100,14 +103,11 @@ def benchmark(methods: dict[str, Method], images: int, samples: int, progress: b
     for task, operator in operators(generator).items():
         for item in range(images):
             clean = operator(truths[item : item + 1])
-            seen = operator(torch.ones_like(clean)) if isinstance(operator, Mask) else torch.ones_like(clean)
             noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
-            constraint = Linear(operator, clean + NOISE * seen * noise, NOISE)
+            constraint = Linear(operator, clean + NOISE * noise * measured(operator, clean), NOISE)
             posterior = prior.posterior(operator, constraint.y[0], NOISE)
             exact = posterior.sample(samples, generator)
-            unknown = (
-                (operator.known[0, 0] == 0) if isinstance(operator, Mask) else torch.ones(16, 16, dtype=torch.bool)
-            )
+            unknown = operator.known[0, 0] == 0 if isinstance(operator, Mask) else torch.ones(16, 16, dtype=torch.bool)
             std = float(posterior.covariance.diag().reshape(prior.shape)[..., unknown].mean().sqrt())
             for name in ["exact", *methods]:
                 begin = time.perf_counter()
@@ -118,8 +118,7 @@ def benchmark(methods: dict[str, Method], images: int, samples: int, progress: b
                 seconds = time.perf_counter() - begin
                 scores = measure(drawn, exact, posterior.mean, std, unknown, constraint, prior)
                 rows.append(Row(task, str(item), name, seed=item, nfe=nfe, seconds=seconds, scores=scores))
-        if progress:
-            print(table([row for row in rows if row.task == task], COLUMNS), flush=True)
+        print(table([row for row in rows if row.task == task], COLUMNS), flush=True)
     return rows
 
 

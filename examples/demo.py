@@ -19,9 +19,9 @@ from PIL import Image
 from adhere import Inpaint
 from adhere.loading import SHIPPED
 from adhere.tasks import Generate
-from benchmarks import held_out
+from benchmarks import held_out, masks
 from benchmarks.emoji_tasks import half, quiet_pipeline
-from benchmarks.photo import mask, picture
+from benchmarks.photo import picture
 from benchmarks.sheets import label, sheet
 
 DAMAGES = (("chelsea", "text"), ("astronaut", "text"), ("coffee", "strokes"), ("rocket", "strokes"))
@@ -33,7 +33,7 @@ PROMPTS = ("a red heart, 3d", "smiling face with sunglasses, cartoon", "flag fra
 def photographs(folder: Path) -> None:
     strips = []
     for name, damage in DAMAGES:
-        original, repaint = picture(name), mask(damage)
+        original, repaint = picture(name), masks.load(damage)
         damaged = np.where(repaint[..., None], 255, original).astype(np.uint8)
         photo, mask_file, repaired = (folder / f"{name}-{kind}.png" for kind in ("damaged", "mask", "repaired"))
         Image.fromarray(damaged).save(photo)
