@@ -18,9 +18,10 @@ from training.emoji.data import Emoji, all_captions, base_of, caption, held_out_
 from training.emoji.export import write_folder
 from training.emoji.fetch import choose_held_out
 from training.emoji.latents import encode, mirrors, whiten
-from training.emoji.loop import Training
 from training.emoji.text import LENGTH, fit_tokenizer, new_text_encoder, save_tokenizer, token_ids
-from training.emoji.train import Levels, TextToImage, loss_function, new_network, new_scheduler, report_function
+from training.emoji.train import TextToImage, loss_function, new_levels, new_network, report_function
+from training.levels import Levels
+from training.loop import Training
 
 TONES = ("1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff")
 NAMES = ("grinning face", "red heart", "pizza", "cat face", "waving hand: light skin tone", "flag: Japan")
@@ -194,7 +195,7 @@ def test_network_learns_and_a_stopped_run_goes_on_as_if_unbroken(tmp_path: Path)
     latents = np.random.default_rng(0).standard_normal((2, len(emoji), 4, 16, 16)).astype(np.float16)
 
     def run(folder: str, steps: int) -> tuple[Training, dict[str, float]]:
-        levels = Levels(new_scheduler().alphas_cumprod)
+        levels = new_levels()
         training = Training(tiny_model(levels), tmp_path / folder, lr=3e-3, ema=0.9)
         report = report_function(latents[0], emoji, tokenizer, levels)
         before = report(training.average)
@@ -213,7 +214,7 @@ def test_network_learns_and_a_stopped_run_goes_on_as_if_unbroken(tmp_path: Path)
 
 
 def test_exported_folder_is_a_stable_diffusion_pipeline(tmp_path: Path) -> None:
-    model = tiny_model(Levels(new_scheduler().alphas_cumprod))
+    model = tiny_model(new_levels())
     autoencoder = new_autoencoder(blocks=(8, 8, 8), groups=4)
     write_folder(autoencoder, model.unet, model.text_encoder, tiny_tokenizer(), tmp_path)
     pipe: Any = StableDiffusionPipeline.from_pretrained(tmp_path, safety_checker=None, feature_extractor=None)

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from benchmarks.features import FeatureDistance
+from benchmarks.sheets import sheet
 from training.emoji.data import SIDE, Emoji
-from training.emoji.loop import Training
+from training.loop import Training
 
 CHANNELS = 4
 SHIFT = 4  # pixels
@@ -89,13 +89,6 @@ def augmented(emoji: Emoji, count: int, rng: np.random.Generator, crop: int = SI
     return torch.where(jitter, (1 - (1 - x) * (1 + change)).clamp(-1, 1), x)
 
 
-def early_features() -> FeatureDistance:
-    """EfficientNet-Lite0 cut after its third stage (stride 8): what a patch looks like, not what it is."""
-    distance = FeatureDistance()
-    distance.network._blocks = distance.network._blocks[:5]
-    return distance
-
-
 def loss_function(
     emoji: Emoji, batch: int, features: Callable[[Tensor, Tensor], Tensor], crop: int = SIDE
 ) -> Callable[[Any, int], Tensor]:
@@ -132,12 +125,6 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return 10 * torch.log10(4 / (a - b).square().mean((1, 2, 3)))
 
 
-def sheet(rows: list[np.ndarray], scale: int = 1) -> Image.Image:
-    """Rows of pictures, each (B, H, W, 3) uint8, as one picture."""
-    image = Image.fromarray(np.concatenate([np.concatenate(list(row), axis=1) for row in rows]))
-    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/emoji"))
@@ -166,7 +153,7 @@ def main() -> None:
             autoencoder.save_pretrained(args.run / "autoencoder")
         return {"held_out_psnr": round(float(psnr(out, held_out).mean()), 2)}
 
-    loss = loss_function(Emoji.load(args.data, "train"), args.batch, early_features(), args.crop)
+    loss = loss_function(Emoji.load(args.data, "train"), args.batch, FeatureDistance(stages=3), args.crop)
     training.fit(loss, report, args.batch, args.minutes, cooldown=args.cooldown)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from training.emoji.autoencoder import new_autoencoder, shifted, to_tensor
 from training.emoji.data import Emoji
-from training.emoji.loop import Training
+from training.loop import Training
 
 VERSIONS = 2
 SHIFT = 3  # pixels

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 
-from training.emoji.autoencoder import reconstruct, sheet, to_pictures, to_tensor
+from benchmarks.sheets import sheet
+from training.emoji.autoencoder import reconstruct, to_pictures, to_tensor
 from training.emoji.data import Emoji
 
 PROMPTS = (

@@ -3,15 +3,14 @@
     python -m training.emoji.train --data data/emoji --latents data/emoji/run_autoencoder --run data/emoji/run
 
 The network predicts v = alpha_t eps - sigma_t z0 (Salimans & Ho, 2022) under the linear DDPM schedule. Log-SNR lambda =
-log(alpha/sigma) is drawn, evenly over each batch, from 0.75 N(0.3, 1.2^2) + 0.25 U(-4, 4), and each level's loss is
-divided by its running mean, as in training.photo.train. A tenth of the captions is empty, for guidance.
+log(alpha/sigma) is drawn, evenly over each batch, from 0.75 N(0.3, 1.2^2) + 0.25 U(-4, 4); how losses are weighted:
+training.levels. A tenth of the captions is empty, for guidance.
 
 The run folder holds checkpoint.pt (resumed from when it exists), log.jsonl and tokenizer/. `--cooldown` brings the
 learning rate linearly to zero over the run: branch from a copy of the run folder for it.
 """
 
 import argparse
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from training.emoji.data import Emoji, all_captions, caption
 from training.emoji.latents import encode
-from training.emoji.loop import Training
 from training.emoji.text import embed, fit_tokenizer, new_text_encoder, save_tokenizer, token_ids
+from training.levels import Levels
+from training.loop import Training
 
 
 def new_network(
@@ -65,29 +65,9 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-class Levels:
-    """Noise levels: how often each is trained, and how much its loss counts."""
-
-    def __init__(self, alphas_cumprod: Tensor):
-        self.alpha, self.sigma = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
-        self.lam = (self.alpha / self.sigma).log().double()
-        density = 0.75 * torch.exp(-0.5 * ((self.lam - 0.3) / 1.2) ** 2) / (1.2 * math.sqrt(2 * math.pi))
-        density = density + 0.25 / 8 * (self.lam.abs() < 4)
-        cumulative = (density * -torch.gradient(self.lam)[0]).cumsum(0)
-        self.cumulative = cumulative / cumulative[-1]
-        self.bin = (2 * (self.lam - self.lam.min())).long()  # half a unit of log-SNR each
-        self.loss = torch.full((int(self.bin.max()) + 1,), 0.3)  # running mean of each bin
-
-    def spread(self, count: int, generator: torch.Generator) -> Tensor:
-        """Timesteps (count,), one from each of `count` equally probable stretches."""
-        u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-        return torch.searchsorted(self.cumulative, u.double()).clamp(max=len(self.lam) - 1)
-
-    def balanced(self, t: Tensor, losses: Tensor) -> Tensor:
-        """The losses (B,) at times t over the running means of their levels, which they update; about 0.1 each."""
-        for index, value in zip(self.bin[t].tolist(), losses.detach().tolist(), strict=True):
-            self.loss[index] += 0.02 * (value - self.loss[index])
-        return 0.1 * losses / self.loss[self.bin[t]]
+def new_levels() -> Levels:
+    """The noise levels, as drawn in training."""
+    return Levels(new_scheduler().alphas_cumprod, mean=0.3, width=1.2, even=0.25, low=-4, high=4)
 
 
 class TextToImage(nn.Module):
@@ -169,7 +149,7 @@ def main() -> None:
     torch.manual_seed(0)
     emoji, held_out = Emoji.load(args.data, "train"), Emoji.load(args.data, "held_out").thinned(128)
     tokenizer = load_tokenizer(args.run, emoji)
-    levels = Levels(new_scheduler().alphas_cumprod)
+    levels = new_levels()
     text_encoder = new_text_encoder(tokenizer)
     model = TextToImage(new_network(text_encoder.config.hidden_size), text_encoder, levels)
     training = Training(model, args.run, args.lr, args.ema)

@@ -7,9 +7,8 @@
 The network is a `UNet2DModel`, with attention in the middle only, on 2x2 pixel-unshuffled RGB in [-1, 1]; unshuffling
 is orthogonal, so white noise stays white and the diffusion is that of the pixels. It predicts v = alpha_t eps - sigma_t
 x0 (Salimans & Ho, 2022) under the linear DDPM schedule. Noise levels are drawn where pictures are decided: log-SNR
-lambda = log(alpha/sigma) from 0.7 N(mean, 1.4^2) + 0.3 U(-3.5, 4.6), mean 0.7 by default. Each level's loss is divided
-by its own running mean (the idea of Karras et al., EDM2, 2024, section 2.2): else the irreducible loss of nearly clean
-pictures drowns the levels at which a hole is filled.
+lambda = log(alpha/sigma) from 0.7 N(mean, 1.4^2) + 0.3 U(-3.5, 4.6), mean 0.7 by default; how losses are weighted:
+training.levels.
 
 The run folder holds checkpoint.pt (resumed from when it exists), log.jsonl and model/, the averaged weights as a
 diffusers folder. `--cooldown` brings the learning rate linearly to zero over the run: branch from a copy of the run
@@ -23,6 +22,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +30,12 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image, ImageDraw, ImageFilter
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import mse_loss, pixel_unshuffle
 from torch.nn.utils import convert_conv2d_weight_memory_format
+
+from training.levels import Levels
+from training.loop import Training, courteous_threads
 
 
 def new_network() -> UNet2DModel:
@@ -130,41 +133,12 @@ class Crops:
         return torch.where(draw(0, 1) < 0.5, changed, x) * 2 - 1
 
 
-class NoiseLevels:
-    """Draws timesteps with the density of log-SNR given above."""
-
-    def __init__(self, alphas_cumprod: Tensor, mean: float):
-        self.alpha, self.sigma = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
-        lam = (self.alpha / self.sigma).log().double()
-        density = 0.7 * torch.exp(-0.5 * ((lam - mean) / 1.4) ** 2) / (1.4 * math.sqrt(2 * math.pi))
-        density = density + 0.3 / 8.1 * ((lam > -3.5) & (lam < 4.6))
-        self.probability = density * -torch.gradient(lam)[0]
-        self.lam = lam
-        self.bin = (2 * (lam - lam.min())).long()  # half a unit of log-SNR each
-        self.loss = torch.full((int(self.bin.max()) + 1,), 0.3)  # running mean of each bin
-
-    def draw(self, count: int) -> Tensor:
-        return torch.multinomial(self.probability, count, replacement=True)
-
-    def balanced(self, t: Tensor, losses: Tensor) -> Tensor:
-        """The losses (B,) at times t over the running means of their levels, which they update; about 0.1 each."""
-        for index, value in zip(self.bin[t].tolist(), losses.detach().tolist(), strict=True):
-            self.loss[index] += 0.02 * (value - self.loss[index])
-        return 0.1 * losses / self.loss[self.bin[t]]
-
-
-def courteous_threads() -> int:
-    """One thread while the machine has other work, else all: OpenMP threads that share a core wait for each other."""
-    loadavg = Path("/proc/loadavg")
-    running = int(loadavg.read_text().split()[3].split("/")[0]) if loadavg.exists() else 1
-    return 1 if running > 1 else os.cpu_count() or 1
-
-
-def pull(network: UNet2DModel, x_t: Tensor, t: Tensor) -> Tensor:
+def pull(network: nn.Module, x_t: Tensor, t: Tensor) -> Tensor:
+    """v, unshuffled: (B, 12, H/2, W/2) for x_t (B, 3, H, W) and t (B,)."""
     return network(pixel_unshuffle(x_t, 2).contiguous(memory_format=torch.channels_last), t).sample
 
 
-def denoising_psnr(network: UNet2DModel, levels: NoiseLevels) -> float:
+def denoising_psnr(network: nn.Module, levels: Levels) -> float:
     """PSNR at sigma = 25/255 of a picture that is neither trained on nor in a benchmark (motorcycle, 256x256)."""
     from skimage import data_dir
 
@@ -178,7 +152,7 @@ def denoising_psnr(network: UNet2DModel, levels: NoiseLevels) -> float:
     return float(10 * torch.log10(4 / mse_loss((alpha * x_t - sigma * out).clamp(-1, 1), x0)))
 
 
-def save_folder(network: UNet2DModel, folder: Path) -> None:
+def save_folder(network: Any, folder: Path) -> None:
     """Write a diffusers folder with float16 weights, the layout of an unconditional DDIM pipeline."""
     (folder / "unet").mkdir(parents=True, exist_ok=True)
     network.save_config(folder / "unet")
@@ -192,80 +166,71 @@ def save_folder(network: UNet2DModel, folder: Path) -> None:
         "_diffusers_version": "0.30.0",
         "unet": ["diffusers", "UNet2DModel"],
         "scheduler": ["diffusers", "DDIMScheduler"],
+        "octaves": 2,  # the pyramid's scales, so far as measured to help: adhere.core.octaves
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
+class PhotoTraining(Training):
+    """Writes the diffusers folder with every checkpoint."""
+
+    seen = "crops_seen"
+
+    def save(self) -> None:
+        super().save()
+        save_folder(self.average, self.run / "model")
+
+
+def v_losses(network: nn.Module, levels: Levels, x0: Tensor, t: Tensor) -> Tensor:
+    """Mean squared error of v for each crop, (B,)."""
+    alpha, sigma = levels.alpha[t, None, None, None], levels.sigma[t, None, None, None]
+    eps = torch.randn_like(x0)
+    target = pixel_unshuffle(alpha * eps - sigma * x0, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = pull(network, alpha * x0 + sigma * eps, t)
+    return (out.float() - target).square().mean((1, 2, 3))
+
+
 def train(args: argparse.Namespace) -> None:
+    """Train until the time is over, or SIGTERM or SIGINT comes; then save."""
     torch.set_flush_denormal(True)
-    args.run.mkdir(parents=True, exist_ok=True)
-    network, average = new_network(), new_network()
-    average.load_state_dict(network.state_dict())
-    optimiser = torch.optim.AdamW(network.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
-    levels = NoiseLevels(new_scheduler().alphas_cumprod, args.log_snr)
-    step, crops_seen = 0, 0
-    checkpoint = args.run / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, crops_seen = state["step"], state["crops_seen"]
-    crops = Crops(args.data, seed=step)
-    torch.manual_seed(step)
-
-    def save() -> None:
-        part = checkpoint.with_suffix(".part")
-        state = dict(network=network.state_dict(), average=average.state_dict(), optimiser=optimiser.state_dict())
-        torch.save(state | dict(step=step, crops_seen=crops_seen), part)
-        os.replace(part, checkpoint)
-        save_folder(average, args.run / "model")
-
-    signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
-    signal.signal(signal.SIGINT, lambda *_: stop.append(True))
-    stop: list[bool] = []
-    begin = said = saved = time.monotonic()
+    training = PhotoTraining(new_network(), args.run, args.lr, args.ema)
+    levels = Levels(new_scheduler().alphas_cumprod, args.log_snr, width=1.4, even=0.3, low=-3.5, high=4.6)
+    crops = Crops(args.data, seed=training.step)
+    torch.manual_seed(training.step)
     bins: dict[int, list[float]] = {}
-    threads = torch.get_num_threads()
-    while not stop and (elapsed := time.monotonic() - begin) < args.minutes * 60:
-        rate = args.lr * min(1, (step + 1) / 300) * (1 - elapsed / (args.minutes * 60) if args.cooldown else 1)
-        if (wanted := courteous_threads()) != threads:
-            threads = wanted
-            torch.set_num_threads(threads)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
+
+    def loss(network: nn.Module, step: int) -> Tensor:
         x0, t = crops.batch(args.batch, args.crop), levels.draw(args.batch)
-        alpha, sigma = levels.alpha[t, None, None, None], levels.sigma[t, None, None, None]
-        eps = torch.randn_like(x0)
-        target = pixel_unshuffle(alpha * eps - sigma * x0, 2)
-        with torch.autocast("cpu", torch.bfloat16):
-            out = pull(network, alpha * x0 + sigma * eps, t)
-        losses = (out.float() - target).square().mean((1, 2, 3))
-        levels.balanced(t, losses).mean().backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
-        step, crops_seen = step + 1, crops_seen + args.batch
-        decay = min(args.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for mean, value in zip(average.parameters(), network.parameters(), strict=True):
-                mean.lerp_(value, 1 - decay)
-        for lam, loss in zip(levels.lam[t].round().int().tolist(), losses.detach().tolist(), strict=True):
-            bins.setdefault(lam, []).append(loss)
+        losses = v_losses(network, levels, x0, t)
+        for lam, one in zip(levels.lam[t].round().int().tolist(), losses.detach().tolist(), strict=True):
+            bins.setdefault(lam, []).append(one)
+        return levels.balanced(t, losses).mean()
+
+    stop: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: stop.append(number))
+    begin = said = saved = time.monotonic()
+    while not stop and (elapsed := time.monotonic() - begin) < args.minutes * 60:
+        if (threads := courteous_threads()) != torch.get_num_threads():
+            torch.set_num_threads(threads)
+        rate = args.lr * min(1, (training.step + 1) / 300) * (1 - elapsed / (args.minutes * 60) if args.cooldown else 1)
+        training.take_step(loss, rate)
+        training.pictures_seen += args.batch
         now = time.monotonic()
         if now - said > 120:
-            row = dict(step=step, crops=crops_seen, minutes=round((now - begin) / 60, 1), lr=rate)
-            row["psnr"] = round(denoising_psnr(average, levels), 2)
+            row = dict(step=training.step, crops=training.pictures_seen, minutes=round((now - begin) / 60, 1), lr=rate)
+            row["psnr"] = round(denoising_psnr(training.average, levels), 2)
             row["v_loss"] = {lam: round(sum(v) / len(v), 4) for lam, v in sorted(bins.items())}
-            print(json.dumps(row), flush=True)
-            with (args.run / "log.jsonl").open("a") as log:
-                log.write(json.dumps(row) + "\n")
-            said, bins = now, {}
+            training.log(row)
+            said = now
+            bins.clear()
         if now - saved > 300:
-            save()
+            training.save()
             saved = now
-    save()
-    print(f"step {step}, {crops_seen} crops, PSNR {denoising_psnr(average, levels):.2f}", flush=True)
+    training.save()
+    psnr = denoising_psnr(training.average, levels)
+    print(f"step {training.step}, {training.pictures_seen} crops, PSNR {psnr:.2f}", flush=True)
 
 
 def main() -> None:

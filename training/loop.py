@@ -1,8 +1,8 @@
-"""One training loop for both parts of adhere-emoji: averages of the weights, checkpoints, resuming, signals.
+"""What the trainings share: steps, averages of the weights, checkpoints; and a whole loop, that of adhere-emoji.
 
-The loss of a step is a function of (network, step) alone: every random draw in it is seeded by the step, so a run that
-was stopped and resumed takes the steps an unbroken one would have taken. (Under `cooldown` the learning rate follows
-the clock instead.)
+In `Training.fit` the loss of a step is a function of (network, step) alone: every random draw in it is seeded by the
+step, so a run that was stopped and resumed takes the steps an unbroken one would have taken. (Under `cooldown` the
+learning rate follows the clock instead.)
 """
 
 import json
@@ -17,13 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.photo.train import courteous_threads
-
 WARM_UP = 100  # steps
+
+
+def courteous_threads() -> int:
+    """One thread while the machine has other work, else all: OpenMP threads that share a core wait for each other."""
+    loadavg = Path("/proc/loadavg")
+    running = int(loadavg.read_text().split()[3].split("/")[0]) if loadavg.exists() else 1
+    return 1 if running > 1 else os.cpu_count() or 1
 
 
 class Training:
     """A network on its way: `network` is trained, `average` is the exponential moving average that is used."""
+
+    seen = "pictures_seen"  # as the checkpoint calls it
 
     def __init__(self, network: nn.Module, run: Path, lr: float, ema: float = 0.9995):
         self.run, self.lr, self.ema, self.step, self.pictures_seen = run, lr, ema, 0, 0
@@ -37,7 +44,7 @@ class Training:
             state = torch.load(self.checkpoint, weights_only=True)
             for name in ("network", "average", "optimiser"):
                 getattr(self, name).load_state_dict(state[name])
-            self.step, self.pictures_seen = state["step"], state["pictures_seen"]
+            self.step, self.pictures_seen = state["step"], state[self.seen]
 
     @property
     def checkpoint(self) -> Path:
@@ -47,7 +54,7 @@ class Training:
         """Write the checkpoint in one move: a kill in between leaves the old one whole."""
         part = self.checkpoint.with_suffix(".part")
         state = {name: getattr(self, name).state_dict() for name in ("network", "average", "optimiser")}
-        torch.save(state | {"step": self.step, "pictures_seen": self.pictures_seen}, part)
+        torch.save(state | {"step": self.step, self.seen: self.pictures_seen}, part)
         os.replace(part, self.checkpoint)
 
     def take_step(self, loss: Callable[[Any, int], Tensor], rate: float) -> float:
@@ -96,16 +103,20 @@ class Training:
             self.pictures_seen += batch
             now = time.monotonic()
             if now - said > 300:
-                self._log(report, losses, batch * len(losses) / (now - said), rate)
+                self._report(report, losses, batch * len(losses) / (now - said), rate)
                 self.save()
                 said, losses = time.monotonic(), []
         self.save()
-        self._log(report, losses, batch * len(losses) / (time.monotonic() - said), 0)
+        self._report(report, losses, batch * len(losses) / (time.monotonic() - said), 0)
 
-    def _log(self, report: Callable[[Any], dict[str, Any]], losses: list[float], speed: float, rate: float) -> None:
+    def _report(self, report: Callable[[Any], dict[str, Any]], losses: list[float], speed: float, rate: float) -> None:
         row = {"step": self.step, "pictures": self.pictures_seen, "per_second": round(speed, 1), "lr": round(rate, 7)}
         row |= {"loss": round(sum(losses) / len(losses), 5)} if losses else {}
-        line = json.dumps(row | report(self.average))
+        self.log(row | report(self.average))
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Print a row, and add it to the run's log.jsonl."""
+        line = json.dumps(row)
         print(line, flush=True)
         with (self.run / "log.jsonl").open("a") as log:
             log.write(line + "\n")
