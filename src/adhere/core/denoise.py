@@ -20,7 +20,9 @@ class Denoiser(Protocol):
     """D(x_t, t) = E[x0 | x_t], for a batch at one noise level."""
 
     @property
-    def schedule(self) -> Schedule: ...
+    def schedule(self) -> Schedule:
+        """What t means."""
+        ...
 
     @property
     def dtype(self) -> torch.dtype:

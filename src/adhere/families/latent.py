@@ -21,7 +21,7 @@ from adhere.core.constraints import Constraint, Linear, Unconstrained
 from adhere.core.denoise import Denoiser, Guided, Prediction
 from adhere.core.latents import Through
 from adhere.core.operators import Mask
-from adhere.core.schedule import Schedule
+from adhere.core.schedule import PredictionType, Schedule
 from adhere.errors import AdhereError
 from adhere.families.schedules import noise_schedule
 from adhere.pipeline import ConstrainedPipeline
@@ -103,7 +103,7 @@ class LatentPipeline(ConstrainedPipeline):
     def schedule(self, size: tuple[int, int] | None = None) -> Schedule:
         return self._noise_schedule(size)[0]
 
-    def _noise_schedule(self, size: tuple[int, int] | None) -> Any:
+    def _noise_schedule(self, size: tuple[int, int] | None) -> tuple[Schedule, PredictionType]:
         height, width = size or self.native_size
         return noise_schedule(self.scheduler, height // self.multiple * (width // self.multiple))
 
@@ -119,7 +119,7 @@ class LatentPipeline(ConstrainedPipeline):
             raise AdhereError(
                 f"the network takes {self.channels} channels, the latents have {latents}: give a base model"
             )
-        prediction = self._noise_schedule(size)[1]
+        _, prediction = self._noise_schedule(size)
         denoiser = Prediction(network, self.schedule(size), prediction, getattr(self, self.network).dtype)
         return Guided(denoiser, guidance_scale) if guidance_scale > 1 else denoiser
 

@@ -6,14 +6,14 @@ Guidance is classifier-free (Ho & Salimans, 2022), both halves in one batch, as 
 run.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from torch import Tensor
 
 from adhere.conditioning import UNTOLD, Conditioning
 from adhere.core.denoise import Denoiser
-from adhere.core.schedule import RectifiedFlow
+from adhere.core.schedule import PredictionType, RectifiedFlow, Schedule
 from adhere.families.latent import LatentPipeline, Text
 
 
@@ -43,5 +43,5 @@ class RectifiedFlowPipeline(SDPipeline):
     saved_as = "RectifiedFlowPipeline"
     default_guidance = 1.5
 
-    def _noise_schedule(self, size: tuple[int, int] | None) -> Any:
+    def _noise_schedule(self, size: tuple[int, int] | None) -> tuple[Schedule, PredictionType]:
         return RectifiedFlow(1000.0), "reversed_flow"
