@@ -25,6 +25,7 @@ from adhere.core.solvers.inexact_newton import InexactNewton
 from adhere.core.solvers.moment_matching import MomentMatching
 from adhere.families import FAMILIES
 from adhere.families.pixel import PixelPipeline
+from adhere.tasks import Generate
 from tests.picture_files import hole, noise
 from tests.tiny_models import WEIGHTS, edit_json, edit_weights, load, tiny_unet, with_nan
 
@@ -171,6 +172,24 @@ def test_saved_again_it_loads_again_and_samples_the_same(model_with, tmp_path, l
     pipe.save_pretrained(tmp_path / "again")
     ours, expected = (p(task(), num_inference_steps=2, output_type="pt") for p in (load(tmp_path / "again"), pipe))
     assert torch.equal(ours.images, expected.images)
+
+
+def test_a_model_of_several_scales_is_shown_noise_from_further_away(model_with, tmp_path):
+    """As its folder says, in methods that ask for it; plain sampling shows the picture as it is."""
+    folder = model_with(**LAYOUTS["unshuffled"])
+    edit_json(folder / "model_index.json", octaves=2)
+    pipe, alone = load(folder), torch.Generator().manual_seed(0)
+    pipe.save_pretrained(tmp_path / "again")
+    for same in (pipe, load(tmp_path / "again"), ConstrainedPipeline.from_pipe(pipe)):
+        sides = []
+        hook = same.unet.register_forward_pre_hook(lambda _, given, sides=sides: sides.append(2 * given[0].shape[-1]))
+        out = same(task(40, 40), num_inference_steps=3, generator=alone)
+        assert out.nfe == len(sides) == 3 * COST[DEFAULT_METHOD]
+        assert sides[0] == 12 and sides[-1] == 40 and sides == sorted(sides)  # 40 / 4, up to the network's multiple
+        sides.clear()
+        same(Generate((40, 40)), num_inference_steps=2)
+        assert sides == [40, 40]
+        hook.remove()
 
 
 def test_loading_says_nothing(shared_model, caplog, recwarn):

@@ -28,6 +28,7 @@ from torch import Generator, Tensor
 from adhere.conditioning import UNTOLD, Conditioning
 from adhere.core.constraints import Constraint
 from adhere.core.denoise import Counted, Denoiser, Wrapper
+from adhere.core.octaves import Octaves
 from adhere.core.sample import Generators, State, initial_noise, trajectory
 from adhere.core.schedule import Schedule
 from adhere.core.solvers import Method, default_method, method_named
@@ -85,6 +86,7 @@ class ConstrainedPipeline:
     network: ClassVar[str] = "unet"  # the component that denoises
     saved_as: ClassVar[str | None] = None  # the class in model_index.json; diffusers' own unless a family has another
     tile: int | None = None  # the largest side of the state the network sees at once; None: all of it
+    octaves: int = 0  # how often the state may be halved for the network
 
     @classmethod
     def from_pretrained(cls: type[Pipeline], model: str | Path | None = None, **kwargs: Any) -> Pipeline:
@@ -245,6 +247,8 @@ class ConstrainedPipeline:
         timesteps = method.levels(self.schedule(window.size), method.steps if steps is None else steps)
         if self.tile is not None:
             denoiser = Tiled(denoiser, self.tile, self.tile // 8)
+        if self.octaves:
+            denoiser = Octaves(denoiser, self.octaves, method.coarse_until)
         shape = (batch, *self.state_shape(window.size))
         return _Run(name, method, constraint, Counted(_Finite(denoiser, timesteps)), shape, timesteps)
 

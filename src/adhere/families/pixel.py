@@ -22,6 +22,7 @@ from adhere.core.denoise import Denoiser, Prediction
 from adhere.core.schedule import Schedule
 from adhere.errors import AdhereError
 from adhere.families.schedules import noise_schedule
+from adhere.images import pad_to_multiple
 from adhere.pipeline import ConstrainedPipeline
 
 
@@ -32,11 +33,16 @@ class PixelPipeline(ConstrainedPipeline, DDIMPipeline):  # pyright: ignore[repor
     unet: UNet2DModel
     scheduler: Any
 
-    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin) -> None:
-        """Raises AdhereError for a network the family cannot run."""
+    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, octaves: int = 0) -> None:
+        """octaves: how often pictures may be halved for the network, of those scales it was trained on.
+
+        Raises AdhereError for a network the family cannot run.
+        """
         _check_network(unet)
         super().__init__(unet, scheduler)  # type: ignore[arg-type]
         self.register_modules(scheduler=scheduler)  # as given: DDIMPipeline makes a DDIMScheduler of it, and loses some
+        self.octaves = octaves
+        self.register_to_config(octaves=octaves)
 
     @property
     def unshuffle(self) -> int:
@@ -60,9 +66,13 @@ class PixelPipeline(ConstrainedPipeline, DDIMPipeline):  # pyright: ignore[repor
         r, channels = self.unshuffle, int(self.unet.config["in_channels"])
 
         def network(x_t: Tensor, t: float) -> Tensor:
-            blocks = pixel_unshuffle(x_t, r).contiguous(memory_format=torch.channels_last)
+            height, width = x_t.shape[-2:]  # of a halved picture, no multiple
+            blocks = pixel_unshuffle(pad_to_multiple(x_t, self.multiple), r).contiguous(
+                memory_format=torch.channels_last
+            )
             out = self.unet(blocks, torch.tensor(t, device=x_t.device), return_dict=False)[0]
-            return pixel_shuffle(out[:, :channels], r)  # learned variances, when there are any, come after
+            out = out[:, :channels]  # learned variances, when there are any, come after
+            return pixel_shuffle(out, r)[..., :height, :width]
 
         return Prediction(network, *noise_schedule(self.scheduler), self.unet.dtype)
 

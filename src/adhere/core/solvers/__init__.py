@@ -5,6 +5,7 @@ exact priors read this table.
 """
 
 import difflib
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -51,21 +52,29 @@ class Even:
 
 @dataclass(frozen=True)
 class Method:
-    """A solver with the transition, the noise levels and the number of steps that suit it."""
+    """A solver with the transition, the noise levels and the number of steps that suit it.
+
+    coarse_until: `until` of `Octaves`, for models of several scales; -inf shows them every picture as it is.
+    """
 
     solver: Solver
     transition: Transition
     levels: LogSNR | Even
     steps: int
+    coarse_until: float = -math.inf
 
 
 METHODS: dict[str, Method] = {
     # Nearest to the exact posterior (benchmarks.truth): varied samples, as good as the prior.
     "moment_matching": Method(MomentMatching(m=3), DPMSolver2M(eta=1.0), LogSNR(), steps=6),
     # Best on photographs with a small prior (benchmarks.photo, docs/lab): details with half the noise, so less grain
-    # and less variety; outlines, decided before, with all of it.
+    # and less variety; outlines, decided before, with all of it, and from further away.
     "moment_matching_calm": Method(
-        MomentMatching(m=2), DPMSolver2M(temperature=0.5, calm_from=-1.0), LogSNR(first=-3.5), steps=8
+        MomentMatching(m=2),
+        DPMSolver2M(temperature=0.5, calm_from=-1.0),
+        LogSNR(first=-3.5),
+        steps=8,
+        coarse_until=1.0,
     ),
     "inexact_newton": Method(InexactNewton(K=5), DDIM(eta=1.0), Even(), steps=20),
     # The same number of evaluations as inexact_newton; dps adds 200 backward passes.
