@@ -9,18 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image, ImageOps, JpegImagePlugin
+from PIL import ExifTags, Image
 
 from adhere import images
 from adhere.errors import AdhereError
 from adhere.images import (
-    Picture,
-    check_output,
     pad_to_multiple,
     picture_from,
     read_picture,
-    save_picture,
-    with_metadata,
 )
 from tests.picture_files import HEIGHT, OPTIONS, SIZE, WIDTH, encoded, image_of, noise, refusal, written
 
@@ -346,150 +342,3 @@ def test_padding_reflects():
     assert torch.equal(padded[0, 0], padded[0, 0, :1].expand(5, 5))  # one row cannot be reflected
     with pytest.raises(ValueError, match="1 or more"):
         pad_to_multiple(torch.zeros(1, 1, 2, 2), 0)
-
-
-# --- saving
-
-
-def test_the_icc_profile_and_exif_are_carried_over(tmp_path):
-    exif = Image.Exif()
-    exif[ExifTags.Base.Artist] = "A. Person"
-    exif[ExifTags.Base.Orientation] = 6
-    profile = bytes(16) + b"RGB " + bytes(108)
-    image_of("RGB").save(tmp_path / "in.jpg", exif=exif, icc_profile=profile)
-    picture = read_picture(tmp_path / "in.jpg")
-    image = with_metadata(Image.fromarray(picture.pixels), picture)
-    for suffix in (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".PNG"):
-        path = tmp_path / f"out-{suffix}{suffix}"
-        save_picture(image, path)
-        again = read_picture(path)
-        assert again.size == (WIDTH, HEIGHT)  # turned once, not twice
-        assert again.icc_profile == profile
-        assert again.exif is not None
-        kept = Image.Exif()
-        kept.load(again.exif)
-        assert kept[ExifTags.Base.Artist] == "A. Person"
-    save_picture(image, tmp_path / "out.bmp")
-    assert read_picture(tmp_path / "out.bmp").icc_profile is None
-
-
-def test_metadata_that_does_not_fit_is_left_out(tmp_path):
-    profile = bytes(16) + b"GRAY" + bytes(108)
-    exif = b"Exif\0\0MM\0*" + bytes(70_000)
-    picture = Picture(noise(*SIZE, 1), None, profile, exif)
-    image = with_metadata(Image.fromarray(picture.pixels[..., 0]), picture)
-    for suffix, kept in ((".png", profile), (".jpg", profile), (".webp", None)):
-        save_picture(image, tmp_path / f"out{suffix}")
-        with Image.open(tmp_path / f"out{suffix}") as again:
-            assert again.info.get("icc_profile") == kept
-            assert ("exif" in again.info) == (suffix != ".jpg")
-
-
-def test_a_profile_for_other_channels_is_left_out(tmp_path):
-    for space, kept in ((b"RGB ", True), (b"CMYK", False), (b"GRAY", False)):
-        image = image_of("RGB")
-        image.info["icc_profile"] = bytes(16) + space + bytes(108)
-        save_picture(image, tmp_path / "a.png", force=True)
-        assert (read_picture(tmp_path / "a.png").icc_profile is not None) == kept
-
-
-def test_jpeg_is_written_without_chroma_subsampling(tmp_path):
-    save_picture(image_of("RGB"), tmp_path / "a.jpg")
-    with Image.open(tmp_path / "a.jpg") as image:
-        assert JpegImagePlugin.get_sampling(image) == 0  # 4:4:4
-
-
-@pytest.mark.parametrize("suffix", [".jpg", ".bmp"])
-@pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_alpha_is_flattened_onto_white(tmp_path, suffix, mode):
-    colour = (0, 0, 0, 0) if mode == "RGBA" else (0, 0)
-    save_picture(Image.new(mode, (8, 8), colour), tmp_path / f"a{suffix}")
-    picture = read_picture(tmp_path / f"a{suffix}")
-    assert picture.alpha is None
-    assert (picture.pixels == 255).all()
-    half = Image.new(mode, (8, 8), (*colour[:-1], 128))
-    save_picture(half, tmp_path / f"half{suffix}")
-    assert abs(int(read_picture(tmp_path / f"half{suffix}").pixels[0, 0, 0]) - 127) <= 1
-
-
-@pytest.mark.parametrize("suffix", [".jpg", ".bmp", ".webp"])
-def test_sixteen_bits_become_eight_where_they_must(tmp_path, suffix):
-    save_picture(Image.fromarray(np.full((8, 8), 257 * 200 - 100, np.uint16)), tmp_path / f"a{suffix}")
-    assert (read_picture(tmp_path / f"a{suffix}").pixels == 200).all()
-
-
-def test_outputs_are_checked_before_work_and_again_when_saving(tmp_path):
-    taken = written(tmp_path, "RGB", ".png")
-    before = taken.read_bytes()
-    cases = {
-        tmp_path: "is a folder",
-        tmp_path / "a.xyz": ".png, .jpg, .jpeg, .webp, .tif, .tiff, .bmp",
-        tmp_path / "a": "without suffix",
-        tmp_path / "none" / "a.png": "does not exist",
-        taken / "a.png": "does not exist",
-        taken: "exists; choose another name or add --force",
-    }
-    for path, part in cases.items():
-        assert part in refusal(check_output, path)
-        assert part in refusal(save_picture, image_of("RGB"), path)
-    assert taken.read_bytes() == before
-    assert sorted(tmp_path.iterdir()) == [taken]
-    check_output(taken, force=True)
-    save_picture(image_of("L"), taken, force=True)
-    assert read_picture(taken).pixels.shape[2] == 1
-    assert "is a folder" in refusal(check_output, tmp_path, force=True)
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left\non device"), SystemExit])
-def test_an_interrupted_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, error):
-    path = written(tmp_path, "RGB", ".png")
-    before = path.read_bytes()
-
-    def breaks(image, file, filename):
-        file.write(b"half a file")
-        raise error
-
-    monkeypatch.setitem(Image.SAVE, "PNG", breaks)
-    with pytest.raises((AdhereError, KeyboardInterrupt, SystemExit)) as caught:
-        save_picture(image_of("L"), path, force=True)
-    if isinstance(error, OSError):
-        assert caught.type is AdhereError
-        assert "No space left on device" in str(caught.value)
-        assert str(path) in str(caught.value)
-    else:
-        assert caught.type is error
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_new_files_get_the_usual_permissions(tmp_path):
-    save_picture(image_of("RGB"), tmp_path / "a.png")
-    (tmp_path / "usual").touch()
-    assert (tmp_path / "a.png").stat().st_mode == (tmp_path / "usual").stat().st_mode
-
-
-def test_a_picture_too_wide_for_its_format_says_so(tmp_path):
-    message = refusal(save_picture, Image.new("L", (20_000, 1)), tmp_path / "a.webp")
-    assert "nothing was written" in message
-    assert "a.webp" in message
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_orientation_agrees_with_pillow(tmp_path):
-    for orientation in range(1, 9):
-        exif = Image.Exif()
-        exif[ExifTags.Base.Orientation] = orientation
-        image_of("RGB").save(tmp_path / "a.png", exif=exif)
-        with Image.open(tmp_path / "a.png") as image:
-            assert np.array_equal(picture_from(image).pixels, np.asarray(ImageOps.exif_transpose(image)))
-
-
-def test_a_pil_image_is_left_as_it_was(tmp_path):
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
-    exif[ExifTags.Base.ImageWidth] = WIDTH
-    image_of("RGB").save(tmp_path / "a.jpg", exif=exif)
-    with Image.open(tmp_path / "a.jpg") as image:
-        assert picture_from(image).size == (WIDTH, HEIGHT)
-        assert image.size == (WIDTH, HEIGHT)
-        assert dict(image.getexif()) == dict(exif)
