@@ -14,15 +14,33 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from adhere.errors import AdhereError
     from adhere.pipeline import ConstrainedOutput, ConstrainedPipeline
-    from adhere.tasks import Inpaint
+    from adhere.tasks import Generate, Inpaint, Layout, Satisfy, Silhouette, Style, Upscale
 
-__all__ = ["AdhereError", "ConstrainedOutput", "ConstrainedPipeline", "Inpaint", "__version__"]
+__all__ = [
+    "AdhereError",
+    "ConstrainedOutput",
+    "ConstrainedPipeline",
+    "Generate",
+    "Inpaint",
+    "Layout",
+    "Satisfy",
+    "Silhouette",
+    "Style",
+    "Upscale",
+    "__version__",
+]
 
 _HOMES = {
     "AdhereError": "adhere.errors",
     "ConstrainedOutput": "adhere.pipeline",
     "ConstrainedPipeline": "adhere.pipeline",
+    "Generate": "adhere.tasks",
     "Inpaint": "adhere.tasks",
+    "Layout": "adhere.tasks",
+    "Satisfy": "adhere.tasks",
+    "Silhouette": "adhere.tasks",
+    "Style": "adhere.tasks",
+    "Upscale": "adhere.tasks",
 }
 
 

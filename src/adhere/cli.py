@@ -136,6 +136,19 @@ Steps = Annotated[
         parser=_whole("--steps", 1, 1000), metavar="N", help="Noise levels, 1 to 1000; the solver's own by default."
     ),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Where to compute: cpu, cuda, cuda:1, mps, ...; a GPU if there is one, by default."
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The network's numbers: float32 (the default on a CPU), float16 (on a GPU) or bfloat16.",
+    ),
+]
 Seed = Annotated[
     int, typer.Option(parser=_whole("--seed", 0, 2**63 - 1), metavar="N", help="Another seed, another result.")
 ]
@@ -173,13 +186,17 @@ def _run(
     solver: Solver = None,
     steps: Steps = None,
     seed: Seed = 0,
+    device: Device = None,
+    dtype: Dtype = None,
     report: Report = None,
     force: Force = False,
 ) -> "Run":
     """What every verb can be told."""
     from adhere.run import Run
 
-    return Run(output, report, force, model, prompt, negative_prompt, guidance_scale, solver, steps, seed)
+    return Run(
+        output, report, force, model, prompt, negative_prompt, guidance_scale, solver, steps, seed, device, dtype
+    )
 
 
 def _verb(function: Callable[..., None]) -> Callable[..., None]:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from adhere.pipeline import ConstrainedOutput, ConstrainedPipeline
 
 
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
+
+
 @dataclass(frozen=True)
 class Run:
     """Where the results go, what samples them and how; `None` is the usual. Every method raises `AdhereError`."""
@@ -43,6 +46,8 @@ class Run:
     solver: str | None
     steps: int | None
     seed: int
+    device: str | None
+    dtype: str | None
 
     def check(self, *inputs: Path | None) -> None:
         """Refuse what could not be finished, before anything is read or computed."""
@@ -55,17 +60,19 @@ class Run:
                 method_named(self.solver)
             except ValueError as error:
                 raise AdhereError(str(error)) from error
+        _place(self.device, self.dtype)
 
     def finish(self, task: Task) -> None:
         """Load the model, sample, write the files, print the report line."""
         from adhere.loading import DEFAULT_MODEL
 
-        out = self._sample(_load(self.model), task)
+        device, dtype = _place(self.device, self.dtype)
+        out = self._sample(_load(self.model, device, dtype), task)
         figures = {
             "nfe": out.nfe,
             "seconds": round(out.seconds, 3),
             "residual": round(out.error[0], 6),
-            "peak_gb": _peak_gb(),
+            "peak_gb": _peak_gb(device),
             "model": self.model or DEFAULT_MODEL,
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
@@ -73,6 +80,8 @@ class Run:
             "solver": out.solver,
             "steps": out.steps,
             "seed": self.seed,
+            "device": str(device),
+            "dtype": str(dtype).removeprefix("torch."),
             "version": __version__,
         }
         self._write(out.images[0], figures)  # pyright: ignore[reportArgumentType]
@@ -114,7 +123,23 @@ class Run:
             check_writable(self.report, self.force)
 
 
-def _load(model: str | None) -> "ConstrainedPipeline":
+def _place(device: str | None, dtype: str | None) -> tuple[torch.device, torch.dtype]:
+    """Where and in what the network computes."""
+    if device is None:
+        found = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    else:
+        try:
+            found = torch.device(device)
+            torch.zeros(1, device=found).tolist()  # 'meta' is a device, but computes nothing
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise AdhereError(f"--device '{device}': cannot be used here ({reason}); cpu always can") from error
+    if dtype not in (None, *DTYPES):
+        raise AdhereError(f"--dtype '{dtype}': there are {', '.join(DTYPES)}")
+    return found, DTYPES[dtype or ("float32" if found.type == "cpu" else "float16")]
+
+
+def _load(model: str | None, device: torch.device, dtype: torch.dtype) -> "ConstrainedPipeline":
     """The model, silent but for a progress bar where standard error is a terminal."""
     from diffusers.utils.logging import disable_progress_bar
 
@@ -130,17 +155,20 @@ def _load(model: str | None) -> "ConstrainedPipeline":
 
         disable_progress_bar()
     try:
-        pipe = ConstrainedPipeline.from_pretrained(model)
+        pipe = ConstrainedPipeline.from_pretrained(model, torch_dtype=dtype)
     except ModuleNotFoundError as error:
         mend = "pip install 'adhere[text]'"
         raise AdhereError(f"model '{model}' needs the package {error.name}, which is not installed: {mend}") from error
+    pipe.to(device)  # type: ignore[attr-defined]
     terminal = sys.stderr.isatty()
     pipe.set_progress_bar_config(desc="sampling", leave=False, disable=not terminal)  # type: ignore[attr-defined]
     return pipe
 
 
-def _peak_gb() -> float | None:
-    """The most memory this process has held; None where the system does not say (Windows)."""
+def _peak_gb(device: torch.device) -> float | None:
+    """The most memory held: of the GPU, or by this process; None where the system does not say (Windows)."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 1024**3, 3)
     try:
         import resource
     except ImportError:

@@ -49,6 +49,15 @@ def test_empty_names(folder, good, option):
     assert f"{option} '': is empty" in refusal(arguments, folder)
 
 
+@pytest.mark.parametrize("device", ["gpu", "meta", "cpu:1:2", "cuda:77", ""])
+def test_devices_that_are_not_there(folder, good, device):
+    assert f"--device '{device}': cannot be used here" in refusal(good(device=device), folder)
+
+
+def test_unknown_dtype(folder, good):
+    assert "--dtype 'int8': there are float32, float16, bfloat16" in refusal(good(dtype="int8"), folder)
+
+
 # --- pictures and masks
 
 

@@ -32,9 +32,9 @@ def test_the_report_as_json(folder, good, shared_model):
     assert result.exit_code == 0, result
     report = json.loads(Path("report.json").read_text())
     figures, told = ["nfe", "seconds", "residual", "peak_gb"], ["prompt", "negative_prompt", "guidance_scale"]
-    assert list(report) == [*figures, "model", *told, "solver", "steps", "seed", "version"]
-    expected = dict.fromkeys(told) | {"nfe": 3, "model": str(shared_model), "solver": "ddnm", "steps": 3, "seed": 7}
-    assert report | expected | {"version": adhere.__version__} == report
+    assert list(report) == [*figures, "model", *told, "solver", "steps", "seed", "device", "dtype", "version"]
+    expected = {"nfe": 3, "model": str(shared_model), "solver": "ddnm", "steps": 3, "seed": 7, "dtype": "float32"}
+    assert report | dict.fromkeys(told) | expected | {"version": adhere.__version__} == report
     assert report["seconds"] > 0
     assert report["peak_gb"] > 0
     assert report["residual"] < 1e-3
@@ -45,6 +45,16 @@ def test_the_solvers_own_steps_and_seed_zero_are_the_defaults(folder, good):
     assert run(good(steps=None, json="report.json")).exit_code == 0
     report = json.loads(Path("report.json").read_text())
     assert (report["solver"], report["steps"], report["seed"], report["nfe"]) == ("moment_matching_calm", 8, 0, 24)
+
+
+def test_half_precision_is_the_networks_only(folder, good):
+    for name in ("float32", "bfloat16"):
+        assert run(good(o=f"{name}.png", dtype=name, device="cpu", json=f"{name}.json")).exit_code == 0
+        report = json.loads(Path(f"{name}.json").read_text())
+        assert (report["device"], report["dtype"]) == ("cpu", name)
+    whole, half = (np.asarray(Image.open(f"{name}.png")) for name in ("float32", "bfloat16"))
+    assert np.array_equal(half[~hole()], whole[~hole()])
+    assert not np.array_equal(half, whole)
 
 
 def test_the_seed_decides(folder, good):
