@@ -144,11 +144,12 @@ def table(rows: Iterable[Row], columns: Sequence[str] | None = None, reference: 
     parts = []
     for task, methods in _groups(rows).items():
         names = columns or [c for c in METRICS if any(_mean(group, c) is not None for group in methods.values())]
-        most = max(len(group) for group in methods.values())
+        items = {method: len({row.item for row in group}) for method, group in methods.items()}  # some need no seeds
+        most = max(items.values())
         lines = [["method", *(METRICS[c].label for c in names)], ["---", *("---:" for _ in names)]]
         cells = [_cells({m: _mean(group, c) for m, group in methods.items()}, METRICS[c], reference) for c in names]
         for method, group in methods.items():
-            note = "" if len(group) == most else f" ({len(group)} of {most} runs)"
+            note = "" if items[method] == most else f" ({items[method]} of {most} items)"
             lines.append([method.replace("|", "\\|") + note, *(column[method] for column in cells)])
         parts.append(f"### {task}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join(parts) + "\n"
