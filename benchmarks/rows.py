@@ -148,7 +148,7 @@ def table(rows: Iterable[Row], columns: Sequence[str] | None = None, reference: 
         most = max(items.values())
         lines = [["method", *(METRICS[c].label for c in names)], ["---", *("---:" for _ in names)]]
         cells = [_cells({m: _mean(group, c) for m, group in methods.items()}, METRICS[c], reference) for c in names]
-        for method, group in methods.items():
+        for method in methods:
             note = "" if items[method] == most else f" ({items[method]} of {most} items)"
             lines.append([method.replace("|", "\\|") + note, *(column[method] for column in cells)])
         parts.append(f"### {task}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
