@@ -24,7 +24,7 @@ from benchmarks.emoji_tasks import half, quiet_pipeline
 from benchmarks.photo import picture
 from benchmarks.sheets import label, sheet
 
-DAMAGES = (("chelsea", "text"), ("astronaut", "text"), ("coffee", "strokes"), ("rocket", "strokes"))
+DAMAGES = (("chelsea", "text"), ("coffee", "strokes"), ("astronaut", "strokes"), ("rocket", "hole"))
 EMOJI = 10
 GUIDANCE = 3.0
 PROMPTS = ("a red heart, 3d", "smiling face with sunglasses, cartoon", "flag france, flat")

@@ -45,7 +45,8 @@ def at(height: int, width: int, rows, columns) -> np.ndarray:
 def repaired(task: Inpaint, multiple: int = 4) -> Image.Image:
     """As the pipeline does, with noise for samples."""
     generator = torch.Generator().manual_seed(0)
-    return task.finish([torch.randn(3, *window.size, generator=generator) for window in task.windows(Model(multiple))])
+    windows = task.windows(Model(multiple))
+    return task.finish([torch.randn(3, *window.size, generator=generator) for window in windows], windows)
 
 
 def refusal(*args, **kwargs) -> str:
@@ -106,6 +107,13 @@ def test_the_constraint_is_met_by_the_picture_itself(size, multiple):
     known = constraint.operator.known
     assert known.sum() >= 1
     assert set(known.unique().tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize(("side", "size"), [(64, (58, 68)), (128, (106, 116))])
+def test_by_default_a_small_hole_is_seen_as_large_as_the_pictures_the_model_was_made_for(side, size):
+    task = Inpaint(noise(200, 300, 3), at(200, 300, slice(100, 110), slice(105, 125)))
+    (window,) = task.windows(Model(1, native_size=(side, side)))
+    assert window.size == size
 
 
 @pytest.mark.parametrize("context", [0, -1])
@@ -170,4 +178,4 @@ def test_a_request_cannot_be_changed():
 def test_samples_out_of_range_are_cut_not_wrapped():
     task = Inpaint(np.full((24, 31, 3), 128, np.uint8), hole())
     (window,) = task.windows(Model())
-    assert np.asarray(task.finish([torch.full((3, *window.size), 7.0)]))[12, 15].tolist() == [255, 255, 255]
+    assert np.asarray(task.finish([torch.full((3, *window.size), 7.0)], [window]))[12, 15].tolist() == [255, 255, 255]

@@ -219,7 +219,7 @@ class ConstrainedPipeline:
         if output_type == "latent":
             images = samples[0]
         else:
-            images = _typed([task.finish([x[i] for x in pictures]) for i in range(batch)], output_type)
+            images = _typed([task.finish([x[i] for x in pictures], windows) for i in range(batch)], output_type)
         self.maybe_free_model_hooks()  # type: ignore[attr-defined]
         if not return_dict:
             return (images,)

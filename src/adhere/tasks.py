@@ -59,10 +59,11 @@ class Model(Protocol):
 @dataclass(frozen=True)
 class Window:
     """A canvas to sample: (height, width) in pixels, multiples of the model's, and what is asked of the picture on it,
-    a tensor (B, 3, height, width) in [-1, 1]."""
+    a tensor (B, 3, height, width) in [-1, 1]; of a part of a larger picture, which."""
 
     size: tuple[int, int]
     constraint: Constraint
+    box: Box | None = None
 
 
 @runtime_checkable
@@ -73,7 +74,7 @@ class Task(Protocol):
         """What to sample: at least one window, sampled apart."""
         ...
 
-    def finish(self, samples: list[Tensor]) -> Image.Image:
+    def finish(self, samples: list[Tensor], windows: list[Window]) -> Image.Image:
         """The picture, from one sample (3, H, W) in about [-1, 1] for each window."""
         ...
 
@@ -84,41 +85,42 @@ class Inpaint:
 
     image: a path, PIL image, uint8/uint16 array (H, W[, C]) or Picture. mask: the same size, white (or True) = repaint,
     or None when the picture's alpha channel says it (transparent = repaint). The network sees the holes and `context`
-    pixels around each, not the whole of a large photograph. Raises AdhereError on anything that cannot be repaired.
+    pixels around each, not the whole of a large photograph; None: three eighths of the side of the pictures the model
+    was made for, 96 of 256, 192 of 512. Raises AdhereError on anything that cannot be repaired.
     """
 
     image: Readable = field(repr=False)
     mask: str | Path | Image.Image | np.ndarray | Tensor | None = field(default=None, repr=False)
-    context: int = 96
+    context: int | None = None
     picture: Picture = field(init=False, repr=False)
     repaint: Bool[np.ndarray, "h w"] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.context < 1:  # at least one known pixel must be seen
+        if self.context is not None and self.context < 1:  # at least one known pixel must be seen
             raise AdhereError(f"context = {self.context}: at least 1 pixel around the hole is needed")
         picture = picture_from(self.image)
         repaint = mask_from_alpha(picture) if self.mask is None else check_mask(self.mask, picture.size)
         object.__setattr__(self, "picture", picture)
         object.__setattr__(self, "repaint", repaint)
 
-    def _boxes(self) -> list[Box]:
-        return windows_around(self.repaint, self.context)
-
     def windows(self, model: Model) -> list[Window]:
         """y = known * x0 on each window, padded by reflection to the model's multiple."""
         picture = self.picture.tensor()
+        context = self.context or max(1, 3 * min(model.native_size) // 8)
         found = []
-        for rows, columns in self._boxes():
+        for rows, columns in windows_around(self.repaint, context):
             known = torch.from_numpy(~self.repaint[rows, columns])[None, None].float()  # (1, 1, H, W)
             x = pad_to_multiple(picture[..., rows, columns].to(model.execution_device), model.multiple)
             known = pad_to_multiple(known.to(model.execution_device), model.multiple)
-            found.append(Window(_size(x), Linear(Mask(known), known * x)))
+            found.append(Window(_size(x), Linear(Mask(known), known * x), (rows, columns)))
         return found
 
-    def finish(self, samples: list[Tensor]) -> Image.Image:
+    def finish(self, samples: list[Tensor], windows: list[Window]) -> Image.Image:
         """The repaired picture, of the input's size and kind."""
         result = self.picture.tensor()[0].clone()
-        for (rows, columns), x0 in zip(self._boxes(), samples, strict=True):
+        for window, x0 in zip(windows, samples, strict=True):
+            assert window.box is not None
+            rows, columns = window.box
             height, width = result[:, rows, columns].shape[-2:]
             result[:, rows, columns] = x0[:, :height, :width].clamp(-1, 1).to("cpu", torch.float32)
         return keep_exactly(self.picture, result, self.repaint, opaque=self.mask is None)
@@ -151,7 +153,7 @@ class Upscale:
         constraint = Linear(Downsample(self.factor), y, self.noise)
         return [Window((height * self.factor, width * self.factor), constraint)]
 
-    def finish(self, samples: list[Tensor]) -> Image.Image:
+    def finish(self, samples: list[Tensor], windows: list[Window]) -> Image.Image:
         """The large picture: factor times the input's size, 8 bits a channel."""
         height, width = (side * self.factor for side in self.picture.size)
         image = _image(samples[0][:, :height, :width])
@@ -165,7 +167,7 @@ class Upscale:
 class Whole:
     """A task whose sample is the picture, all of it."""
 
-    def finish(self, samples: list[Tensor]) -> Image.Image:
+    def finish(self, samples: list[Tensor], windows: list[Window]) -> Image.Image:
         """The sample, RGB, 8 bits a channel."""
         return _image(samples[0])
 
