@@ -231,7 +231,8 @@ def inpaint(
     from adhere.tasks import Inpaint
 
     run.check(photo, mask)
-    run.finish(Inpaint(photo, mask))
+    task = Inpaint(photo, mask)
+    run.finish(task, task.picture.size)
 
 
 @_verb
@@ -246,7 +247,9 @@ def upscale(
     from adhere.tasks import Upscale
 
     run.check(photo)
-    run.finish(Upscale(photo, factor))
+    task = Upscale(photo, factor)
+    height, width = task.picture.size
+    run.finish(task, (factor * height, factor * width))
 
 
 @_verb
@@ -261,7 +264,8 @@ def generate(
     from adhere.tasks import Generate
 
     run.check()
-    run.finish(Generate(None if size is None else _size(size)))
+    sides = None if size is None else _size(size)
+    run.finish(Generate(sides), sides)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -290,6 +294,8 @@ def _exit_code(arguments: list[str]) -> int:
     except OSError as error:
         if error.filename is not None:
             raise
+        if isinstance(error, FileNotFoundError):  # of os.getcwd
+            return _complain(2, "the folder this was started in does not exist any more; change to another")
         # Standard output: a reader that left (say nothing), a full disk. What is still buffered must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1 if isinstance(error, BrokenPipeError) else _complain(1, f"standard output is lost: {error.strerror}")

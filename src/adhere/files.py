@@ -35,6 +35,8 @@ def check_writable(path: Path, force: bool = False) -> None:
                 raise AdhereError(f"{path}: is no ordinary file; choose another name")
             if not force:
                 raise AdhereError(f"{path}: exists; choose another name or add --force")
+        if os.path.islink(path) and not force:
+            raise AdhereError(f"{path}: is a link to a file that does not exist; choose another name or add --force")
         try:
             trial.touch(exist_ok=False)
         finally:

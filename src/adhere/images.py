@@ -29,6 +29,7 @@ from torch.nn import functional
 from adhere.errors import AdhereError
 from adhere.files import check_writable, staged
 
+MAX_SIDES = {"JPEG": 65_500, "WEBP": 16_383}
 MAX_PIXELS = 50_000_000  # larger images are refused, before decoding
 FORMATS = {  # suffix: Pillow's format and how to write it; WebP lossless, so that known pixels stay exact
     ".png": ("PNG", {}),
@@ -140,6 +141,19 @@ def check_output(path: str | Path, force: bool = False) -> None:
     if path.suffix.lower() not in FORMATS:
         given = f"the suffix {path.suffix}" if path.suffix else "a name without suffix"
         raise AdhereError(f"{path}: cannot write {given}; use one of {', '.join(FORMATS)}")
+
+
+def check_output_size(path: Path, size: tuple[int, int]) -> None:
+    """Refuse a picture of `size`, (height, width), that could not be saved or read again: MAX_PIXELS, and the format's.
+
+    Raises `AdhereError`.
+    """
+    kind, _ = FORMATS[path.suffix.lower()]
+    given = f"{path}: the result would have {size[1]}x{size[0]} pixels"
+    if size[0] * size[1] > MAX_PIXELS:
+        raise AdhereError(f"{given}; at most {MAX_PIXELS:,} are allowed: ask for a smaller one")
+    if max(size) > (longest := MAX_SIDES.get(kind, max(size))):
+        raise AdhereError(f"{given}; {kind} takes at most {longest:,} on a side: write a .png")
 
 
 def save_picture(image: Image.Image, path: str | Path, *, force: bool = False) -> None:

@@ -5,6 +5,7 @@ Diffusers is imported last: what is wrong with the request is said before that.
 
 import json
 import logging
+import os
 import signal
 import sys
 import warnings
@@ -22,8 +23,8 @@ from adhere import __version__
 from adhere.core.solvers import method_named
 from adhere.errors import AdhereError
 from adhere.files import check_writable, staged
-from adhere.images import check_output, encode
-from adhere.tasks import Task
+from adhere.images import check_output, check_output_size, encode
+from adhere.tasks import Generate, Task
 
 if TYPE_CHECKING:
     from adhere.pipeline import ConstrainedOutput, ConstrainedPipeline
@@ -51,8 +52,8 @@ class Run:
 
     def check(self, *inputs: Path | None) -> None:
         """Refuse what could not be finished, before anything is read or computed."""
-        pictures = {path.resolve() for path in (*inputs, self.output) if path is not None}
-        if self.report is not None and self.report.resolve() in pictures:
+        pictures = {os.path.realpath(path) for path in (*inputs, self.output) if path is not None}
+        if self.report is not None and os.path.realpath(self.report) in pictures:
             raise AdhereError(f"--json {self.report}: is one of the pictures; give the report a file of its own")
         self._check_outputs()
         if self.solver is not None:
@@ -62,10 +63,14 @@ class Run:
                 raise AdhereError(str(error)) from error
         _place(self.device, self.dtype)
 
-    def finish(self, task: Task) -> None:
-        """Load the model, sample, write the files, print the report line."""
+    def finish(self, task: Task, size: tuple[int, int] | None = None) -> None:
+        """Load the model, sample, write the files, print the report line. size: (height, width), where it is known."""
         from adhere.loading import DEFAULT_MODEL
 
+        if size is not None:
+            check_output_size(self.output, size)
+        if self.solver == "plain" and not isinstance(task, Generate):
+            raise AdhereError("--solver 'plain': ignores what is known, so only adhere generate has it")
         device, dtype = _place(self.device, self.dtype)
         out = self._sample(_load(self.model, device, dtype), task)
         figures = {

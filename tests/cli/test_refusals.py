@@ -58,6 +58,10 @@ def test_unknown_dtype(folder, good):
     assert "--dtype 'int8': there are float32, float16, bfloat16" in refusal(good(dtype="int8"), folder)
 
 
+def test_plain_sampling_repairs_nothing(folder, good):
+    assert "--solver 'plain': ignores what is known" in refusal(good(solver="plain"), folder)
+
+
 # --- pictures and masks
 
 
@@ -187,6 +191,28 @@ def test_a_solver_that_cannot_run_the_task(folder, verb):
 @pytest.mark.parametrize("seed", ["-1", str(2**63), "seven", ""])
 def test_seeds_that_cannot_be(folder, good, seed):
     assert f"--seed '{seed}': give a whole number from 0 to {2**63 - 1}" in refusal(good(seed=seed), folder)
+
+
+@pytest.mark.parametrize("option", ["photo", "mask", "o", "json"])
+def test_links_in_a_circle(folder, good, option):
+    Path("loop.png").symlink_to("loop.png")
+    arguments = good("loop.png") if option == "photo" else good(**{option: "loop.png"})
+    assert "loop.png" in refusal(arguments, folder)
+
+
+def test_a_link_to_nothing_is_not_replaced_unasked(folder, good):
+    Path("link.png").symlink_to("nothing.png")
+    assert "link.png: is a link to a file that does not exist" in refusal(good(o="link.png"), folder)
+    assert Path("link.png").is_symlink()
+
+
+def test_results_too_large_for_the_format_or_for_anyone(folder, verb):
+    Image.new("RGB", (17_000, 4)).save("photo.png")
+    message = refusal(verb("upscale", o="out.webp"), folder)
+    assert "out.webp: the result would have 34000x8 pixels; WEBP takes at most 16,383 on a side" in message
+    Image.new("RGB", (4000, 4000)).save("photo.png")
+    assert "8000x8000 pixels; at most 50,000,000 are allowed" in refusal(verb("upscale"), folder)
+    assert "9984x9984 pixels; at most 50,000,000 are allowed" in refusal(verb("generate", size="9984x9984"), folder)
 
 
 def test_the_output_exists(folder, good):

@@ -39,6 +39,8 @@ class PixelPipeline(ConstrainedPipeline, DDIMPipeline):  # pyright: ignore[repor
         Raises AdhereError for a network the family cannot run.
         """
         _check_network(unet)
+        if not isinstance(octaves, int) or octaves < 0:
+            raise AdhereError(f"octaves = {octaves!r} in model_index.json: a whole number from 0")
         super().__init__(unet, scheduler)  # type: ignore[arg-type]
         self.register_modules(scheduler=scheduler)  # as given: DDIMPipeline makes a DDIMScheduler of it, and loses some
         self.octaves = octaves
