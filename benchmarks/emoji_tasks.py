@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,6 @@ from adhere.conditioning import Conditioning
 from adhere.core.constraints import Constraint, Linear, Loss
 from adhere.core.denoise import Counted
 from adhere.core.operators import Downsample, Mask
-from adhere.core.sample import initial_noise, trajectory
 from adhere.core.solvers import METHODS, Method
 from adhere.core.solvers.ddnm import DDNM
 from adhere.core.solvers.descent import Descent
@@ -157,6 +157,5 @@ def run(
     lifted = pipe.lift(constraint, decoder_backward)
     times = method.levels(denoiser.schedule, method.steps)
     shape = (len(generators), *pipe.state_shape(size))
-    x_T = initial_noise(denoiser.schedule, shape, times[0], torch.empty(0), generators)
-    *_, last = trajectory(denoiser, lifted, method.solver, x_T, times, method.transition, generators)
+    (last,) = deque(method.states(denoiser, lifted, shape, times, torch.empty(0), generators), maxlen=1)
     return pipe.decode(last.x0), denoiser.nfe, time.perf_counter() - begin

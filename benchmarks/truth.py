@@ -17,6 +17,7 @@ Under a mask the distances are over the unknown entries only. 'exact' is a secon
 
 import argparse
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +29,6 @@ from adhere.core.constraints import Linear
 from adhere.core.denoise import Counted
 from adhere.core.operators import Blur, Downsample, Mask, Operator, measured
 from adhere.core.priors import FactorMixture
-from adhere.core.sample import initial_noise, sample
 from adhere.core.schedule import Discrete
 from adhere.core.solvers import METHODS, Method
 from benchmarks.rows import Row, meta, save, table
@@ -75,9 +75,8 @@ def run_method(method: Method, prior: FactorMixture, constraint: Linear, samples
     generator = Generator().manual_seed(seed)
     timesteps = method.levels(denoiser.schedule, method.steps)
     shape = (samples, *prior.shape)
-    x_T = initial_noise(denoiser.schedule, shape, timesteps[0], constraint.y, generator)
-    drawn = sample(denoiser, constraint, method.solver, x_T, timesteps, method.transition, generator)
-    return drawn, denoiser.nfe
+    (last,) = deque(method.states(denoiser, constraint, shape, timesteps, constraint.y, generator), maxlen=1)
+    return last.x0, denoiser.nfe
 
 
 def measure(

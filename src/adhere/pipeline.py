@@ -29,7 +29,7 @@ from adhere.conditioning import UNTOLD, Conditioning
 from adhere.core.constraints import Constraint
 from adhere.core.denoise import Counted, Denoiser, Wrapper
 from adhere.core.octaves import Octaves
-from adhere.core.sample import Generators, State, initial_noise, trajectory
+from adhere.core.sample import Generators, State
 from adhere.core.schedule import Schedule
 from adhere.core.solvers import Method, default_method, method_named
 from adhere.core.tiled import Tiled
@@ -299,9 +299,7 @@ class _Run:
 
     def states(self, like: Tensor, generator: Generators) -> Iterator[State]:
         """From noise on; tensors in the dtype and on the device of `like`."""
-        denoiser, method, timesteps = self.denoiser, self.method, self.timesteps
-        x_T = initial_noise(denoiser.schedule, self.shape, timesteps[0], like, generator)
-        return trajectory(denoiser, self.constraint, method.solver, x_T, timesteps, method.transition, generator)
+        return self.method.states(self.denoiser, self.constraint, self.shape, self.timesteps, like, generator)
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,24 @@ exact priors read this table.
 
 import difflib
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from adhere.core.constraints import Constraint, Unconstrained, is_linearisable
 from adhere.core.denoise import Denoiser
-from adhere.core.sample import DDIM, DPMSolver2M, Memory, Solver, Transition
+from adhere.core.sample import (
+    DDIM,
+    DPMSolver2M,
+    Generators,
+    Memory,
+    Solver,
+    State,
+    Transition,
+    initial_noise,
+    trajectory,
+)
 from adhere.core.schedule import Schedule, log_snr_timesteps
 from adhere.core.solvers.ddnm import DDNM
 from adhere.core.solvers.dps import DPS
@@ -62,6 +73,19 @@ class Method:
     levels: LogSNR | Even
     steps: int
     coarse_until: float = -math.inf
+
+    def states(
+        self,
+        denoiser: Denoiser,
+        constraint: Constraint,
+        shape: Sequence[int],
+        timesteps: Sequence[float],
+        like: Tensor,
+        generator: Generators,
+    ) -> Iterator[State]:
+        """A whole run: `trajectory` down `timesteps` from noise of `shape`, in the dtype and on the device of like."""
+        x_T = initial_noise(denoiser.schedule, shape, timesteps[0], like, generator)
+        return trajectory(denoiser, constraint, self.solver, x_T, timesteps, self.transition, generator)
 
 
 METHODS: dict[str, Method] = {
