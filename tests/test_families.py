@@ -55,7 +55,7 @@ RGB = {name: layout for name, layout in LAYOUTS.items() if layout.get("channels"
 
 
 def task(height: int = 24, width: int = 31) -> Inpaint:
-    return Inpaint(noise(height, width, 3), hole(height, width), context=96)
+    return Inpaint(noise(height, width, 3), hole(height, width))
 
 
 def refusal(folder: Path, **options) -> str:

@@ -86,7 +86,7 @@ class Inpaint:
     image: a path, PIL image, uint8/uint16 array (H, W[, C]) or Picture. mask: the same size, white (or True) = repaint,
     or None when the picture's alpha channel says it (transparent = repaint). The network sees the holes and `context`
     pixels around each, not the whole of a large photograph; None: three eighths of the side of the pictures the model
-    was made for, 96 of 256, 192 of 512. Raises AdhereError on anything that cannot be repaired.
+    was made for, such as 192 of 512, and at least 96. Raises AdhereError on anything that cannot be repaired.
     """
 
     image: Readable = field(repr=False)
@@ -106,7 +106,7 @@ class Inpaint:
     def windows(self, model: Model) -> list[Window]:
         """y = known * x0 on each window, padded by reflection to the model's multiple."""
         picture = self.picture.tensor()
-        context = self.context or max(1, 3 * min(model.native_size) // 8)
+        context = self.context or max(96, 3 * min(model.native_size) // 8)
         found = []
         for rows, columns in windows_around(self.repaint, context):
             known = torch.from_numpy(~self.repaint[rows, columns])[None, None].float()  # (1, 1, H, W)
