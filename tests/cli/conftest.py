@@ -13,8 +13,8 @@ from tests.tiny_latent_models import tiny_sd
 
 @pytest.fixture(autouse=True)
 def control_c():
-    """A command that has written its files ignores it for good."""
-    handler = signal.getsignal(signal.SIGINT)
+    """A command that has written its files ignores it for good; a job in the background does from the beginning."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, handler)
 
