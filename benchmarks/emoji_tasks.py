@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -17,6 +16,7 @@ from adhere.conditioning import Conditioning
 from adhere.core.constraints import Constraint, Linear, Loss
 from adhere.core.denoise import Counted
 from adhere.core.operators import Downsample, Mask
+from adhere.core.sample import end_of
 from adhere.core.solvers import METHODS, Method
 from adhere.core.solvers.ddnm import DDNM
 from adhere.core.solvers.descent import Descent
@@ -157,5 +157,5 @@ def run(
     lifted = pipe.lift(constraint, decoder_backward)
     times = method.levels(denoiser.schedule, method.steps)
     shape = (len(generators), *pipe.state_shape(size))
-    (last,) = deque(method.states(denoiser, lifted, shape, times, torch.empty(0), generators), maxlen=1)
-    return pipe.decode(last.x0), denoiser.nfe, time.perf_counter() - begin
+    x0 = end_of(method.states(denoiser, lifted, shape, times, torch.empty(0), generators))
+    return pipe.decode(x0), denoiser.nfe, time.perf_counter() - begin

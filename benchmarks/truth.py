@@ -17,7 +17,6 @@ Under a mask the distances are over the unknown entries only. 'exact' is a secon
 
 import argparse
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from adhere.core.constraints import Linear
 from adhere.core.denoise import Counted
 from adhere.core.operators import Blur, Downsample, Mask, Operator, measured
 from adhere.core.priors import FactorMixture
+from adhere.core.sample import end_of
 from adhere.core.schedule import Discrete
 from adhere.core.solvers import METHODS, Method
 from benchmarks.rows import Row, meta, save, table
@@ -75,8 +75,7 @@ def run_method(method: Method, prior: FactorMixture, constraint: Linear, samples
     generator = Generator().manual_seed(seed)
     timesteps = method.levels(denoiser.schedule, method.steps)
     shape = (samples, *prior.shape)
-    (last,) = deque(method.states(denoiser, constraint, shape, timesteps, constraint.y, generator), maxlen=1)
-    return last.x0, denoiser.nfe
+    return end_of(method.states(denoiser, constraint, shape, timesteps, constraint.y, generator)), denoiser.nfe
 
 
 def measure(

@@ -43,19 +43,13 @@ def unet_name(name: str, layers: int, crossed: set[int]) -> str:
     for ours, theirs in ENDS:
         if name.startswith(ours + "."):
             return name.replace(ours, theirs)
-    name = re.sub(
-        r"down_blocks\.(\d+)\.(resnets|attentions)\.(\d+)",
-        lambda m: f"input_blocks.{(layers + 1) * int(m[1]) + int(m[3]) + 1}.{int(m[2] == 'attentions')}",
-        name,
-    )
+    for half, theirs, first in (("down", "input", 1), ("up", "output", 0)):
+        if block := re.match(rf"{half}_blocks\.(\d+)\.(resnets|attentions)\.(\d+)", name):
+            index = (layers + 1) * int(block[1]) + int(block[3]) + first
+            name = f"{theirs}_blocks.{index}.{int(block[2] == 'attentions')}" + name[block.end() :]
     name = re.sub(
         r"down_blocks\.(\d+)\.downsamplers\.0\.conv",
         lambda m: f"input_blocks.{(layers + 1) * (int(m[1]) + 1)}.0.op",
-        name,
-    )
-    name = re.sub(
-        r"up_blocks\.(\d+)\.(resnets|attentions)\.(\d+)",
-        lambda m: f"output_blocks.{(layers + 1) * int(m[1]) + int(m[3])}.{int(m[2] == 'attentions')}",
         name,
     )
     name = re.sub(

@@ -181,7 +181,11 @@ def sample(
     transition: Transition,
     generator: Generators,
 ) -> Tensor:
-    """The end of `trajectory`: x0 of the last level, shaped like x_T."""
-    states = trajectory(denoiser, constraint, solver, x_T, timesteps, transition, generator)
+    """`end_of` the `trajectory`."""
+    return end_of(trajectory(denoiser, constraint, solver, x_T, timesteps, transition, generator))
+
+
+def end_of(states: Iterator[State]) -> Tensor:
+    """The sample of a run: x0 of its last level, shaped like x_T; earlier levels are let go."""
     (last,) = deque(states, maxlen=1)  # trajectory yields at least once or raises
     return last.x0
