@@ -1,8 +1,8 @@
 """What the trainings share: steps, averages of the weights, checkpoints; and a whole loop, that of adhere-emoji.
 
-In `Training.fit` the loss of a step is a function of (network, step) alone: every random draw in it is seeded by the
-step, so a run that was stopped and resumed takes the steps an unbroken one would have taken. (Under `cooldown` the
-learning rate follows the clock instead.)
+In `Training.fit` the loss of a step is a function of (network, draw) alone: every random number in it is seeded by
+`draw`, the step in a team of one, so a run that was stopped and resumed takes the steps an unbroken one would have
+taken. (Under `cooldown` the learning rate follows the clock instead.)
 """
 
 import json
@@ -17,14 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.team import Team
+
 WARM_UP = 100  # steps
 
 
-def courteous_threads() -> int:
-    """One thread while the machine has other work, else all: OpenMP threads that share a core wait for each other."""
+def courteous_threads(most: int) -> int:
+    """One thread while the machine has other work, else `most`: OpenMP threads that share a core only wait."""
     loadavg = Path("/proc/loadavg")
     running = int(loadavg.read_text().split()[3].split("/")[0]) if loadavg.exists() else 1
-    return 1 if running > 1 else os.cpu_count() or 1
+    return 1 if running > 1 else most
 
 
 class Training:
@@ -34,6 +36,7 @@ class Training:
 
     def __init__(self, network: nn.Module, run: Path, lr: float, ema: float = 0.9995):
         self.run, self.lr, self.ema, self.step, self.pictures_seen = run, lr, ema, 0, 0
+        self.team = Team()
         self.network = network
         self.average = deepcopy(network).eval().requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
@@ -51,18 +54,21 @@ class Training:
         return self.run / "checkpoint.pt"
 
     def save(self) -> None:
-        """Write the checkpoint in one move: a kill in between leaves the old one whole."""
+        """Write the checkpoint in one move: a kill in between leaves the old one whole. Of a team, the first does."""
+        if self.team.rank > 0:
+            return
         part = self.checkpoint.with_suffix(".part")
         state = {name: getattr(self, name).state_dict() for name in ("network", "average", "optimiser")}
         torch.save(state | {"step": self.step, self.seen: self.pictures_seen}, part)
         os.replace(part, self.checkpoint)
 
     def take_step(self, loss: Callable[[Any, int], Tensor], rate: float) -> float:
-        """One step of AdamW at a learning rate; returns the loss."""
+        """One step of AdamW at a learning rate, by the mean gradient of the team; returns this process' loss."""
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        value = loss(self.network, self.step)
+        value = loss(self.network, self.step * self.team.size + self.team.rank)
         value.backward()
+        self.team.mean([p.grad for p in self.network.parameters() if p.grad is not None])
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimiser.step()
         self.optimiser.zero_grad()
@@ -94,22 +100,30 @@ class Training:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: stop.append(number))
         begin = said = time.monotonic()
-        last, losses = self.step + steps, []
-        while not stop and self.step < last and (elapsed := time.monotonic() - begin) < 60 * minutes:
-            if (threads := courteous_threads()) != torch.get_num_threads():
+        last, losses, most = self.step + steps, [], torch.get_num_threads()
+        pictures = batch * self.team.size  # a step
+        while self.step < last:
+            clock = torch.tensor([time.monotonic() - begin, float(len(stop))])
+            self.team.mean([clock])  # all stop at the same step, and agree on the rate
+            elapsed, stops = clock.tolist()
+            if stops or elapsed >= 60 * minutes:
+                break
+            if (threads := courteous_threads(most)) != torch.get_num_threads():
                 torch.set_num_threads(threads)
             rate = self.lr * min(1, (self.step + 1) / WARM_UP) * (1 - elapsed / (60 * minutes) if cooldown else 1)
             losses.append(self.take_step(loss, rate))
-            self.pictures_seen += batch
+            self.pictures_seen += pictures
             now = time.monotonic()
             if now - said > 300:
-                self._report(report, losses, batch * len(losses) / (now - said), rate)
+                self._report(report, losses, pictures * len(losses) / (now - said), rate)
                 self.save()
                 said, losses = time.monotonic(), []
         self.save()
-        self._report(report, losses, batch * len(losses) / (time.monotonic() - said), 0)
+        self._report(report, losses, pictures * len(losses) / (time.monotonic() - said), 0)
 
     def _report(self, report: Callable[[Any], dict[str, Any]], losses: list[float], speed: float, rate: float) -> None:
+        if self.team.rank > 0:
+            return
         row = {"step": self.step, "pictures": self.pictures_seen, "per_second": round(speed, 1), "lr": round(rate, 7)}
         row |= {"loss": round(sum(losses) / len(losses), 5)} if losses else {}
         self.log(row | report(self.average))

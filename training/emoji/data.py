@@ -16,13 +16,15 @@ import numpy as np
 HELD_OUT = Path(__file__).with_name("held_out.txt")
 SIDE = 64  # pixels
 STYLES = {"fluent": "3d", "google": "cartoon", "twitter": "flat"}
-GROUP_WEIGHT = {  # faces drawn well are worth more than everything drawn badly
-    "smileys & emotion": 3.0,
+WEIGHT = {  # of a group, or of a subgroup, which goes first: faces drawn well are worth more than all drawn badly
+    "smileys & emotion": 6.0,
+    "heart": 10.0,
     "animals & nature": 1.5,
     "food & drink": 1.5,
-    "people & body": 0.7,
-    "flags": 0.6,
-    "symbols": 0.4,
+    "flags": 1.2,
+    "objects": 0.8,
+    "people & body": 0.5,
+    "symbols": 0.5,
 }
 DROPOUT = 0.1  # share of empty captions, for guidance
 
@@ -94,7 +96,7 @@ class Emoji:
         """Probability of each picture, (N,): the many variants of one idea share what one of a few would have."""
         ideas = [(row["vendor"], row["base"]) for row in self.rows]
         count = {idea: ideas.count(idea) for idea in set(ideas)}
-        group = np.array([GROUP_WEIGHT.get(row["group"], 1.0) for row in self.rows])
+        group = np.array([WEIGHT.get(row["subgroup"], WEIGHT.get(row["group"], 1.0)) for row in self.rows])
         weight = group * np.array([count[idea] ** -0.6 for idea in ideas])
         return weight / weight.sum()
 

@@ -211,8 +211,9 @@ def train(args: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stop.append(number))
     begin = said = saved = time.monotonic()
+    most = torch.get_num_threads()
     while not stop and (elapsed := time.monotonic() - begin) < args.minutes * 60:
-        if (threads := courteous_threads()) != torch.get_num_threads():
+        if (threads := courteous_threads(most)) != torch.get_num_threads():
             torch.set_num_threads(threads)
         rate = args.lr * min(1, (training.step + 1) / 300) * (1 - elapsed / (args.minutes * 60) if args.cooldown else 1)
         training.take_step(loss, rate)
