@@ -51,6 +51,18 @@ class Matrix:
         return (y @ self.A).reshape(-1, *self.shape)
 
 
+class Identical:
+    """A codec whose latents are the pictures."""
+
+    dtype = torch.float64
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z
+
+
 def matrix_of(function, shape: tuple[int, ...]) -> Tensor:
     """The dense matrix (m, n) of a linear function of images of `shape`."""
     n = math.prod(shape)

@@ -4,6 +4,7 @@ A new entry of METHODS is picked up by the tests that are parametrised over them
 """
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,15 +14,18 @@ from hypothesis import strategies as st
 
 from adhere.core.constraints import Linear, Loss, Sum, Unconstrained
 from adhere.core.denoise import Counted, jacobian_product
+from adhere.core.latents import Through
 from adhere.core.operators import Downsample, Mask
-from adhere.core.sample import DPMSolver2M, initial_noise, sample
+from adhere.core.sample import DPMSolver2M, Stochastic, initial_noise, sample
 from adhere.core.schedule import RectifiedFlow, Trigonometric, log_snr_timesteps
 from adhere.core.solvers import DEFAULT_METHOD, METHODS, Plain, default_method, method_named
-from adhere.core.solvers.ddnm import DDNM
-from adhere.core.solvers.descent import Descent
-from adhere.core.solvers.inexact_newton import InexactNewton
+from adhere.core.solvers.ding import DING
 from adhere.core.solvers.moment_matching import MomentMatching
+from adhere.core.solvers.newton_exact import NewtonExact
+from adhere.core.solvers.psld import PSLD
+from adhere.core.solvers.repaint import RePaint
 from tests.core.exact import (
+    Identical,
     Matrix,
     close,
     matrix_of,
@@ -30,17 +34,25 @@ from tests.core.exact import (
     random_gaussian,
     seeded,
 )
+from tests.core.laws import backward_passes, evaluations
 
 FEW = settings(max_examples=15, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
 TIMES = st.floats(0.1, 0.9)
 CONSTRAINED = {name: method for name, method in METHODS.items() if name != "plain"}
 any_method = pytest.mark.parametrize("method", CONSTRAINED.values(), ids=CONSTRAINED)
+MASKS_ONLY = (RePaint, DING)
+without_own_noise = pytest.mark.parametrize(
+    "method",
+    [method for method in CONSTRAINED.values() if not isinstance(method.solver, Stochastic)],
+    ids=[name for name, method in CONSTRAINED.items() if not isinstance(method.solver, Stochastic)],
+)
 
 SCHEDULE = Trigonometric()
 SHAPE = (1, 2, 3)
 PRIOR = random_factors(seeded(0))
 LEFT = Mask(torch.tensor([1.0, 1.0, 0.0, 0.0]).double().expand(1, 1, 4, 4))
+mask_or_means = pytest.mark.parametrize("operator", [LEFT, Downsample(2)], ids=["mask", "area"])
 
 
 def gaussian_case(seed, m=3, orthonormal=False, noise=0.0):
@@ -71,8 +83,19 @@ def brief(method):
     return replace(method, steps=3)
 
 
+def asked_of(method, constraint):
+    """The constraint as the method takes it: psld's through a decoder, which changes nothing."""
+    return Through(constraint, Identical()) if isinstance(method.solver, PSLD) else constraint
+
+
+def skip_unless_served(method, operator):
+    if isinstance(method.solver, MASKS_ONLY) and not isinstance(operator, Mask):
+        pytest.skip("for masks only")
+
+
 def run(method, constraint, generator, denoiser=None, count=4):
     """The method as METHODS has it, from noise drawn by `generator`."""
+    constraint = asked_of(method, constraint)
     denoiser = PRIOR.denoiser(SCHEDULE) if denoiser is None else denoiser
     times = method.levels(SCHEDULE, method.steps)
     x_T = initial_noise(SCHEDULE, (count, *PRIOR.shape), times[0], PRIOR.mean, generator)
@@ -184,24 +207,14 @@ def test_7_moment_matching_samples_the_posterior(seed):
 # Laws of every method ------------------------------------------------------------------------------------------------
 
 
-def evaluations(solver, times):
-    """The NFE law of each solver; None for one that is not known here."""
-    if isinstance(solver, Descent):
-        return len(times) * (1 + (2 if isinstance(solver, InexactNewton) else 1) * solver.K)
-    if isinstance(solver, MomentMatching):
-        return len(times) * (1 + solver.m)
-    return len(times) if isinstance(solver, DDNM | Plain) else None
-
-
 @any_method
-def test_evaluations_follow_the_law_whatever_the_batch(method):
-    method, counts = brief(method), []
+def test_evaluations_and_backward_passes_follow_the_law_whatever_the_batch(method):
+    method = brief(method)
     for count in (1, 3):
         counted = Counted(PRIOR.denoiser(SCHEDULE))
         run(method, linear_case(LEFT, count), seeded(0), counted, count)
-        counts.append(counted.nfe)
-    assert counts[0] == counts[1]
-    assert counts[0] == (evaluations(method.solver, method.levels(SCHEDULE, method.steps)) or counts[0])
+        assert counted.nfe == evaluations(method.solver, 3, PRIOR.size)
+        assert counted.backward == backward_passes(method.solver, 3)
 
 
 def test_moment_matching_meets_a_measurement_without_noise_exactly():
@@ -219,8 +232,9 @@ class OneByOne(Counted):
 
 
 @any_method
-@pytest.mark.parametrize("operator", [LEFT, Downsample(2)], ids=["mask", "area"])
+@mask_or_means
 def test_a_batch_is_its_singles(method, operator):
+    skip_unless_served(method, operator)
     method = brief(method)
     constraint, denoiser = linear_case(operator), OneByOne(PRIOR.denoiser(SCHEDULE))
     together = run(method, constraint, [seeded(i) for i in range(4)], denoiser)
@@ -238,9 +252,12 @@ def test_the_seed_decides(method):
 
 
 @any_method
-@pytest.mark.parametrize("operator", [LEFT, Downsample(2)], ids=["mask", "area"])
+@mask_or_means
 def test_the_constraint_is_met_at_the_end(method, operator):
     """To a tenth of what plain sampling leaves, which is about 1; the measurement's own noise is 0.05."""
+    skip_unless_served(method, operator)
+    if isinstance(method.solver, NewtonExact):
+        pytest.skip("exact steps miss where J changes along them: see test_baselines.py for where it does not")
     constraint = linear_case(operator, 16)
     samples = run(method, constraint, seeded(0), count=16)
     plain = run(replace(method, solver=Plain()), constraint, seeded(0), count=16)
@@ -248,7 +265,7 @@ def test_the_constraint_is_met_at_the_end(method, operator):
     assert constraint.error(samples).mean() < 0.1 * constraint.error(plain).mean()
 
 
-@any_method
+@without_own_noise
 def test_nothing_asked_is_plain_sampling(method):
     """A mask that knows nothing leaves a residual of zero at every level: no division by it, and no other effect."""
     nothing = Linear(Mask(torch.zeros(1, 1, 4, 4).double()), torch.zeros(1, *PRIOR.shape).double())
@@ -256,14 +273,15 @@ def test_nothing_asked_is_plain_sampling(method):
     close(run(method, nothing, seeded(0)), plain, 1e-12)
 
 
-@any_method
+@without_own_noise
 def test_a_satisfied_sample_stays_beside_one_that_is_not(method):
     """One level: the sample whose denoised image meets the measurement keeps it, without NaN; the other changes."""
     denoiser, t = PRIOR.denoiser(SCHEDULE), 0.5
     x_t = normal(seeded(0), 2, *PRIOR.shape)
     x0 = denoiser(x_t, t)
     y = LEFT(x0) + torch.tensor([0.0, 1.0]).double().view(2, 1, 1, 1) * LEFT(torch.ones_like(x0))
-    moved, after, _ = method.solver(denoiser, Linear(LEFT, y, 0.05), x_t, t, None)
+    constraint = asked_of(method, Linear(LEFT, y, 0.05))
+    moved, after, _ = method.solver(denoiser, constraint, x_t, t, None)
     close(moved[0], x_t[0], 1e-12)
     close(after[0], x0[0], 1e-12)
     assert after[1].isfinite().all() and not after[1].equal(x0[1])
@@ -275,9 +293,9 @@ def test_a_constraint_it_cannot_serve_is_refused_with_an_alternative(method):
     try:
         samples = run(method, loss, seeded(0))
     except TypeError as error:
-        assert "needs a Linear constraint, not Loss" in str(error)
-        alternative = METHODS[str(error).split("try ")[1]]
-        samples = run(alternative, loss, seeded(0))
+        said = re.fullmatch(r"\w+ needs a Linear constraint.*, not Loss: try (\w+)", str(error))
+        assert said
+        samples = run(METHODS[said[1]], loss, seeded(0))
     plain = run(METHODS["inexact_newton"], Unconstrained(), seeded(0))
     assert loss.error(samples).mean() < loss.error(plain).mean()
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adhere.core.denoise import per_sample
-from adhere.core.operators import Operator, measured
+from adhere.core.operators import Mask, Operator, measured
 
 
 @runtime_checkable
@@ -109,6 +109,14 @@ class Linear:
 
         u = conjugate_residuals(normal, self.residual(x0), iterations)
         return x0 + self.operator.adjoint(u)
+
+
+def masked(constraint: Constraint, solver: str) -> tuple[Tensor, Linear]:
+    """The mask and the constraint, if that is `Linear` under a `Mask`. Raises TypeError, in the name of the solver."""
+    if isinstance(constraint, Linear) and isinstance(constraint.operator, Mask):
+        return constraint.operator.known, constraint
+    given = type(constraint.operator if isinstance(constraint, Linear) else constraint).__name__
+    raise TypeError(f"{solver} needs a Linear constraint under a Mask, not {given}: try inexact_newton")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ previews, a stop button and tests all read from it.
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -60,6 +60,20 @@ def randn(shape: Sequence[int], like: Tensor, generator: Generators) -> Tensor:
     if len(generator) != shape[0]:
         raise ValueError(f"{len(generator)} generators for a batch of {shape[0]}: give one, or one per sample")
     return torch.cat([randn((1, *shape[1:]), like, one) for one in generator])
+
+
+@dataclass(frozen=True)
+class Stochastic:
+    """Base of the solvers that draw noise: `trajectory` gives them the generators of its run."""
+
+    generator: Generators | None = field(default=None, kw_only=True)
+
+    @property
+    def source(self) -> Generators:
+        """What to draw from. Raises ValueError without a generator."""
+        if self.generator is None:
+            raise ValueError(f"{type(self).__name__} draws noise: run it by trajectory, or give it a generator")
+        return self.generator
 
 
 @dataclass(frozen=True)
@@ -154,6 +168,8 @@ def trajectory(
     """
     if not timesteps or not is_descending(denoiser.schedule, timesteps):
         raise ValueError(f"timesteps {list(timesteps)}: give at least one, from high noise to low, none twice")
+    if isinstance(solver, Stochastic):
+        solver = replace(solver, generator=generator)
     x_t, solver_memory, transition_memory = x_T, None, None
     for step, t in enumerate(timesteps):
         x_t, x0, solver_memory = solver(denoiser, constraint, x_t, t, solver_memory)

@@ -26,10 +26,16 @@ from adhere.core.sample import (
 )
 from adhere.core.schedule import Schedule, log_snr_timesteps
 from adhere.core.solvers.ddnm import DDNM
+from adhere.core.solvers.ding import DING, Decoupled
 from adhere.core.solvers.dps import DPS
+from adhere.core.solvers.freedom import FreeDoM
 from adhere.core.solvers.inexact_newton import InexactNewton
+from adhere.core.solvers.mmps import MMPS
 from adhere.core.solvers.moment_matching import MomentMatching
 from adhere.core.solvers.mpgd import MPGD
+from adhere.core.solvers.newton_exact import NewtonExact
+from adhere.core.solvers.psld import PSLD
+from adhere.core.solvers.repaint import RePaint
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,16 @@ METHODS: dict[str, Method] = {
     # The same number of evaluations as inexact_newton; dps adds 200 backward passes.
     "dps": Method(DPS(K=10), DDIM(eta=1.0), Even(), steps=20),
     "mpgd": Method(MPGD(K=10), DDIM(eta=1.0), Even(), steps=20),
+    # As dps, through the decoder of a latent model.
+    "psld": Method(PSLD(K=10), DDIM(eta=1.0), Even(), steps=20),
+    # As many evaluations again, shared out over moves and time travel.
+    "freedom": Method(FreeDoM(repeats=5), DDIM(eta=1.0), Even(), steps=20),
+    "repaint": Method(RePaint(repeats=10), DDIM(eta=1.0), Even(), steps=20),
+    # The mean of moment_matching: m backward passes a level in place of m evaluations.
+    "mmps": Method(MMPS(m=3), DPMSolver2M(eta=1.0), LogSNR(), steps=20),
+    "ding": Method(DING(), Decoupled(), Even(), steps=25),
+    # An evaluation for every entry of the state: for priors of a few hundred.
+    "newton_exact": Method(NewtonExact(), DDIM(eta=1.0), Even(), steps=20),
     "ddnm": Method(DDNM(), DDIM(eta=0.85), LogSNR(), steps=50),
     "plain": Method(Plain(), DDIM(eta=0.0), Even(), steps=20),
 }
