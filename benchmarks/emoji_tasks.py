@@ -20,9 +20,16 @@ from adhere.core.sample import end_of
 from adhere.core.solvers import METHODS, Method
 from adhere.core.solvers.ddnm import DDNM
 from adhere.core.solvers.descent import Descent
+from adhere.core.solvers.ding import DING
 from adhere.core.solvers.dps import DPS
+from adhere.core.solvers.freedom import FreeDoM
 from adhere.core.solvers.inexact_newton import InexactNewton
+from adhere.core.solvers.mmps import MMPS
 from adhere.core.solvers.moment_matching import MomentMatching
+from adhere.core.solvers.newton_exact import NewtonExact
+from adhere.core.solvers.psld import PSLD
+from adhere.core.solvers.repaint import RePaint
+from adhere.core.solvers.time_travel import TimeTravel
 from adhere.features import EfficientNetLite0
 from adhere.losses import GramDistance, SilhouetteLoss
 from benchmarks.masks import strokes
@@ -107,27 +114,49 @@ TASKS = {
 def method_at(name: str, nfe: int) -> tuple[Method, int]:
     """A method of METHODS at about `nfe` evaluations, and the work of that, a backward pass counted as 2 evaluations.
 
-    Methods that move x_t spend 220 on the paper's 20 noise levels, 40 on 8.
+    Methods that move x_t spend 220 on the paper's 20 noise levels, 40 on 8; time travel shares them out likewise.
     """
     method = METHODS[name]
-    solver, backward, level = method.solver, 0, 1
+    solver, backward = method.solver, 0.0  # backward passes for each evaluation
+    first = level = 1  # evaluations of the first level, and of each other
     if isinstance(solver, Descent):
         moves = 5 if nfe >= 100 else 2
         solver = replace(solver, K=moves if isinstance(solver, InexactNewton) else 2 * moves)
-        level = 1 + 2 * moves
-        backward = solver.K if isinstance(solver, DPS) else 0
+        first = level = 1 + 2 * moves
+        backward = solver.K / level if isinstance(solver, DPS) else 0.0
+    elif isinstance(solver, TimeTravel):
+        if isinstance(solver, RePaint):
+            solver = replace(solver, repeats=10 if nfe >= 100 else 5)
+        first = 2 if isinstance(solver, FreeDoM) else 1
+        level = first * solver.repeats
+        backward = 0.5 if isinstance(solver, FreeDoM) else 0.0
     elif isinstance(solver, MomentMatching):
-        level = 1 + solver.m
-    steps = max(1, round(nfe / level))
-    return replace(method, solver=solver, steps=steps), steps * (level + 2 * backward)
+        first = level = 1 + solver.m
+    elif isinstance(solver, MMPS):
+        backward = solver.m
+    elif isinstance(solver, DING):
+        level = 2
+    steps = max(1, round((nfe - first) / level + 1))
+    calls = first + (steps - 1) * level
+    return replace(method, solver=solver, steps=steps), calls + round(2 * backward * calls)
 
 
 def can_run(name: str, constraint: Constraint) -> bool:
-    """Moment matching is for measurements. So is projection, but through a decoder it would decode 30 times a level."""
+    """Whether a method is for such a constraint on pictures, at a cost that can be compared.
+
+    Projection is for masks: through a decoder it would decode 30 times a level. psld is for what goes through one,
+    and known cells do not. newton_exact takes an evaluation for every entry of the latents.
+    """
     solver = METHODS[name].solver
-    if isinstance(solver, DDNM):
-        return isinstance(constraint, Linear) and isinstance(constraint.operator, Mask)
-    return isinstance(constraint, Linear) or isinstance(solver, Descent)
+    linear = isinstance(constraint, Linear)
+    mask = linear and isinstance(constraint.operator, Mask)
+    if isinstance(solver, DDNM | RePaint | DING):
+        return mask
+    if isinstance(solver, PSLD):
+        return linear and not mask
+    if isinstance(solver, NewtonExact):
+        return False
+    return linear or isinstance(solver, Descent | FreeDoM)
 
 
 def quiet_pipeline(model: str) -> ConstrainedPipeline:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from adhere.core.constraints import Constraint, Unconstrained, is_linearisable
+from adhere.core.constraints import Constraint, Linear, Unconstrained, is_linearisable
 from adhere.core.denoise import Denoiser
+from adhere.core.latents import Through
+from adhere.core.operators import Mask
 from adhere.core.sample import (
     DDIM,
     DPMSolver2M,
@@ -112,8 +114,8 @@ METHODS: dict[str, Method] = {
     "mpgd": Method(MPGD(K=10), DDIM(eta=1.0), Even(), steps=20),
     # As dps, through the decoder of a latent model.
     "psld": Method(PSLD(K=10), DDIM(eta=1.0), Even(), steps=20),
-    # As many evaluations again, shared out over moves and time travel.
-    "freedom": Method(FreeDoM(repeats=5), DDIM(eta=1.0), Even(), steps=20),
+    # About as many evaluations again, shared out over levels, moves and time travel.
+    "freedom": Method(FreeDoM(repeats=2), DDIM(eta=1.0), Even(), steps=50),
     "repaint": Method(RePaint(repeats=10), DDIM(eta=1.0), Even(), steps=20),
     # The mean of moment_matching: m backward passes a level in place of m evaluations.
     "mmps": Method(MMPS(m=3), DPMSolver2M(eta=1.0), LogSNR(), steps=20),
@@ -131,6 +133,17 @@ def default_method(constraint: Constraint) -> str:
     if isinstance(constraint, Unconstrained):
         return "plain"
     return DEFAULT_METHOD if is_linearisable(constraint) else "inexact_newton"
+
+
+def serves(solver: Solver, constraint: Constraint) -> bool:
+    """Whether the solver can be asked for such a constraint; it raises TypeError for any other."""
+    if isinstance(solver, PSLD):
+        return isinstance(constraint, Through) and isinstance(constraint.inner, Linear)
+    if isinstance(solver, RePaint | DING):
+        return isinstance(constraint, Linear) and isinstance(constraint.operator, Mask)
+    if isinstance(solver, DDNM | MomentMatching | MMPS):
+        return is_linearisable(constraint)
+    return True
 
 
 def method_named(name: str) -> Method:
