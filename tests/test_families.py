@@ -20,12 +20,10 @@ from adhere.core.constraints import Unconstrained
 from adhere.core.sample import DDIM, sample
 from adhere.core.schedule import RectifiedFlow
 from adhere.core.solvers import DEFAULT_METHOD, METHODS, Plain
-from adhere.core.solvers.descent import Descent
-from adhere.core.solvers.inexact_newton import InexactNewton
-from adhere.core.solvers.moment_matching import MomentMatching
 from adhere.families import FAMILIES
 from adhere.families.pixel import PixelPipeline
 from adhere.tasks import Generate
+from tests.core.laws import FOR_PICTURES, evaluations
 from tests.picture_files import hole, noise
 from tests.tiny_models import WEIGHTS, edit_json, edit_weights, load, tiny_unet, with_nan
 
@@ -41,16 +39,11 @@ LAYOUTS = {
 }
 
 
-def cost(solver: Any) -> int:
-    """Evaluations a noise level: the law of each solver's module."""
-    if isinstance(solver, MomentMatching):
-        return 1 + solver.m
-    if isinstance(solver, Descent):
-        return 1 + (2 if isinstance(solver, InexactNewton) else 1) * solver.K
-    return 1
+def cost(solver: str, levels: int) -> int:
+    """Evaluations of a run, by the law of each solver's module."""
+    return evaluations(METHODS[solver].solver, levels)
 
 
-COST = {name: cost(method.solver) for name, method in METHODS.items()}
 RGB = {name: layout for name, layout in LAYOUTS.items() if layout.get("channels", 3) == 3}
 
 
@@ -71,11 +64,11 @@ def refusal(folder: Path, **options) -> str:
 # --- layouts
 
 
-@pytest.mark.parametrize("solver", METHODS)
+@pytest.mark.parametrize("solver", FOR_PICTURES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_runs_every_solver_at_its_cost(model_with, layout, solver):
     out = load(model_with(**LAYOUTS[layout]))(task(), solver=solver, num_inference_steps=3, output_type="latent")
-    assert out.nfe == 3 * COST[solver]
+    assert out.nfe == cost(solver, 3)
     assert out.images.shape == (1, 3, 24, 32)  # padded to the network's multiple
     assert out.images.isfinite().all()
     assert not out.images.requires_grad  # no graph was built
@@ -83,7 +76,7 @@ def test_every_layout_runs_every_solver_at_its_cost(model_with, layout, solver):
 
 def test_default_steps_cost_what_the_table_of_methods_says(shared_model):
     out = load(shared_model)(task())
-    assert out.nfe == METHODS[DEFAULT_METHOD].steps * COST[DEFAULT_METHOD]
+    assert out.nfe == cost(DEFAULT_METHOD, METHODS[DEFAULT_METHOD].steps)
     assert out.seconds > 0
     assert len(out.error) == 1
 
@@ -184,7 +177,7 @@ def test_a_model_of_several_scales_is_shown_noise_from_further_away(model_with, 
         sides = []
         hook = same.unet.register_forward_pre_hook(lambda _, given, sides=sides: sides.append(2 * given[0].shape[-1]))
         out = same(task(40, 40), num_inference_steps=3, generator=alone)
-        assert out.nfe == len(sides) == 3 * COST[DEFAULT_METHOD]
+        assert out.nfe == len(sides) == cost(DEFAULT_METHOD, 3)
         assert sides[0] == 12 and sides[-1] == 40 and sides == sorted(sides)  # 40 / 4, up to the network's multiple
         sides.clear()
         same(Generate((40, 40)), num_inference_steps=2)
@@ -224,7 +217,7 @@ def test_the_registry_names_real_classes(model_with, entry):
 def test_a_schedule_that_ends_in_pure_noise_runs(model_with):
     folder = model_with(prediction="v_prediction")
     edit_json(folder / "scheduler" / "scheduler_config.json", rescale_betas_zero_snr=True)
-    for solver in METHODS:
+    for solver in FOR_PICTURES:
         assert np.isfinite(load(folder)(task(), solver=solver, num_inference_steps=2).error).all()
 
 
@@ -390,7 +383,7 @@ def test_unknown_prediction_type(model_with):
     assert "v_prediction" in message
 
 
-@pytest.mark.parametrize("solver", METHODS)
+@pytest.mark.parametrize("solver", FOR_PICTURES)
 def test_nan_from_the_network_names_the_step(model_with, solver):
     folder = model_with()
     edit_weights(folder, with_nan)
@@ -399,7 +392,7 @@ def test_nan_from_the_network_names_the_step(model_with, solver):
         pipe(task(), solver=solver, num_inference_steps=3)
 
 
-@pytest.mark.parametrize("solver", METHODS)
+@pytest.mark.parametrize("solver", FOR_PICTURES)
 def test_nan_at_a_later_step_names_that_step(shared_model, monkeypatch, solver):
     pipe = load(shared_model)
     third = METHODS[solver].levels(pipe.denoiser().schedule, 4)[2]

@@ -20,7 +20,6 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from adhere import AdhereError, ConstrainedPipeline, Inpaint
 from adhere.core.constraints import Linear, Loss
 from adhere.core.latents import Through
-from adhere.core.solvers import METHODS
 from adhere.families.flux import FluxPipeline
 from adhere.families.ldm import UnconditionalLatentPipeline
 from adhere.families.sd import SDPipeline
@@ -28,7 +27,7 @@ from adhere.families.sd3 import SD3Pipeline
 from adhere.families.sdxl import SDXLPipeline
 from adhere.tasks import Generate, Satisfy, Upscale
 from tests.picture_files import hole, noise
-from tests.test_families import COST
+from tests.test_families import cost
 from tests.tiny_latent_models import SCALED_LINEAR, stride, tiny_flux, tiny_ldm, tiny_sd, tiny_sd3, tiny_sdxl, tiny_vae
 from tests.tiny_models import load
 
@@ -221,11 +220,11 @@ def test_dynamic_shifting_is_diffusers_own(theirs_of, kind):
 
 
 @any_family
-@pytest.mark.parametrize("solver", ["moment_matching_calm", "inexact_newton", "ddnm"])
+@pytest.mark.parametrize("solver", ["moment_matching_calm", "inexact_newton", "ddnm", "repaint", "ding"])
 def test_inpainting_keeps_what_is_known_and_costs_what_the_law_says(pipe_of, name, solver):
     task = inpaint()
     out = pipe_of(name)(task, solver=solver, num_inference_steps=2, batch_size=2, **text(name))
-    assert out.nfe == 2 * COST[solver]
+    assert out.nfe == cost(solver, 2)
     assert np.isfinite(out.error).all()
     pictures = [np.asarray(image) for image in out.images]
     for picture in pictures:
@@ -239,7 +238,7 @@ def test_inpainting_keeps_what_is_known_and_costs_what_the_law_says(pipe_of, nam
 def test_constraints_through_the_decoder_run(pipe_of, name, task):
     solver = "inexact_newton" if task is darken else "moment_matching"
     out = pipe_of(name)(task(), solver=solver, num_inference_steps=2, output_type="np", **text(name))
-    assert out.nfe == 2 * COST[solver]
+    assert out.nfe == cost(solver, 2)
     assert out.images.shape == (1, *((40, 48) if task is upscale else SIZE), 3)
     assert np.isfinite(out.error).all()
 
@@ -265,7 +264,7 @@ def test_no_graph_is_built(pipe_of, monkeypatch, name):
 
     with torch.autograd.graph.saved_tensors_hooks(refuse, lambda packed: packed):
         pipe(inpaint(), num_inference_steps=1, **text(name))
-        for method in METHODS.keys() - {"dps", "mpgd", "moment_matching_calm"}:
+        for method in ("moment_matching", "inexact_newton", "ddnm", "plain"):
             pipe(upscale(), solver=method, num_inference_steps=1, **text(name))
 
     def watched(function):
@@ -287,10 +286,11 @@ def test_no_graph_is_built(pipe_of, monkeypatch, name):
 
 
 @each_class
-def test_dps_takes_its_gradient_through_the_network(pipe_of, name):
-    saved = []
+@pytest.mark.parametrize("solver", ["dps", "mmps", "freedom", "psld"])
+def test_some_take_gradients_through_the_network(pipe_of, name, solver):
+    saved, task = [], upscale() if solver == "psld" else inpaint()  # a constraint through the decoder
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(1) or t, lambda packed: packed):
-        out = pipe_of(name)(inpaint(), solver="dps", num_inference_steps=1, **text(name))
+        out = pipe_of(name)(task, solver=solver, num_inference_steps=1, **text(name))
     assert saved
     assert np.isfinite(out.error).all()
     assert all(parameter.grad is None for parameter in getattr(pipe_of(name), pipe_of(name).network).parameters())

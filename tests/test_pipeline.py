@@ -8,6 +8,7 @@ from PIL import Image
 from adhere import AdhereError, ConstrainedOutput, Inpaint
 from adhere.core.solvers import METHODS
 from adhere.tasks import Generate
+from tests.core.laws import FOR_PICTURES
 from tests.picture_files import hole, image_of, noise
 from tests.test_tasks import MASKS
 from tests.tiny_models import edit_weights, load
@@ -35,7 +36,7 @@ def linear_pipe(model_with):
     return load(folder)
 
 
-@pytest.mark.parametrize("solver", METHODS)
+@pytest.mark.parametrize("solver", FOR_PICTURES)
 def test_a_batch_equals_single_runs(linear_pipe, task, solver):
     pipe = linear_pipe
     options = {"solver": solver, "num_inference_steps": 3, "output_type": "latent"}
@@ -47,7 +48,7 @@ def test_a_batch_equals_single_runs(linear_pipe, task, solver):
     assert not torch.allclose(batch.images[0], batch.images[1], atol=1e-2)
 
 
-@pytest.mark.parametrize("solver", METHODS)
+@pytest.mark.parametrize("solver", FOR_PICTURES)
 def test_a_batch_through_a_random_network_equals_single_runs_up_to_rounding(pipe, task, solver):
     """Convolutions round differently with the batch, and finite differences enlarge that by 1 / 5e-3."""
     options = {"solver": solver, "num_inference_steps": 2, "output_type": "latent"}
@@ -57,7 +58,7 @@ def test_a_batch_through_a_random_network_equals_single_runs_up_to_rounding(pipe
     assert (batch[0] - batch[1]).abs().max() > 1e-2 * singles.abs().max()
 
 
-@pytest.mark.parametrize("solver", METHODS)
+@pytest.mark.parametrize("solver", FOR_PICTURES)
 def test_the_same_seed_gives_the_same_picture_and_zero_is_the_default(pipe, task, solver):
     options = {"solver": solver, "num_inference_steps": 2, "output_type": "pt"}
     default, zero, again, other = (pipe(task, generator=g, **options) for g in (None, seeded(0), seeded(0), seeded(1)))
@@ -138,6 +139,18 @@ def test_steps_below_one(pipe, task, solver, steps):
         pipe(task, solver=solver, num_inference_steps=steps)
 
 
+@pytest.mark.parametrize(
+    ("solver", "error", "message"),
+    [
+        ("psld", TypeError, "psld needs a Linear constraint through a decoder, not Linear: try dps"),
+        ("newton_exact", ValueError, "newton_exact forms J, 1980 x 1980: at most 1024 x 1024; try inexact_newton"),
+    ],
+)
+def test_solvers_that_are_not_for_this_model(pipe, task, solver, error, message):
+    with pytest.raises(error, match=message):
+        pipe(task, solver=solver)
+
+
 def test_more_steps_than_the_schedule_has(pipe, task):
     with pytest.raises(ValueError, match="from 1 to"):
         pipe(task, solver="inexact_newton", num_inference_steps=1001)
@@ -190,7 +203,7 @@ def test_one_pipeline_serves_pictures_of_any_size(pipe):
         assert image.size == (width, height)
 
 
-@pytest.mark.parametrize("solver", METHODS)
+@pytest.mark.parametrize("solver", FOR_PICTURES)
 def test_a_hole_is_repaired_the_same_whatever_other_holes_there_are(pipe, solver):
     """Windows are sampled apart, each from the generator as it was given."""
     picture, first, second = noise(70, 90, 3), np.zeros((70, 90), bool), np.zeros((70, 90), bool)

@@ -37,7 +37,8 @@ class DING(Stochastic):
     ) -> tuple[Tensor, Tensor, Memory]:
         known, linear = masked(constraint, "ding")
         if memory is not None:
-            mu, eta = step(denoiser.schedule, *memory, t)
+            last_x_t, last_x0, last_t = memory
+            mu, eta = step(denoiser.schedule, last_x_t, last_x0, last_t, t)
             alpha_t, _ = denoiser.schedule(t)
             proxy_noise = x_t - alpha_t * denoiser(x_t, t)  # sigma_t eps(z)
             spread = alpha_t * max(linear.noise, self.noise_floor)

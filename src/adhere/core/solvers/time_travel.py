@@ -42,10 +42,11 @@ class TimeTravel(Stochastic, ABC):
     def __call__(
         self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Memory
     ) -> tuple[Tensor, Tensor, Memory]:
-        for _ in range(self.repeats - 1 if memory is not None else 0):
-            up = noised(denoiser.schedule, x_t, t, memory, self.source)
-            x_r, x0 = self.move(denoiser, constraint, up, memory)
-            x_t, _ = DDIM(eta=1.0)(denoiser.schedule, x_r, x0, memory, t, None, self.source)
+        r: float = t if memory is None else memory
+        for _ in range(0 if memory is None else self.repeats - 1):
+            up = noised(denoiser.schedule, x_t, t, r, self.source)
+            x_r, x0 = self.move(denoiser, constraint, up, r)
+            x_t, _ = DDIM(eta=1.0)(denoiser.schedule, x_r, x0, r, t, None, self.source)
         return *self.move(denoiser, constraint, x_t, t), t
 
 
