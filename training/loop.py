@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from training.team import Team
 
 WARM_UP = 100  # steps
+EXCHANGE = 16  # steps between a team's exchanges
 
 
 def courteous_threads(most: int) -> int:
@@ -63,16 +64,21 @@ class Training:
         os.replace(part, self.checkpoint)
 
     def take_step(self, loss: Callable[[Any, int], Tensor], rate: float) -> float:
-        """One step of AdamW at a learning rate, by the mean gradient of the team; returns this process' loss."""
+        """One step of AdamW at a learning rate; returns this process' loss.
+
+        A team takes the mean of its weights every few steps: local SGD (Stich, 2019). The mean of the gradients at
+        every step would keep the processes waiting for each other.
+        """
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         value = loss(self.network, self.step * self.team.size + self.team.rank)
         value.backward()
-        self.team.mean([p.grad for p in self.network.parameters() if p.grad is not None])
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.step += 1
+        if self.step % EXCHANGE == 0:
+            self.team.mean([p.data for p in self.network.parameters()])
         decay = min(self.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for mean, new in zip(self.average.parameters(), self.network.parameters(), strict=True):
@@ -100,11 +106,13 @@ class Training:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda number, _: stop.append(number))
         begin = said = time.monotonic()
+        clock = torch.zeros(2)  # seconds, and whether somebody wants to stop
         last, losses, most = self.step + steps, [], torch.get_num_threads()
         pictures = batch * self.team.size  # a step
         while self.step < last:
-            clock = torch.tensor([time.monotonic() - begin, float(len(stop))])
-            self.team.mean([clock])  # all stop at the same step, and agree on the rate
+            if self.step % EXCHANGE == 0 or self.team.size == 1:
+                clock = torch.tensor([time.monotonic() - begin, float(len(stop))])
+                self.team.mean([clock])  # all stop after the same step, and agree on the rate
             elapsed, stops = clock.tolist()
             if stops or elapsed >= 60 * minutes:
                 break

@@ -1,4 +1,4 @@
-"""Several processes that train one network: each on pictures of its own, all by the mean of their gradients.
+"""Several processes that train one network: each on pictures of its own, all with the mean of their weights.
 
     torchrun --standalone --nproc-per-node 2 -m -- training.emoji.train ARGUMENTS
 

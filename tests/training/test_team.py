@@ -1,4 +1,4 @@
-"""A team that torchrun started takes the steps that one process would on all of its pictures."""
+"""A team that torchrun started learns apart, and meets."""
 
 import subprocess
 import sys
@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from training.loop import Training
+from training.loop import EXCHANGE, Training
 
-STEPS = 5
+STEPS = EXCHANGE  # until they meet
 
 
 def draw_loss(network: nn.Module, draw: int) -> Tensor:
@@ -25,16 +25,19 @@ def trained(run: Path, loss: Callable[[nn.Module, int], Tensor], steps: int) -> 
     return training
 
 
-def test_two_processes_step_as_one_on_the_pictures_of_both(tmp_path: Path) -> None:
+def test_two_processes_learn_apart_and_meet_at_the_mean_of_their_weights(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
     subprocess.run([*command, __name__, tmp_path / "team"], check=True, cwd=Path(__file__).parents[2])
     team = trained(tmp_path / "team", draw_loss, steps=0)
-    both = lambda network, step: (draw_loss(network, 2 * step) + draw_loss(network, 2 * step + 1)) / 2  # noqa: E731
-    alone = trained(tmp_path / "alone", both, STEPS)
-    assert team.step == alone.step == STEPS
-    assert team.pictures_seen == 2 * alone.pictures_seen
-    torch.testing.assert_close(team.network.state_dict(), alone.network.state_dict())
-    torch.testing.assert_close(team.average.state_dict(), alone.average.state_dict())
+    one, other = (
+        trained(tmp_path / str(rank), lambda network, step, rank=rank: draw_loss(network, 2 * step + rank), STEPS)
+        for rank in range(2)
+    )
+    assert team.step == one.step == STEPS
+    assert team.pictures_seen == 2 * one.pictures_seen
+    for met, mine, theirs in zip(*(run.network.parameters() for run in (team, one, other)), strict=True):
+        assert not torch.equal(mine, theirs)
+        torch.testing.assert_close(met, (mine + theirs) / 2)
 
 
 if __name__ == "__main__":

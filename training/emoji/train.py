@@ -3,7 +3,7 @@
     python -m training.emoji.train --data data/emoji --latents data/emoji/run_autoencoder --run data/emoji/run
 
 The network predicts v = alpha_t eps - sigma_t z0 (Salimans & Ho, 2022) under the linear DDPM schedule. Log-SNR lambda =
-log(alpha/sigma) is drawn, evenly over each batch, from 0.75 N(0.3, 1.2^2) + 0.25 U(-4, 4); how losses are weighted:
+log(alpha/sigma) is drawn, evenly over each batch, from 0.75 N(-0.5, 1.3^2) + 0.25 U(-4, 4); how losses are weighted:
 training.levels. A tenth of the captions is empty, for guidance.
 
 The run folder holds checkpoint.pt (resumed from when it exists), log.jsonl and tokenizer/. `--cooldown` brings the
@@ -47,6 +47,8 @@ def new_network(
         up_block_types=("CrossAttnUpBlock2D",) * deep + ("UpBlock2D",),
         cross_attention_dim=text_size,
         attention_head_dim=heads,  # pyright: ignore[reportArgumentType]
+        addition_embed_type="text",  # pooled, and added to the time's: what is drawn is known to every layer at once
+        addition_embed_type_num_heads=4,
         norm_num_groups=groups,
         use_linear_projection=True,
     )
@@ -67,7 +69,7 @@ def new_scheduler() -> DDIMScheduler:
 
 def new_levels() -> Levels:
     """The noise levels, as drawn in training."""
-    return Levels(new_scheduler().alphas_cumprod, mean=0.3, width=1.2, even=0.25, low=-4, high=4)
+    return Levels(new_scheduler().alphas_cumprod, mean=-0.5, width=1.3, even=0.25, low=-4, high=4)
 
 
 class TextToImage(nn.Module):
