@@ -121,7 +121,7 @@ def test_no_mask_and_no_transparency(folder, good):
 # --- options
 
 
-@pytest.mark.parametrize(("given", "nearest"), [("ddmn", "ddnm"), ("newton", "inexact_newton")])
+@pytest.mark.parametrize(("given", "nearest"), [("ddmn", "ddnm"), ("inexactnewton", "inexact_newton")])
 def test_an_unknown_solver_names_the_nearest(folder, good, given, nearest):
     assert f"'{given}': did you mean '{nearest}'" in refusal(good(solver=given), folder)
 
