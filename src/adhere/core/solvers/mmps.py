@@ -15,7 +15,7 @@ from adhere.core.constraints import Constraint, linearise
 from adhere.core.denoise import Denoiser, pullback
 from adhere.core.sample import Memory
 from adhere.core.schedule import check_signal
-from adhere.core.solvers.moment_matching import gmres_correction
+from adhere.core.solvers.moment_matching import conditional_mean
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,4 @@ class MMPS:
         check_signal(alpha_t, "mmps")
         x0, transposed = pullback(lambda x: denoiser(x, t), x_t, reuse=True)
         linear = linearise(constraint, x0, "mmps")
-        variance = max(linear.noise, self.noise_floor) ** 2 * alpha_t / sigma_t**2
-
-        def product(q: Tensor) -> Tensor:
-            """J^T A^T q: measurement space -> image space, one backward pass."""
-            return transposed(linear.operator.adjoint(q))
-
-        return x_t, x0 + gmres_correction(product, linear.operator, variance, linear.residual(x0), self.m), None
+        return x_t, conditional_mean(linear, x0, alpha_t, sigma_t, transposed, self.m, self.noise_floor), None

@@ -16,11 +16,12 @@ directions are left to the unseen part, and the seen part is projected onto y at
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from adhere.core.constraints import Constraint, dot, linearise, sum_of
+from adhere.core.constraints import Constraint, Linear, dot, linearise, sum_of
 from adhere.core.denoise import Denoiser, jacobian_product, per_sample
 from adhere.core.sample import Memory
 from adhere.core.schedule import check_signal
@@ -44,14 +45,24 @@ class MomentMatching:
         check_signal(alpha_t, "moment_matching")
         x0 = denoiser(x_t, t)
         linear = linearise(constraint, x0, "moment_matching")
-        variance = max(linear.noise, self.noise_floor) ** 2 * alpha_t / sigma_t**2  # of (1), all divided by V_t / J
-
-        def product(q: Tensor) -> Tensor:
-            """J A^T q: measurement space -> image space, one evaluation."""
-            return jacobian_product(denoiser, x_t, t, x0, linear.operator.adjoint(q))
-
-        mean = x0 + gmres_correction(product, linear.operator, variance, linear.residual(x0), self.m)
+        product = partial(jacobian_product, denoiser, x_t, t, x0)  # J v, one evaluation
+        mean = conditional_mean(linear, x0, alpha_t, sigma_t, product, self.m, self.noise_floor)
         return x_t, linear.project(mean) if linear.noise == 0 else mean, None
+
+
+def conditional_mean(
+    linear: Linear,
+    x0: Tensor,
+    alpha_t: float,
+    sigma_t: float,
+    product: Callable[[Tensor], Tensor],
+    m: int,
+    noise_floor: float,
+) -> Tensor:
+    """(1) by m GMRES iterations; product: v -> J v, image space to image space, for which `mmps` has J^T v."""
+    variance = max(linear.noise, noise_floor) ** 2 * alpha_t / sigma_t**2  # of (1), all divided by V_t / J
+    along = lambda q: product(linear.operator.adjoint(q))  # noqa: E731
+    return x0 + gmres_correction(along, linear.operator, variance, linear.residual(x0), m)
 
 
 def gmres_correction(
