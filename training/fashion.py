@@ -3,7 +3,8 @@
     apt-get download dataset-fashion-mnist && dpkg -x dataset-fashion-mnist_*.deb data/fashion
     python -m training.fashion --data data/fashion/usr/share/datasets/fashion-mnist --run data/fashion/run
 
-A quarter of an hour on one core; run/model is then the network in float16, with a few pictures of the test set. Resumes from its checkpoint.
+A quarter of an hour on one core; run/model is then the network in float16, with a few pictures of the test set. Resumes
+from its checkpoint.
 """
 
 import argparse
