@@ -5,10 +5,10 @@ PYTEST_ARGS ?=
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench truth emoji clean
+.PHONY: help install demo test lint format bench truth emoji bench-peers clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## (.*)/  \1\t\2/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
 
 install: .venv/.installed ## make .venv with the package (editable) and all that the tests need
 
@@ -53,6 +53,16 @@ emoji: install ## measure methods on held-out emoji, and their peak memory: hour
 	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 220 --tasks half x4
 	$(PY) -m benchmarks.peak --json benchmarks/results/peak.json
 
+bench-peers: .venv-peers/.installed ## run deepinv, azula and diffusers on our models and problems
+	.venv-peers/bin/python -m benchmarks.peers truth --json benchmarks/results/peers_truth.json
+	.venv-peers/bin/python -m benchmarks.peers photo --json benchmarks/results/peers_photo.json
+
+.venv-peers/.installed: pyproject.toml # no constraints: deepinv chooses torch and torchvision
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install -q deepinv azula
+	.venv-peers/bin/python -m pip install -q -e ".[style,text]" scikit-image opencv-python-headless
+	@touch $@
+
 clean: ## remove .venv, caches and demo output; data/ stays
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist out
+	rm -rf .venv .venv-peers .pytest_cache .ruff_cache .hypothesis build dist out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -38,7 +38,9 @@ METRICS = {
     "nearest_psnr": Metric("PSNR to nearest training picture", None, ".2f"),
     "residual": Metric("residual", None, ".2e"),  # best at the measurement's noise
     "mean_error": Metric("mean error", 0, ".4f"),
+    "cov_error": Metric("covariance error", 0, ".3f"),
     "sw2": Metric("sliced W2", 0, ".4f"),
+    "energy": Metric("energy distance", 0, ".4f"),
     "log_p": Metric("log p", None, ".3f"),
     "spread": Metric("spread", 1, ".2f"),
     "radius": Metric("radius of J", None, ".2f"),
