@@ -16,7 +16,7 @@ import platform
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from adhere import __version__
@@ -138,16 +138,31 @@ def _groups(rows: Iterable[Row]) -> dict[str, dict[str, list[Row]]]:
     return groups
 
 
+def _values(rows: Iterable[Row], column: str) -> list[float]:
+    return [v for row in rows if (v := row.value(column)) is not None]
+
+
 def _mean(rows: Iterable[Row], column: str) -> float | None:
-    values = [v for row in rows if (v := row.value(column)) is not None]
+    values = _values(rows, column)
     return fmean(values) if values else None
 
 
-def table(rows: Iterable[Row], columns: Sequence[str] | None = None, reference: Collection[str] = ("exact",)) -> str:
+def half_interval(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of a mean, by the normal law: 1.96 standard errors; nan of fewer than two values."""
+    return 1.96 * stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
+
+
+def table(
+    rows: Iterable[Row],
+    columns: Sequence[str] | None = None,
+    reference: Collection[str] = ("exact",),
+    intervals: bool = False,
+) -> str:
     """Markdown: one table a task, one line a method, means over items and seeds, the best of each column in bold.
 
     `columns` are names from METRICS, by default all that the task has. `reference` methods are shown, never marked. A
     method that was run on fewer items and seeds than another says so, since its means are then of something else.
+    `intervals` adds half of the 95 % interval to the scores.
     """
     parts = []
     for task, methods in _groups(rows).items():
@@ -156,6 +171,8 @@ def table(rows: Iterable[Row], columns: Sequence[str] | None = None, reference: 
         most = max(items.values())
         lines = [["method", *(METRICS[c].label for c in names)], ["---", *("---:" for _ in names)]]
         cells = [_cells({m: _mean(group, c) for m, group in methods.items()}, METRICS[c], reference) for c in names]
+        if intervals:
+            cells = [_with_intervals(texts, methods, c) for c, texts in zip(names, cells, strict=True)]
         for method in methods:
             note = "" if items[method] == most else f" ({items[method]} of {most} items)"
             lines.append([method.replace("|", "\\|") + note, *(column[method] for column in cells)])
@@ -171,6 +188,13 @@ def _cells(values: dict[str, float | None], metric: Metric, reference: Collectio
         return texts
     best = texts[min(rivals, key=lambda m: -rivals[m] if goal == math.inf else abs(rivals[m] - goal))]
     return {m: f"**{text}**" if m in rivals and text == best else text for m, text in texts.items()}
+
+
+def _with_intervals(texts: dict[str, str], methods: dict[str, list[Row]], column: str) -> dict[str, str]:
+    """A column's texts with +- half of the 95 % interval, where it is a score of several items."""
+    halves = {m: half_interval(_values(group, column)) for m, group in methods.items() if column not in FIELDS}
+    form = METRICS[column].format
+    return {m: t if math.isnan(half := halves.get(m, math.nan)) else f"{t} ± {half:{form}}" for m, t in texts.items()}
 
 
 def plot(rows: Iterable[Row], path: str | Path, metric: str) -> None:
@@ -212,12 +236,19 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw quality against denoiser calls")
     parser.add_argument("--embed", type=Path, metavar="PAGE", help="put the tables at <!-- NAME --> of this page")
+    parser.add_argument("--intervals", action="store_true", help="with half of the 95 %% interval of each mean")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these, in this order")
     parser.add_argument("--metric", default="psnr", choices=METRICS, help="what --plot draws")
     args = parser.parse_args()
     rows, about = load(args.results)
-    print(table(rows), ", ".join(f"{k} {v}" for k, v in about.items()), sep="\n")
+    if args.tasks:
+        if unknown := set(args.tasks) - {row.task for row in rows}:
+            parser.error(f"no rows of {sorted(unknown)}; there are {sorted({row.task for row in rows})}")
+        rows = [row for task in args.tasks for row in rows if row.task == task]
+    text = table(rows, intervals=args.intervals)
+    print(text, ", ".join(f"{k} {v}" for k, v in about.items()), sep="\n")
     if args.embed:
-        embed(args.embed, args.results.stem, table(rows))
+        embed(args.embed, args.results.stem, text)
     if args.plot:
         plot(rows, args.plot, args.metric)
 

@@ -147,3 +147,27 @@ def test_tables_are_put_into_a_page_again_and_again(tmp_path):
     assert page.read_text() == "before\n<!-- photo -->\ntwo\n<!-- /photo -->\nafter\n"
     with pytest.raises(ValueError, match="no <!-- truth -->"):
         bench.embed(page, "truth", "text")
+
+
+def test_intervals_stand_beside_scores_of_several_items_only():
+    rows = [
+        row("ours", psnr=30.0),
+        Row("inpaint", "b", "ours", 0, 20, 1.0, scores={"psnr": 34.0}),
+        row("flat", psnr=20.0),
+    ]
+    text = bench.table(rows, ("psnr", "nfe"), intervals=True)
+    assert "**32.00** ± 3.92" in text  # 1.96 * 2 sqrt 2 / sqrt 2
+    assert "20.00 |" in text
+    assert text.count("±") == 1
+
+
+def test_the_command_takes_some_of_the_tasks(tmp_path, monkeypatch, capsys):
+    source = tmp_path / "r.json"
+    bench.save(source, [row("ours", psnr=30.0), Row("other", "a", "ours", 0, 20, 1.0)], bench.meta())
+    monkeypatch.setattr(sys, "argv", ["rows", str(source), "--tasks", "other"])
+    bench.main()
+    assert "inpaint" not in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["rows", str(source), "--tasks", "nothing"])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert "'inpaint', 'other'" in capsys.readouterr().err
