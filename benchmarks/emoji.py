@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(DEFAULT_METHODS))
     parser.add_argument("--nfe", nargs="+", type=int, default=[40, 220], help="network evaluations for each picture")
     parser.add_argument("--prompts", nargs="+", choices=["without", "with"], default=["without"])
-    parser.add_argument("--guidance", type=float, default=3.0, help="guidance_scale of prompts")
+    parser.add_argument("--guidance", type=float, default=1.0, help="guidance_scale of prompts")
     parser.add_argument("--batch", type=int, default=20, help="items run at once")
     parser.add_argument("--model", default="adhere-emoji", help="a diffusers folder instead of the shipped model")
     parser.add_argument("--train", type=Path, help="the training pictures, to find the nearest to each result")

@@ -18,8 +18,8 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from adhere import AdhereError, ConstrainedPipeline, Inpaint
-from adhere.core.constraints import Linear, Loss
-from adhere.core.latents import Through
+from adhere.core.constraints import Loss
+from adhere.core.latents import Recoded, Through
 from adhere.families.flux import FluxPipeline
 from adhere.families.ldm import UnconditionalLatentPipeline
 from adhere.families.sd import SDPipeline
@@ -303,7 +303,7 @@ def test_scattered_pixels_are_asked_of_the_decoder_and_whole_cells_of_the_latent
         (window,) = Inpaint(noise(64, 64, 3), repaint).windows(pipe)
         with torch.no_grad():
             kinds[kind] = type(pipe.lift(window.constraint))
-    assert kinds == {"hole": Linear, "scattered": Through}
+    assert kinds == {"hole": Recoded, "scattered": Through}
 
 
 # --- batches, dtypes

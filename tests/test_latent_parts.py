@@ -20,7 +20,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from torch.nn.functional import avg_pool2d
 
 from adhere import AdhereError, ConstrainedPipeline
-from adhere.core.constraints import Linear
+from adhere.core.latents import Recoded
 from adhere.core.schedule import Discrete, RectifiedFlow
 from adhere.families import schedules
 from adhere.families.latent import Autoencoder, filled, wholly_known
@@ -178,7 +178,7 @@ def test_known_cells_hold_what_the_encoder_says(tmp_path):
     x = torch.from_numpy(noise(64, 64, 3)).permute(2, 0, 1)[None] / 127.5 - 1
     (window,) = inpaint(64, 64).windows(pipe)
     lifted = pipe.lift(window.constraint)
-    assert isinstance(lifted, Linear)
+    assert isinstance(lifted, Recoded)
     cells = wholly_known(known, 8)
     assert torch.equal(lifted.y, cells * lifted.y)
     far = torch.zeros(8, 8, dtype=torch.bool)

@@ -44,7 +44,7 @@ def test_the_report_as_json(folder, good, shared_model):
 def test_the_solvers_own_steps_and_seed_zero_are_the_defaults(folder, good):
     assert run(good(steps=None, json="report.json")).exit_code == 0
     report = json.loads(Path("report.json").read_text())
-    assert (report["solver"], report["steps"], report["seed"], report["nfe"]) == ("moment_matching_calm", 8, 0, 24)
+    assert (report["solver"], report["steps"], report["seed"], report["nfe"]) == ("moment_matching_calm", 12, 0, 24)
 
 
 def test_half_precision_is_the_networks_only(folder, good):

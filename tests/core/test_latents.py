@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adhere.core.constraints import Constraint, Linear, Linearisable, Loss, is_linearisable
-from adhere.core.latents import Codec, Through
+from adhere.core.latents import Codec, Recoded, Through
 from adhere.core.operators import Downsample, Mask
 from adhere.core.schedule import Trigonometric
 from adhere.core.solvers.ddnm import DDNM
@@ -272,3 +272,67 @@ def test_a_mask_through_a_decoder_counts_its_known_pixels_only():
     z = normal(seeded(1), 2, *LATENT)
     close(through.error(z), codec.decode(z)[..., 0].square().flatten(1).mean(1).sqrt())
     close(through.linearise(z).error(z), through.error(z))
+
+
+# --- codes that depend on what stands beside them
+
+
+class SharedMean:
+    """Codes are pixels less the mean of the whole picture; the mean stands in the last one. As a group norm does."""
+
+    dtype = torch.float64
+
+    def encode(self, x):
+        mean = x.mean((1, 2, 3), keepdim=True)
+        return torch.cat([x - mean, mean.expand(len(x), 1, 1, x.shape[-1])], -2)
+
+    def decode(self, z):
+        return z[..., :-1, :] + z[..., -1:, :].mean(-1, keepdim=True)
+
+
+def half_known(g, refresh=((-1.0, 0.2), (0.5, 0.1))):
+    """A picture (2, 1, 4, 4), and its upper half coded beside nothing."""
+    x, known = normal(g, 2, 1, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.float64)
+    known[..., :2, :] = 1
+    cells = torch.cat([known, torch.zeros(1, 1, 1, 4, dtype=torch.float64)], -2)
+    codec = SharedMean()
+    y = cells * codec.encode(known * x)
+    options = {"codec": codec, "picture": known * x, "known": known, "refresh": refresh}
+    return x, cells, Recoded(operator=Mask(cells), y=y, noise=0.3, **options)
+
+
+def test_codes_are_those_of_the_whole_picture_once_the_rest_is_known():
+    x, cells, constraint = half_known(seeded(0))
+    right = cells * constraint.codec.encode(x)
+    assert (constraint.y - right).abs().max() > 0.1  # beside nothing they are not
+    close(constraint.renewed(constraint.codec.encode(x), -1.0).y, right)
+
+
+def test_codes_are_taken_anew_at_their_levels_only():
+    _, _, constraint = half_known(seeded(0))
+    z = normal(seeded(1), 2, 1, 5, 4)
+    assert constraint.renewed(z, -1.1) is constraint
+    first = constraint.renewed(z, -0.9)
+    assert (first.noise, first.refresh) == (0.2, ((0.5, 0.1),))
+    assert first.renewed(z, 0.4) is first
+    assert first.renewed(z, 0.5).noise == 0.1
+    at_once = constraint.renewed(z, 2.0)  # few steps: both are due
+    assert (at_once.noise, at_once.refresh) == (0.1, ())
+    assert at_once.renewed(z, 3.0) is at_once
+
+
+def test_what_is_known_is_coded_from_the_picture_not_from_the_sample():
+    x, cells, constraint = half_known(seeded(0))
+    z = constraint.codec.encode(torch.where(constraint.known == 1, normal(seeded(2), 2, 1, 4, 4), x))
+    close(constraint.renewed(z, 1.0).y, cells * constraint.codec.encode(x))
+
+
+@FEW
+@given(SEEDS)
+def test_renewing_a_batch_is_renewing_each(seed):
+    _, _, constraint = half_known(seeded(seed))
+    z = normal(seeded(seed + 1), 2, 1, 5, 4)
+    both = constraint.renewed(z, 0.0)
+    for i in range(2):
+        one = replace(constraint, y=constraint.y[i : i + 1], picture=constraint.picture[i : i + 1])
+        close(one.renewed(z[i : i + 1], 0.0).y, both.y[i : i + 1])

@@ -1,7 +1,7 @@
 """Transitions against exact solutions and diffusers' schedulers, and what the loop promises."""
 
 import math
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 
 import pytest
@@ -12,6 +12,7 @@ from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultist
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from adhere.core.constraints import Linear, Unconstrained
 from adhere.core.denoise import Prediction
@@ -282,16 +283,23 @@ def test_temperature_scales_the_noise_of_the_stochastic_solver():
     assert (warm - cold).abs().max() > 0.1
 
 
-def test_temperature_holds_from_a_log_snr_on():
-    schedule, x_t, x0 = Trigonometric(), torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+@dataclass(frozen=True)
+class Asking(Unconstrained):
+    """Remembers what it was told at each renewal."""
 
-    def step(s: float, **options: float):
-        transition = DPMSolver2M(temperature=0.5, **options)
-        return transition(schedule, x_t, x0, 0.9, s, None, torch.Generator().manual_seed(3))[0]
+    told: tuple[tuple[Tensor, float], ...] = ()
 
-    early, late = 0.7, 0.2
-    assert log_snr(schedule, early) < 0 < log_snr(schedule, late)
-    full = DPMSolver2M()(schedule, x_t, x0, 0.9, early, None, torch.Generator().manual_seed(3))[0]
-    torch.testing.assert_close(step(early, calm_from=0.0), full)
-    torch.testing.assert_close(step(late, calm_from=0.0), step(late))
-    assert not torch.allclose(step(early), full, atol=1e-2)
+    def renewed(self, x0: Tensor, log_snr: float) -> "Asking":
+        return replace(self, told=(*self.told, (x0, log_snr)))
+
+
+def test_a_renewable_constraint_hears_of_each_level_before_the_next():
+    prior = random_gaussian(seeded(0))
+    denoiser, times = prior.denoiser(Trigonometric()), [0.9, 0.6, 0.3]
+    x_T = normal(seeded(1), 2, *prior.shape)
+    states = list(trajectory(denoiser, Asking(), Plain(), x_T, times, DDIM(), seeded(2)))
+    assert [len(state.constraint.told) for state in states] == [0, 1, 2]
+    for before, after in pairwise(states):
+        x0, level = after.constraint.told[-1]
+        assert torch.equal(x0, before.x0)
+        assert level == log_snr(denoiser.schedule, after.t)

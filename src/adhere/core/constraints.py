@@ -46,6 +46,15 @@ class Linearisable(Protocol):
         ...
 
 
+@runtime_checkable
+class Renewable(Protocol):
+    """A constraint that is known better once the image has taken shape."""
+
+    def renewed(self, x0: Tensor, log_snr: float) -> Constraint:
+        """What to ask for at the noise level `log_snr`, now that the level above it gave x0: `trajectory` calls it."""
+        ...
+
+
 def is_linearisable(constraint: Constraint) -> TypeGuard[Linearisable]:
     """Whether the constraint has a linear stand-in."""
     return isinstance(constraint, Linearisable) and constraint.linearisable

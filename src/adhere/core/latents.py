@@ -13,7 +13,7 @@ A linear constraint y = A x + noise becomes A decode(z), which near z is linear 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -41,6 +41,31 @@ class Codec(Protocol):
     def decode(self, z: Tensor) -> Tensor:
         """Latents -> pictures."""
         ...
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Recoded(Linear):
+    """The codes of the known part of a picture, as latents under a `Mask`; coded anew while its rest takes shape.
+
+    An encoder sees the whole picture, by its attention and its group norms, so the codes of what is known depend on
+    what stands beside it: next to a smooth fill those of adhere-emoji are off by a third of their deviation, and
+    pinned to them the rest comes out pale. So they are taken with a `noise`, and from each log-SNR of `refresh` on
+    anew, as encode(picture where known, decode(x0) elsewhere), with the noise named there.
+
+    picture (B or 1, 3, H, W), known (1, 1, H, W) of zeros and ones; refresh: (log-SNR, noise), log-SNR rising.
+    """
+
+    codec: Codec
+    picture: Tensor
+    known: Tensor
+    refresh: tuple[tuple[float, float], ...]
+
+    def renewed(self, x0: Tensor, log_snr: float) -> "Recoded":
+        due = [noise for level, noise in self.refresh if level <= log_snr]
+        if not due:
+            return self
+        z = self.codec.encode(torch.where(self.known == 1, self.picture, self.codec.decode(x0)))
+        return replace(self, y=self.operator(z), noise=due[-1], refresh=self.refresh[len(due) :])
 
 
 @dataclass(frozen=True)

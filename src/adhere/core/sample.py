@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from adhere.core.constraints import Constraint
+from adhere.core.constraints import Constraint, Renewable
 from adhere.core.denoise import Denoiser
-from adhere.core.schedule import Schedule, check_signal, is_descending
+from adhere.core.schedule import Schedule, check_signal, is_descending, log_snr
 
 Memory = Any  # None at first; each solver and transition defines its own
 Generators = Generator | Sequence[Generator]
@@ -106,14 +106,11 @@ class DPMSolver2M:
     x_s = (sigma_s/sigma_t) e^{-eta h} x_t + alpha_s (1 - e^{-(1+eta) h}) D + sigma_s sqrt(1 - e^{-2 eta h}) z, where
     D = x0 + (x0 - previous x0) h / (2 h_previous) extrapolates the data prediction. eta = 1 is the stochastic solver,
     eta = 0 the ODE's. `temperature` scales z: 1 samples the model, less gives calmer pictures, nearer to what is most
-    likely and less varied, which hides the grain of a weak prior. It holds from the log-SNR `calm_from` on: earlier,
-    where outlines are decided, a network that is shown less noise than its time says sees ghosts. Remembers
-    (previous x0, previous h).
+    likely and less varied, which hides the grain of a weak prior. Remembers (previous x0, previous h).
     """
 
     eta: float = 1.0
     temperature: float = 1.0
-    calm_from: float = -math.inf
 
     def __call__(
         self, schedule: Schedule, x_t: Tensor, x0: Tensor, t: float, s: float, memory: Memory, generator: Generators
@@ -130,8 +127,7 @@ class DPMSolver2M:
         decay = math.exp(-self.eta * h)
         x_s = torch.sub((sigma_s / sigma_t * decay) * x_t, data, alpha=alpha_s * math.expm1(-(1 + self.eta) * h))
         if self.eta > 0:
-            temperature = self.temperature if lambda_s >= self.calm_from else 1.0
-            spread = temperature * sigma_s * math.sqrt(1 - decay**2)
+            spread = self.temperature * sigma_s * math.sqrt(1 - decay**2)
             x_s = x_s.add(randn(x_t.shape, x_t, generator), alpha=spread)
         return x_s, (x0, h)
 
@@ -176,6 +172,8 @@ def trajectory(
         yield State(step, len(timesteps), t, x_t, x0, constraint)
         if step + 1 < len(timesteps):
             s = timesteps[step + 1]
+            if isinstance(constraint, Renewable):
+                constraint = constraint.renewed(x0, log_snr(denoiser.schedule, s))
             x_t, transition_memory = transition(denoiser.schedule, x_t, x0, t, s, transition_memory, generator)
 
 

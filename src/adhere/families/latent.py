@@ -19,7 +19,7 @@ from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
 from adhere.conditioning import Conditioning
 from adhere.core.constraints import Constraint, Linear, Unconstrained
 from adhere.core.denoise import Denoiser, Guided, Prediction
-from adhere.core.latents import Through
+from adhere.core.latents import Recoded, Through
 from adhere.core.operators import Mask
 from adhere.core.schedule import PredictionType, Schedule
 from adhere.errors import AdhereError
@@ -63,6 +63,10 @@ class Autoencoder:
 
     def _channels(self, values: tuple[float, ...], like: Tensor) -> Tensor:
         return like.new_tensor(values).view(1, -1, 1, 1)
+
+
+CODE_NOISE = 0.3  # of the codes of a half-known picture, before and after these log-SNRs: docs/lab/adhere-emoji.md
+REFRESH = ((-1.0, 0.2), (0.0, 0.15), (1.5, 0.07))
 
 
 class LatentPipeline(ConstrainedPipeline):
@@ -135,7 +139,15 @@ class LatentPipeline(ConstrainedPipeline):
                 known = wholly_known(pixels, self.vae_scale_factor)
                 if known.mean() >= pixels.mean() / 2:  # else cells say too little of what is known
                     z = self.codec.encode(filled(constraint.y, pixels))
-                    return Linear(Mask(known), known * z, constraint.noise)
+                    return Recoded(
+                        operator=Mask(known),
+                        y=known * z,
+                        noise=max(constraint.noise, CODE_NOISE),
+                        codec=self.codec,
+                        picture=constraint.y,
+                        known=pixels,
+                        refresh=tuple((level, max(constraint.noise, noise)) for level, noise in REFRESH),
+                    )
         return Through(constraint, self.codec, backward)
 
 

@@ -99,14 +99,10 @@ class Method:
 METHODS: dict[str, Method] = {
     # Nearest to the exact posterior (benchmarks.truth): varied samples, as good as the prior.
     "moment_matching": Method(MomentMatching(m=3), DPMSolver2M(eta=1.0), LogSNR(), steps=6),
-    # Best on photographs with a small prior (benchmarks.photo, docs/lab): details with half the noise, so less grain
-    # and less variety; outlines, decided before, with all of it, and from further away.
+    # Best with small trained priors (benchmarks.photo and .emoji, docs/lab): half the noise, so less grain and less
+    # variety; evaluations spent on levels rather than on directions; outlines decided from further away.
     "moment_matching_calm": Method(
-        MomentMatching(m=2),
-        DPMSolver2M(temperature=0.5, calm_from=-1.0),
-        LogSNR(first=-3.5),
-        steps=8,
-        coarse_until=1.0,
+        MomentMatching(m=1), DPMSolver2M(temperature=0.5), LogSNR(first=-3.5), steps=12, coarse_until=1.0
     ),
     "inexact_newton": Method(InexactNewton(K=5), DDIM(eta=1.0), Even(), steps=20),
     # The same number of evaluations as inexact_newton; dps adds 200 backward passes.
