@@ -26,8 +26,8 @@ from benchmarks.sheets import label, sheet
 
 DAMAGES = (("chelsea", "text"), ("coffee", "strokes"), ("astronaut", "strokes"), ("rocket", "hole"))
 EMOJI = 10
-GUIDANCE = 3.0
-PROMPTS = ("a red heart, 3d", "smiling face with sunglasses, cartoon", "flag france, flat")
+GUIDANCE = 3.0  # of the prompts; the names of the ten, of ideas it never saw, would mislead at more than 1
+PROMPTS = ("a red heart, 3d", "smiling face with sunglasses, cartoon", "cat face, cartoon")
 
 
 def photographs(folder: Path) -> None:
@@ -54,7 +54,7 @@ def emoji(folder: Path, model: str) -> None:
     completed, seconds = [], 0.0
     for i, (item, original) in enumerate(zip(items, originals, strict=True)):
         generator = torch.Generator().manual_seed(i)
-        out = pipe(Inpaint(original, unknown), item.caption, guidance_scale=GUIDANCE, generator=generator)
+        out = pipe(Inpaint(original, unknown), item.caption, guidance_scale=1.0, generator=generator)
         assert not isinstance(out, tuple)
         completed.append(np.asarray(out.images[0]))
         seconds += out.seconds
