@@ -5,7 +5,7 @@ PYTEST_ARGS ?=
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench truth emoji bench-peers clean
+.PHONY: help install demo test lint format bench bench-quick truth photo emoji bench-peers clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -38,20 +38,30 @@ format: install ## let ruff mend and format the code
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: install ## measure every method and the baselines on photographs
-	$(PY) -m benchmarks.photo --json benchmarks/results/photo.json --methods \
-	  $$($(PY) -c 'from adhere.core.solvers import METHODS; print(*[name for name in METHODS if name not in ("plain", "psld", "newton_exact")])')
-	$(PY) -m benchmarks.rows benchmarks/results/photo.json --embed README.md
+bench: truth photo emoji ## measure everything: hours, resumed where it stopped
+bench-quick: install ## a look at everything in ten minutes: few items, no page is changed
+	$(PY) -m benchmarks.truth --json out/quick/truth.json --images 2 --samples 16 --noises 0.05
+	$(PY) -m benchmarks.photo --json out/quick/photo.json --methods moment_matching_calm moment_matching ddnm
+	$(PY) -m benchmarks.emoji --json out/quick/emoji.json --items 10 --nfe 40 --tasks half x8
 
 truth: install ## measure methods against exact posteriors
 	$(PY) -m benchmarks.truth --json benchmarks/results/truth.json
-	$(PY) -m benchmarks.rows benchmarks/results/truth.json --embed README.md
+	$(PY) -m benchmarks.rows benchmarks/results/truth.json --intervals --embed docs/measured.md
+	$(PY) -m benchmarks.rows benchmarks/results/truth.json --embed README.md \
+	  --tasks "left half, noise 0.05" "down-sampling x4, noise 0.05"
 
-emoji: install ## measure methods on held-out emoji, and their peak memory: hours, resumed where it stopped
+photo: install ## measure methods on photographs
+	$(PY) -m benchmarks.photo --json benchmarks/results/photo.json
+	$(PY) -m benchmarks.rows benchmarks/results/photo.json --intervals --embed docs/measured.md
+	$(PY) -m benchmarks.rows benchmarks/results/photo.json --embed README.md
+
+emoji: install ## measure methods on held-out emoji, and their peak memory
 	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 40
-	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 40 --prompts with --tasks half x8 silhouette style
-	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 220 --tasks half x4
+	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 40 --prompts with --tasks half x8
 	$(PY) -m benchmarks.peak --json benchmarks/results/peak.json
+	$(PY) -m benchmarks.rows benchmarks/results/emoji.json --intervals --embed docs/measured.md
+	$(PY) -m benchmarks.rows benchmarks/results/peak.json --embed docs/measured.md
+	$(PY) -m benchmarks.rows benchmarks/results/emoji.json --embed README.md --tasks half x8
 
 bench-peers: .venv-peers/.installed ## run deepinv, azula and diffusers on our models and problems
 	.venv-peers/bin/python -m benchmarks.peers truth --json benchmarks/results/peers_truth.json

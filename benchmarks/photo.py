@@ -25,16 +25,17 @@ from skimage.restoration import denoise_nl_means, inpaint_biharmonic
 
 from adhere import ConstrainedPipeline, Inpaint
 from adhere.core.schedule import log_snr
-from adhere.core.solvers import DEFAULT_METHOD, METHODS
+from adhere.core.solvers import METHODS
 from adhere.images import picture_from
 from benchmarks import masks
 from benchmarks.features import FeatureDistance
-from benchmarks.rows import Row, meta, save, table
+from benchmarks.rows import Row, load, meta, save, table
 from benchmarks.sheets import sheet
 
 PICTURES = ("astronaut", "chelsea", "coffee", "rocket")
 NOISE = 25 / 255
 COLUMNS = ("psnr", "feature_distance", "residual", "nfe", "seconds")
+DEFAULT_METHODS = ("moment_matching_calm", "moment_matching", "inexact_newton", "ddnm")
 
 
 def picture(name: str) -> np.ndarray:
@@ -64,16 +65,23 @@ RIVALS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {"biharmonic
 
 
 def repairs(
-    pipe: ConstrainedPipeline, methods: list[str], seeds: list[int], task: str, item: str
+    pipe: ConstrainedPipeline, methods: list[str], seeds: list[int], task: str, item: str, done: set[tuple[str, int]]
 ) -> Iterator[tuple[Row, np.ndarray]]:
-    """What every rival, and every method with every seed, makes of one picture under one mask, and what it cost."""
+    """What every rival, and every method with every seed, makes of one picture under one mask, and what it cost.
+
+    done: the (method, seed) to leave out.
+    """
     repaint = masks.load(task)
     damaged = np.where(repaint[..., None], 0, picture(item)).astype(np.uint8)
     for name, repair in RIVALS.items():
+        if (name, 0) in done:
+            continue
         begin = time.perf_counter()
         result = repair(damaged, repaint)
         yield Row(task, item, name, 0, 0, time.perf_counter() - begin), result
     for name, seed in product(methods, seeds):
+        if (name, seed) in done:
+            continue
         out = pipe(Inpaint(damaged, repaint), solver=name, generator=torch.Generator().manual_seed(seed))
         assert not isinstance(out, tuple)
         row = Row(task, item, name, seed, out.nfe, out.seconds, scores={"residual": out.error[0]})
@@ -81,23 +89,24 @@ def repairs(
 
 
 def inpainting(
-    pipe: ConstrainedPipeline, methods: list[str], seeds: list[int]
-) -> tuple[list[Row], dict[tuple[str, str], list[np.ndarray]]]:
-    """The scored rows, and the results themselves by (task, item)."""
+    pipe: ConstrainedPipeline, methods: list[str], seeds: list[int], rows: list[Row], path: Path
+) -> dict[tuple[str, str], list[np.ndarray]]:
+    """Add to the rows those that are missing, scored, and save them; the new results themselves by (task, item)."""
     distance = FeatureDistance()
-    rows: list[Row] = []
     results: dict[tuple[str, str], list[np.ndarray]] = {}
     for task in masks.MASKS:
         for item in PICTURES:
             original, repaint = picture(item), masks.load(task)
-            for row, result in repairs(pipe, methods, seeds, task, item):
+            done = {(row.method, row.seed) for row in rows if (row.task, row.item) == (task, item)}
+            for row, result in repairs(pipe, methods, seeds, task, item, done):
                 with torch.inference_mode():
                     far = float(distance(picture_from(result).tensor(), picture_from(original).tensor()))
                 scores = {"psnr": psnr(result[repaint], original[repaint]), "feature_distance": far}
                 rows.append(replace(row, scores=scores | row.scores))
                 results.setdefault((task, item), []).append(result)
+                save(path, rows, meta())
         print(table([row for row in rows if row.task == task], COLUMNS), flush=True)
-    return rows, results
+    return results
 
 
 def denoising(pipe: ConstrainedPipeline) -> list[Row]:
@@ -144,19 +153,18 @@ def strip(task: str, item: str, results: list[np.ndarray]) -> list[np.ndarray]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, help="where the rows go")
-    parser.add_argument("--sheet", type=Path, help="write a contact sheet: original, damaged, then every method")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=[DEFAULT_METHOD])
+    parser.add_argument("--json", type=Path, required=True, help="where the rows go; what is there is not run again")
+    parser.add_argument("--sheet", type=Path, help="a contact sheet of what this run made: original, damaged, methods")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(DEFAULT_METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of every method; rivals need none")
     parser.add_argument("--model", type=Path, help="a diffusers folder instead of the shipped model")
     args = parser.parse_args()
     torch.set_flush_denormal(True)
     pipe = ConstrainedPipeline.from_pretrained(args.model)
     pipe.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]
-    rows = denoising(pipe)
-    repaired, results = inpainting(pipe, args.methods, args.seeds)
-    save(args.json, rows + repaired, meta())
-    if args.sheet:
+    rows = load(args.json)[0] if args.json.exists() else denoising(pipe)
+    results = inpainting(pipe, args.methods, args.seeds, rows, args.json)
+    if args.sheet and results:
         sheet([strip(task, item, found) for (task, item), found in results.items()]).save(args.sheet)
 
 
