@@ -129,13 +129,14 @@ def spectrum(denoiser: Denoiser, x_t: Tensor, t: float) -> dict[str, float]:
 def calibration(subject: Subject, x_t: Tensor, t: float, probes: int = 8) -> float:
     """The last score of the module's docstring, over all pictures."""
     alpha_t, sigma_t = subject.denoiser.schedule(t)
-    x0 = subject.denoiser(x_t, t)
     generator = torch.Generator().manual_seed(1)
     told = made = 0.0
-    for _ in range(probes):
-        v = torch.randn(x_t.shape, generator=generator, dtype=x_t.dtype)
-        told += float((v * jacobian_product(subject.denoiser, x_t, t, x0, v)).sum()) * sigma_t**2 / alpha_t
-        made += float((v * (subject.x0 - x0)).sum((1, 2, 3)).square().sum())
+    for clean, one in zip(subject.x0.split(1), x_t.split(1), strict=True):  # a denoiser may be bound to one prompt
+        x0 = subject.denoiser(one, t)
+        for _ in range(probes):
+            v = torch.randn(one.shape, generator=generator, dtype=one.dtype)
+            told += float((v * jacobian_product(subject.denoiser, one, t, x0, v)).sum()) * sigma_t**2 / alpha_t
+            made += float((v * (clean - x0)).sum().square())
     return told / made
 
 

@@ -48,24 +48,24 @@ class Recoded(Linear):
     """The codes of the known part of a picture, as latents under a `Mask`; coded anew while its rest takes shape.
 
     An encoder sees the whole picture, by its attention and its group norms, so the codes of what is known depend on
-    what stands beside it: next to a smooth fill those of adhere-emoji are off by a third of their deviation, and
-    pinned to them the rest comes out pale. So they are taken with a `noise`, and from each log-SNR of `refresh` on
-    anew, as encode(picture where known, decode(x0) elsewhere), with the noise named there.
+    what stands beside it: next to a smooth fill, those of half an emoji are off by 0.4 of their deviation, and the
+    other half comes out pale. So at each log-SNR of `refresh`, which rise, y becomes
+    encode(picture where known, decode(x0) elsewhere).
 
-    picture (B or 1, 3, H, W), known (1, 1, H, W) of zeros and ones; refresh: (log-SNR, noise), log-SNR rising.
+    picture (B or 1, 3, H, W), known (1, 1, H, W) of zeros and ones.
     """
 
     codec: Codec
     picture: Tensor
     known: Tensor
-    refresh: tuple[tuple[float, float], ...]
+    refresh: tuple[float, ...]
 
     def renewed(self, x0: Tensor, log_snr: float) -> "Recoded":
-        due = [noise for level, noise in self.refresh if level <= log_snr]
-        if not due:
+        later = tuple(level for level in self.refresh if level > log_snr)
+        if later == self.refresh:
             return self
         z = self.codec.encode(torch.where(self.known == 1, self.picture, self.codec.decode(x0)))
-        return replace(self, y=self.operator(z), noise=due[-1], refresh=self.refresh[len(due) :])
+        return replace(self, y=self.operator(z), refresh=later)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
     z = (Enc(x) - shift) scale,     x = Dec(z / scale + shift)
 
 A known part of a picture becomes a known part of the latents, as in the paper (Graikos et al., section 5.1): the cells
-that are wholly known, with the values of the encoded picture. Any other constraint on pictures, also a known part that
-is scattered over most cells, goes through the decoder (`adhere.core.latents.Through`), forward only unless autograd is
-asked for.
+that are wholly known, with the values of the encoded picture; unlike there, it is encoded anew as its unknown part
+takes shape (`adhere.core.latents.Recoded`). Any other constraint on pictures, also a known part that is scattered over
+most cells, goes through the decoder (`adhere.core.latents.Through`), forward only unless autograd is asked for.
 """
 
 from collections.abc import Callable
@@ -65,8 +65,7 @@ class Autoencoder:
         return like.new_tensor(values).view(1, -1, 1, 1)
 
 
-CODE_NOISE = 0.3  # of the codes of a half-known picture, before and after these log-SNRs: docs/lab/adhere-emoji.md
-REFRESH = ((-1.0, 0.2), (0.0, 0.15), (1.5, 0.07))
+REFRESH = (-1.0, 0.0, 1.5)  # the log-SNRs at which a half-known picture is coded anew: docs/lab/adhere-emoji.md
 
 
 class LatentPipeline(ConstrainedPipeline):
@@ -142,11 +141,11 @@ class LatentPipeline(ConstrainedPipeline):
                     return Recoded(
                         operator=Mask(known),
                         y=known * z,
-                        noise=max(constraint.noise, CODE_NOISE),
+                        noise=constraint.noise,
                         codec=self.codec,
                         picture=constraint.y,
                         known=pixels,
-                        refresh=tuple((level, max(constraint.noise, noise)) for level, noise in REFRESH),
+                        refresh=REFRESH,
                     )
         return Through(constraint, self.codec, backward)
 
