@@ -284,15 +284,17 @@ def main() -> None:
         for name in args.models:
             rows += spectra(SUBJECTS[name](args.items))
             print(table([row for row in rows if row.task == name], COLUMNS), flush=True)
-        measured = list(rows)
-        turns, shown = directions(subject := fashion(args.items))
-        steps = step_rules(subject)
-    print(table(turns), table(steps), sep="\n")
-    save(args.json, [*measured, *turns, *steps], meta())
-    if args.figures:
-        spectrum_plot(measured, args.figures / "jacobian-spectrum.png")
-        side_by_side(shown, args.figures / "jacobian-directions.png")
-        plot(steps, args.figures / "jacobian-steps.png", "residual_left")
+            save(args.json, rows, meta())
+        if args.figures:
+            spectrum_plot(rows, args.figures / "jacobian-spectrum.png")
+        if "fashion" in args.models:
+            turns, shown = directions(subject := fashion(args.items))
+            steps = step_rules(subject)
+            print(table(turns), table(steps), sep="\n")
+            save(args.json, [*rows, *turns, *steps], meta())
+            if args.figures:
+                side_by_side(shown, args.figures / "jacobian-directions.png")
+                plot(steps, args.figures / "jacobian-steps.png", "residual_left")
 
 
 if __name__ == "__main__":

@@ -80,13 +80,14 @@ def main() -> None:
         for name in args.methods:
             settings = (args.model, f"half, {batch} at once", "half", name, args.nfe, batch, False)
             rows.append(in_a_fresh_process(measure, *settings, torch.get_num_threads()))
+            save(args.json, rows, meta())
         for name in THROUGH_DECODER:
             for backward, how in ((False, "encoder"), (True, "decoder autograd")):
                 settings = (args.model, f"x4, {batch} at once", "x4", name, args.nfe, batch, backward)
                 row = in_a_fresh_process(measure, *settings, torch.get_num_threads())
                 rows.append(replace(row, method=f"{name}, {how}"))
+                save(args.json, rows, meta())
     print(table(rows, ("residual", "nfe", "work", "seconds", "peak_mb", "working_mb")))
-    save(args.json, rows, meta())
 
 
 if __name__ == "__main__":

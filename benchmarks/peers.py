@@ -205,7 +205,7 @@ class Epsilon(nn.Module):
 
 
 def diffusers_repaint(problem: Problem, steps: int) -> Tensor:
-    """Jumps of a tenth of the steps, half the steps' worth of them: `steps` counts the evaluations."""
+    """A third as many noise levels as evaluations, in jumps that are each taken three times."""
     operator = problem.constraint.operator
     assert isinstance(operator, Mask)
     pipe = RePaintPipeline(Epsilon(problem.denoiser), RePaintScheduler())  # type: ignore[arg-type]

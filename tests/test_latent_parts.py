@@ -1,6 +1,8 @@
 """What users put into and around a latent pipeline: LoRAs, other autoencoders and schedulers, offloading, flows."""
 
+import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from diffusers.schedulers.scheduling_pndm import PNDMScheduler
 from diffusers.schedulers.scheduling_sde_ve import ScoreSdeVeScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import avg_pool2d
 
 from adhere import AdhereError, ConstrainedPipeline
@@ -320,3 +323,32 @@ def test_instaflow_is_read_by_its_class_and_sampled_as_its_authors_do(tmp_path):
         assert np.isfinite(ours(task, "a", num_inference_steps=1).error).all()
     ours.save_pretrained(tmp_path / "again")
     assert type(load(tmp_path / "again")) is RectifiedFlowPipeline
+
+
+# --- the folder's own word
+
+
+@pytest.mark.parametrize("name", ["sd", "sd3"])
+@pytest.mark.parametrize("part", ["vae", "text_encoder"])
+def test_parts_that_lack_a_weight_are_refused_and_not_left_random(tmp_path, name, part):
+    folder = tmp_path / "saved"
+    built(name, tmp_path)[0].save_pretrained(folder)
+    (file,) = (folder / part).glob("*.safetensors")
+    weights = load_file(file)
+    gone = next(key for key in weights if key.endswith("fc1.weight") or key.startswith("decoder.conv_in"))
+    del weights[gone]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(AdhereError, match=f"{part}/ lack 1 entries, such as '.*{re.escape(gone.split('.')[-2])}"):
+        ConstrainedPipeline.from_pretrained(folder)
+
+
+def test_a_model_may_name_the_guidance_that_suits_it(tmp_path):
+    folder = tmp_path / "saved"
+    built("sd", tmp_path)[0].save_pretrained(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_guidance_scale": 2.5}))
+    pipe = ConstrainedPipeline.from_pretrained(folder)
+    told, weaker = (pipe(Generate(SIZE), **FEW, guidance_scale=scale).images for scale in (2.5, 1.5))
+    untold = pipe(Generate(SIZE), **FEW).images
+    assert torch.equal(untold, told)
+    assert not torch.equal(untold, weaker)

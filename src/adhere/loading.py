@@ -4,6 +4,7 @@ The family is read from `model_index.json`, or for a single file from its weight
 ones are refused before anything is opened.
 """
 
+import importlib
 import json
 import re
 import socket
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-import diffusers
 import huggingface_hub
 import torch
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type
@@ -76,9 +76,13 @@ def load(base: "type[ConstrainedPipeline]", model: str | Path | None, arguments:
     with _explained(what):
         absent = {name: None for name, entry in index.items() if entry == [None, None]}  # diffusers wants it said
         arguments = absent | arguments
-        if not {family.network, "quantization_config", "device_map"} & arguments.keys():
-            arguments[family.network] = _whole_network(source, index, family.network, arguments)
+        if not {"quantization_config", "device_map"} & arguments.keys():
+            for name in {family.network, "vae", "text_encoder", "text_encoder_2", "text_encoder_3"} - arguments.keys():
+                if _is_model(index.get(name)) and index[name][0] in ("diffusers", "transformers"):
+                    arguments[name] = _whole_model(source, index[name], name, arguments)
         pipe: Any = super(_base(), family).from_pretrained(source, **arguments)  # type: ignore[misc]
+    if "_guidance_scale" in index:  # the model's own word on what suits it
+        pipe.default_guidance = float(index["_guidance_scale"])
     return _ready(pipe, what)
 
 
@@ -165,8 +169,7 @@ def _check_weights(folder: Path, index: dict[str, Any], what: str) -> None:
     """Every model the index names has its configuration and safetensors."""
     for name, entry in index.items():
         part = folder / name
-        is_model = isinstance(entry, list) and entry[0] is not None and entry[1] is not None and _has_weights(entry[1])
-        if not is_model:
+        if not _is_model(entry):
             continue
         if not (part / "config.json").is_file():
             raise AdhereError(f"{what}: {name}/config.json is missing; save the pipeline with save_pretrained")
@@ -180,23 +183,38 @@ def _check_weights(folder: Path, index: dict[str, Any], what: str) -> None:
         raise AdhereError(f"{what}: no weights (*.safetensors) in {name}/")
 
 
-def _has_weights(class_name: str) -> bool:
-    return not class_name.endswith(("Scheduler", "Tokenizer", "TokenizerFast", "ImageProcessor", "FeatureExtractor"))
+def _is_model(entry: Any) -> bool:
+    """Whether an entry of model_index.json, [library, class], is of a model with weights."""
+    if not isinstance(entry, list) or None in entry:
+        return False
+    return not entry[1].endswith(("Scheduler", "Tokenizer", "TokenizerFast", "ImageProcessor", "FeatureExtractor"))
 
 
-def _whole_network(source: str | Path, index: dict[str, Any], network: str, arguments: dict[str, Any]) -> Any:
-    """Load the denoising network; a file that lacks some of its weights is refused: diffusers would only warn."""
-    wanted = ("use_safetensors", "local_files_only", "low_cpu_mem_usage", "torch_dtype", "dtype", "variant", "revision")
-    chosen = {name: arguments[name] for name in (*wanted, "token", "cache_dir") if name in arguments}
+def _whole_model(source: str | Path, entry: list[str], name: str, arguments: dict[str, Any]) -> Any:
+    """Load one model; a file that lacks some of its weights is refused: diffusers and transformers only warn."""
+    library, class_name = entry
+    wanted = [
+        "use_safetensors",
+        "local_files_only",
+        "torch_dtype",
+        "dtype",
+        "variant",
+        "revision",
+        "token",
+        "cache_dir",
+    ]
+    if library == "diffusers":
+        wanted.append("low_cpu_mem_usage")
+    chosen = {key: arguments[key] for key in wanted if key in arguments}
     dtype = torch.float32
-    for name in {"torch_dtype", "dtype"} & chosen.keys():
-        given = chosen[name]
-        dtype = chosen[name] = given.get(network, given.get("default", dtype)) if isinstance(given, dict) else given
-    network_class = getattr(diffusers, index[network][1])
-    loaded, info = network_class.from_pretrained(source, subfolder=network, output_loading_info=True, **chosen)
+    for key in {"torch_dtype", "dtype"} & chosen.keys():
+        given = chosen[key]
+        dtype = chosen[key] = given.get(name, given.get("default", dtype)) if isinstance(given, dict) else given
+    model_class = getattr(importlib.import_module(library), class_name)
+    loaded, info = model_class.from_pretrained(source, subfolder=name, output_loading_info=True, **chosen)
     if missing := sorted(info["missing_keys"]):
         raise AdhereError(
-            f"its weights lack {len(missing)} of the network's entries, such as '{missing[0]}'; copy or save it again"
+            f"the weights in {name}/ lack {len(missing)} entries, such as '{missing[0]}'; copy or save it again"
         )
     # without accelerate, diffusers leaves a transformer as it was saved
     return loaded if loaded.dtype == dtype else loaded.to(dtype)

@@ -179,8 +179,8 @@ class ConstrainedPipeline:
     ) -> ConstrainedOutput | tuple[list[Image.Image] | np.ndarray | Tensor]:
         """Sample `batch_size` pictures that meet the task.
 
-        prompt, negative_prompt: for models that read text; a list is one for each sample. guidance_scale: 1 or less
-        than 1 switches guidance off, as in diffusers; the family's own by default. solver: a name in
+        prompt, negative_prompt: for models that read text; a list is one for each sample. guidance_scale: above 0;
+        up to 1 guidance is off, as in diffusers; the model's or its family's own by default. solver: a name in
         `adhere.core.solvers.METHODS`; num_inference_steps: noise levels, the solver's own number by default. generator:
         one, or one per sample (then a batch equals single runs); seed 0 by default. decoder_backward: take pixel
         constraints through the decoder by autograd instead of by the encoder, forward only. output_type: 'pil', 'np'

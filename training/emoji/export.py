@@ -20,6 +20,8 @@ from training.emoji.data import Emoji
 from training.emoji.text import new_text_encoder, save_tokenizer
 from training.emoji.train import new_network, new_scheduler
 
+GUIDANCE = 2.0  # Stable Diffusion's 7.5 is far too much for it
+
 
 def write_folder(
     autoencoder: AutoencoderKL,
@@ -43,6 +45,8 @@ def write_folder(
     save_tokenizer(tokenizer, folder / "tokenizer")
     config = folder / "text_encoder" / "config.json"  # else transformers loads float16 where diffusers loads float32
     config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_guidance_scale": GUIDANCE}, indent=2) + "\n")
 
 
 def part(model: Any, state: dict[str, torch.Tensor], prefix: str) -> Any:
