@@ -243,7 +243,7 @@ def upscale(
         int, typer.Option(parser=_whole("--factor", 2, 16), metavar="N", help="How many times as wide and as high.")
     ] = 4,
 ) -> None:
-    """Enlarge a picture; every square of the result has the mean colour of the pixel it was."""
+    """Enlarge a picture; every square of the result has the mean colour of the pixel it was (latent models: about)."""
     from adhere.tasks import Upscale
 
     run.check(photo)
