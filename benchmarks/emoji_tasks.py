@@ -17,6 +17,7 @@ from adhere.core.constraints import Constraint, Linear, Loss
 from adhere.core.denoise import Counted
 from adhere.core.operators import Downsample, Mask
 from adhere.core.sample import end_of
+from adhere.core.schedule import Discrete, log_snr
 from adhere.core.solvers import METHODS, Method
 from adhere.core.solvers.ddnm import DDNM
 from adhere.core.solvers.descent import Descent
@@ -131,7 +132,7 @@ def method_at(name: str, nfe: int) -> tuple[Method, int]:
         level = first * solver.repeats
         backward = 0.5 if isinstance(solver, FreeDoM) else 0.0
     elif isinstance(solver, MomentMatching):
-        first = level = 1 + solver.m
+        return _matching_at(method, solver, nfe)
     elif isinstance(solver, MMPS):
         backward = solver.m
     elif isinstance(solver, DING):
@@ -139,6 +140,17 @@ def method_at(name: str, nfe: int) -> tuple[Method, int]:
     steps = max(1, round((nfe - first) / level + 1))
     calls = first + (steps - 1) * level
     return replace(method, solver=solver, steps=steps), calls + round(2 * backward * calls)
+
+
+def _matching_at(method: Method, solver: MomentMatching, nfe: int) -> tuple[Method, int]:
+    """The number of levels whose directions come nearest to the budget."""
+    schedule = Discrete.from_betas()
+
+    def cost(steps: int) -> int:
+        return sum(1 + solver.directions(log_snr(schedule, t)) for t in method.levels(schedule, steps))
+
+    steps = min(range(1, nfe + 1), key=lambda steps: abs(cost(steps) - nfe))
+    return replace(method, steps=steps), cost(steps)
 
 
 def can_run(name: str, constraint: Constraint) -> bool:

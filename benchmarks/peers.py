@@ -279,8 +279,8 @@ def on_truth(args: argparse.Namespace, results: "Results") -> None:
     asked = truth.problems(prior, args.noise, args.images, args.samples)
     spare = truth.problems(prior, args.noise, 2, args.samples, seed=2)
     for (task, scored), (_, tuning) in zip(asked, spare, strict=True):
-        for (name, peer), work in product(PEERS.items(), args.work):
-            method = f"{name} @ {work}"
+        for name, work in product(args.peers, args.work):
+            peer, method = PEERS[name], f"{name} @ {work}"
             masked = isinstance(scored[0].constraint.operator, Mask)
             if results.has(task, method) or (peer.masks_only and not masked):
                 continue
@@ -299,7 +299,7 @@ def on_truth(args: argparse.Namespace, results: "Results") -> None:
 def on_photographs(args: argparse.Namespace, results: "Results") -> None:
     """Rows as of benchmarks.photo, with seed 0."""
     denoiser, distance = quiet_pipeline("adhere-photo").denoiser(), FeatureDistance()
-    for task, name, work in product(args.tasks, PEERS, args.work):
+    for task, name, work in product(args.tasks, args.peers, args.work):
         method, known = f"{name} @ {work}", torch.from_numpy(~masks.load(task))[None, None].float()
         rows = []
         for item in PICTURES if not results.has(task, method) else ():
@@ -344,6 +344,7 @@ def main() -> None:
     parser.add_argument("scene", choices=["truth", "photo"])
     parser.add_argument("--json", type=Path, required=True, help="where the rows go; what is there is not run again")
     parser.add_argument("--work", nargs="+", type=int, default=[40, 100])
+    parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS))
     parser.add_argument("--images", type=int, default=4, help="of truth")
     parser.add_argument("--samples", type=int, default=16, help="of truth, for each image")
     parser.add_argument("--noise", type=float, default=0.05, help="of truth")

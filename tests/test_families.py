@@ -41,7 +41,7 @@ LAYOUTS = {
 
 def cost(solver: str, levels: int) -> int:
     """Evaluations of a run, by the law of each solver's module."""
-    return evaluations(METHODS[solver].solver, levels)
+    return evaluations(METHODS[solver], levels)
 
 
 RGB = {name: layout for name, layout in LAYOUTS.items() if layout.get("channels", 3) == 3}

@@ -1,7 +1,8 @@
 """What each solver costs, by the law its module states: evaluations and backward passes of the network in a run."""
 
 from adhere.core.sample import Solver
-from adhere.core.solvers import METHODS, Plain
+from adhere.core.schedule import Discrete, log_snr
+from adhere.core.solvers import METHODS, Method, Plain
 from adhere.core.solvers.ddnm import DDNM
 from adhere.core.solvers.descent import Descent
 from adhere.core.solvers.ding import DING
@@ -13,19 +14,23 @@ from adhere.core.solvers.moment_matching import MomentMatching
 from adhere.core.solvers.newton_exact import NewtonExact
 from adhere.core.solvers.repaint import RePaint
 
+SCHEDULE = Discrete.from_betas()
+
 # What a pixel model's masks of any size can be given to: psld needs a decoder, newton_exact a small state.
 FOR_PICTURES = [name for name in METHODS if name not in ("psld", "newton_exact")]
 
 
-def evaluations(solver: Solver, levels: int, entries: int = 0) -> int:
-    """NFE of a run down so many noise levels, of states of so many entries; KeyError for a solver not known here."""
-    match solver:
+def evaluations(method: Method, steps: int, entries: int = 0) -> int:
+    """NFE of a run in so many steps, of states of so many entries; KeyError for a solver not known here."""
+    times = method.levels(SCHEDULE, steps)
+    levels = len(times)
+    match solver := method.solver:
         case InexactNewton(K=K):
             return levels * (1 + 2 * K)
         case Descent(K=K):
             return levels * (1 + K)
-        case MomentMatching(m=m):
-            return levels * (1 + m)
+        case MomentMatching():
+            return sum(1 + solver.directions(log_snr(SCHEDULE, t)) for t in times)
         case NewtonExact(K=K):
             return levels * (1 + K * (1 + entries))
         case RePaint():

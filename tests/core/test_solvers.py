@@ -213,8 +213,20 @@ def test_evaluations_and_backward_passes_follow_the_law_whatever_the_batch(metho
     for count in (1, 3):
         counted = Counted(PRIOR.denoiser(SCHEDULE))
         run(method, linear_case(LEFT, count), seeded(0), counted, count)
-        assert counted.nfe == evaluations(method.solver, 3, PRIOR.size)
+        assert counted.nfe == evaluations(method, 3, PRIOR.size)
         assert counted.backward == backward_passes(method.solver, 3)
+
+
+def test_directions_fall_with_the_noise():
+    solver = MomentMatching(m=7, fall=(-1.5, 4.5))
+    assert [solver.directions(log_snr) for log_snr in (-9.0, -1.5, 1.5, 4.5, 9.0)] == [
+        7,
+        7,
+        4,
+        0,
+        0,
+    ]  # 3.5 rounds to even
+    assert {MomentMatching(m=7).directions(log_snr) for log_snr in (-9.0, 9.0)} == {7}
 
 
 def test_moment_matching_meets_a_measurement_without_noise_exactly():

@@ -10,10 +10,15 @@ V_t A^T q is one forward difference of the denoiser, J A^T q, legitimate because
 A trained network's J is only nearly so, hence GMRES (Saad & Schultz, 1986), which needs no symmetry, and not conjugate
 gradients. m iterations cost m evaluations, and their products already give V_t A^T u for free: 1 + m per noise level.
 
+Where the directions go matters more than how many levels there are (docs/lab/solvers-on-exact-priors.md): V_t is far
+from a multiple of I where the picture is decided, at high noise, and nearly one at the end. So m can `fall`, linearly
+in log-SNR, to one.
+
 A measurement without noise fixes what it sees: there the conditional mean is y itself, whatever V_t. So the few Krylov
 directions are left to the unseen part, and the seen part is projected onto y at the end, which costs no evaluation.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -29,14 +34,22 @@ from adhere.core.schedule import check_signal
 
 @dataclass(frozen=True)
 class MomentMatching:
-    """`m` GMRES iterations per noise level.
+    """`m` GMRES iterations per noise level; with `fall`, m up to its first log-SNR, from there fewer, 1 at its second.
 
     `noise_floor`: the least measurement noise assumed in (1), in units of the image; it keeps the small system well
     conditioned when the constraint is exact. Raises TypeError for a constraint that is not `Linearisable`.
     """
 
     m: int = 3
+    fall: tuple[float, float] | None = None
     noise_floor: float = 0.02
+
+    def directions(self, log_snr: float) -> int:
+        """How many at this noise level."""
+        if self.fall is None:
+            return self.m
+        full, one = self.fall
+        return round(1 + (self.m - 1) * min(1.0, max(0.0, (one - log_snr) / (one - full))))
 
     def __call__(
         self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Memory
@@ -46,7 +59,8 @@ class MomentMatching:
         x0 = denoiser(x_t, t)
         linear = linearise(constraint, x0, "moment_matching")
         product = partial(jacobian_product, denoiser, x_t, t, x0)  # J v, one evaluation
-        mean = conditional_mean(linear, x0, alpha_t, sigma_t, product, self.m, self.noise_floor)
+        m = self.directions(math.log(alpha_t / sigma_t))
+        mean = conditional_mean(linear, x0, alpha_t, sigma_t, product, m, self.noise_floor)
         return x_t, linear.project(mean) if linear.noise == 0 else mean, None
 
 
