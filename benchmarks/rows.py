@@ -53,6 +53,7 @@ METRICS = {
     "nfe": Metric("NFE", None, ".0f"),
     "work": Metric("work", None, ".0f"),
     "seconds": Metric("seconds", 0, ".2f"),
+    "times_plain": Metric("times plain", 0, ".2f"),
     "peak_mb": Metric("peak MB", 0, ".0f"),
     "working_mb": Metric("MB above the model", 0, ".1f"),
 }
