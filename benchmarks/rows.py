@@ -198,9 +198,10 @@ def _with_intervals(texts: dict[str, str], methods: dict[str, list[Row]], column
     return {m: t if math.isnan(half := halves.get(m, math.nan)) else f"{t} ± {half:{form}}" for m, t in texts.items()}
 
 
-def plot(rows: Iterable[Row], path: str | Path, metric: str) -> None:
-    """Draw the means of `metric` against denoiser calls, one panel a task; a method without calls is a dashed line."""
+def plot(rows: Iterable[Row], path: str | Path, metric: str, against: str = "nfe") -> None:
+    """Draw the means of `metric` against those of another, one panel a task; a method without calls is a dashed line."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     groups = _groups(row for row in rows if row.value(metric) is not None)
     if not groups:
@@ -209,14 +210,20 @@ def plot(rows: Iterable[Row], path: str | Path, metric: str) -> None:
     for axes, (task, methods) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
         curves: dict[str, list[tuple[float, float]]] = {}
         for method, group in methods.items():
-            point = (_mean(group, "nfe") or 0.0, _mean(group, metric) or 0.0)  # both are known
+            at = _mean(group, against) if _mean(group, "nfe") else None
+            point = (at or 0.0, _mean(group, metric) or 0.0)
             curves.setdefault(method.split(" @ ")[0], []).append(point)
         for i, (name, points) in enumerate(curves.items()):
-            if all(nfe > 0 for nfe, _ in points):
+            if all(at > 0 for at, _ in points):
                 axes.semilogx(*zip(*sorted(points), strict=True), "o-", color=f"C{i % 10}", label=name)
             else:
                 axes.axhline(points[0][1], linestyle="--", color=f"C{i % 10}", label=name)
-        axes.set(title=task, xlabel="denoiser calls (NFE)", ylabel=METRICS[metric].label)
+        axes.set(title=task, xlabel=METRICS[against].label, ylabel=METRICS[metric].label)
+        axes.xaxis.set(
+            major_locator=LogLocator(subs=(1, 2, 5)),
+            major_formatter=StrMethodFormatter("{x:g}"),
+            minor_formatter=NullFormatter(),
+        )
         axes.legend(fontsize="small")
     figure.savefig(path, dpi=120)
 
@@ -235,11 +242,12 @@ def main() -> None:
     """Print the tables of a results file, and plot it if asked to."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rows", description=main.__doc__)
     parser.add_argument("results", type=Path)
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw quality against denoiser calls")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw --metric --against another")
     parser.add_argument("--embed", type=Path, metavar="PAGE", help="put the tables at <!-- NAME --> of this page")
     parser.add_argument("--intervals", action="store_true", help="with half of the 95 %% interval of each mean")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these, in this order")
     parser.add_argument("--metric", default="psnr", choices=METRICS, help="what --plot draws")
+    parser.add_argument("--against", default="nfe", choices=METRICS, help="what --plot draws it against")
     args = parser.parse_args()
     rows, about = load(args.results)
     if args.tasks:
@@ -251,7 +259,7 @@ def main() -> None:
     if args.embed:
         embed(args.embed, args.results.stem, text)
     if args.plot:
-        plot(rows, args.plot, args.metric)
+        plot(rows, args.plot, args.metric, args.against)
 
 
 if __name__ == "__main__":

@@ -125,10 +125,11 @@ def test_unknown_scores_are_refused():
         Row("inpaint", "a", "ours", 0, 20, 1.0, scores={"seconds": 1.0})
 
 
-def test_command_prints_tables_and_plots(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("against", ["nfe", "seconds"])
+def test_command_prints_tables_and_plots(against, tmp_path, monkeypatch, capsys):
     source, out = tmp_path / "r.json", tmp_path / "out.png"
     bench.save(source, [*ROWS, row("ours @ 50", nfe=50, psnr=33.0), row("flat", nfe=0, psnr=20.0)], bench.meta())
-    monkeypatch.setattr(sys, "argv", ["rows", str(source), "--plot", str(out)])
+    monkeypatch.setattr(sys, "argv", ["rows", str(source), "--plot", str(out), "--against", against])
     bench.main()
     assert "### inpaint" in capsys.readouterr().out
     assert out.read_bytes().startswith(b"\x89PNG")
