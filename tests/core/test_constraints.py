@@ -193,3 +193,18 @@ def test_refusals():
     for constraints, weights in [((), ()), ((Unconstrained(),), ()), ((Unconstrained(),), (1.0, 2.0))]:
         with pytest.raises(ValueError, match="one weight each"):
             Sum(constraints, weights)
+
+
+@pytest.mark.parametrize(
+    ("fn", "said"),
+    [
+        (lambda x0: x0.square().mean(), r"shape \(\): return \(2,\)"),
+        (lambda x0: x0.square().mean((2, 3)), r"shape \(2, 3\): return \(2,\)"),
+        (lambda x0: x0.sum((1, 2, 3)) * math.nan, "nan.*finite"),
+    ],
+)
+def test_a_loss_is_a_finite_value_for_each_sample(fn, said):
+    x0 = torch.ones(2, 3, 4, 4)
+    for asked in (Loss(fn).direction, Loss(fn).error):
+        with pytest.raises(ValueError, match=said):
+            asked(x0)

@@ -132,7 +132,7 @@ def masked(constraint: Constraint, solver: str) -> tuple[Tensor, Linear]:
 class Loss:
     """Any differentiable loss of the clean image: `fn` maps x0 (B, ...) to (B,).
 
-    e = -grad fn, by autograd through fn.
+    e = -grad fn, by autograd through fn. Raises ValueError when fn returns anything but B finite values.
     """
 
     fn: Callable[[Tensor], Float[Tensor, " b"]]
@@ -140,12 +140,23 @@ class Loss:
     def direction(self, x0: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x0.detach().clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.fn(leaf).sum(), leaf)
+            (gradient,) = torch.autograd.grad(self._of(leaf).sum(), leaf)
         return -gradient
 
     def error(self, x0: Tensor) -> Float[Tensor, " b"]:
         with torch.no_grad():
-            return self.fn(x0)
+            return self._of(x0)
+
+    def _of(self, x0: Tensor) -> Float[Tensor, " b"]:
+        values = self.fn(x0)
+        if values.shape != x0.shape[:1]:
+            raise ValueError(
+                f"the loss of x0 {tuple(x0.shape)} has shape {tuple(values.shape)}: return {tuple(x0.shape[:1])}, a "
+                "value for each sample, such as a mean over all but the first dimension"
+            )
+        if not values.isfinite().all():
+            raise ValueError(f"the loss returned {values.tolist()}: it must be finite for any picture")
+        return values
 
 
 @dataclass(frozen=True)
