@@ -199,7 +199,7 @@ def _with_intervals(texts: dict[str, str], methods: dict[str, list[Row]], column
 
 
 def plot(rows: Iterable[Row], path: str | Path, metric: str, against: str = "nfe") -> None:
-    """Draw the means of `metric` against those of another, one panel a task; a method without calls is a dashed line."""
+    """Draw the means of `metric` against those of another, a panel a task; a method without calls is a dashed line."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 

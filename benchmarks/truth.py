@@ -174,7 +174,11 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=constrained, default=quick)
     args = parser.parse_args()
     prior = emoji_prior()
-    rows = load(args.json)[0] if args.json.exists() else []
+    rows, size = [], {"images": args.images, "samples": args.samples}
+    if args.json.exists():
+        rows, about = load(args.json)
+        if (there := {key: about.get(key) for key in size}) != size:
+            parser.error(f"{args.json} is of {there}, not {size}: ask for as many, or name another file")
     done = {(row.task, row.method) for row in rows}
     with torch.no_grad():  # not inference_mode: dps takes the prior into a graph
         for noise in args.noises:
@@ -182,7 +186,7 @@ def main() -> None:
                 missing = {name: METHODS[name] for name in args.methods if (task, name) not in done}
                 found = compare(missing, prior, task, asked) if missing else []
                 rows += [row for row in found if row.method != "exact" or (task, "exact") not in done]
-                save(args.json, rows, meta())
+                save(args.json, rows, meta() | size)
                 print(table([row for row in rows if row.task == task], COLUMNS), flush=True)
 
 

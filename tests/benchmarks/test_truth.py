@@ -1,5 +1,9 @@
 """The figures of benchmarks.truth on samples whose distance from the posterior is known."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import torch
 from pytest import approx
 from torch import Generator
@@ -7,6 +11,7 @@ from torch import Generator
 from adhere.core.constraints import Linear
 from adhere.core.operators import Identity, Mask
 from adhere.core.priors import FactorMixture
+from benchmarks.rows import load
 from benchmarks.truth import Problem, emoji_prior, energy_distance, problems, sliced_w2
 
 SAMPLES = 400
@@ -80,3 +85,21 @@ def test_another_seed_asks_about_other_images() -> None:
     second = {task.split(",")[0]: found for task, found in problems(prior, 0.02, 1, 1, seed=2)}
     assert list(first) == list(second) == ["left half", "down-sampling x4", "25 % of pixels", "blur 1.2 px", "gray"]
     assert not torch.equal(first["left half"][0].constraint.y, second["left half"][0].constraint.y)
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Killed after the first of five tasks; run again it keeps that one, and refuses to mix in another size."""
+    out = tmp_path / "truth.json"
+    command = [sys.executable, "-u", "-m", "benchmarks.truth", "--json", str(out), "--images", "1", "--noises", "0.05"]
+    command += ["--methods", "moment_matching", "--samples"]
+    with subprocess.Popen([*command, "3"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("### left half")
+        process.kill()
+    first = load(out)[0]
+    again = subprocess.run([*command, "3"], stdout=subprocess.DEVNULL)
+    rows = load(out)[0]
+    assert again.returncode == 0 and rows[: len(first)] == first
+    assert len(rows) == 10 and len({(row.task, row.method) for row in rows}) == 10
+    other = subprocess.run([*command, "4"], capture_output=True, text=True)
+    assert other.returncode == 2 and "'samples': 3" in other.stderr and load(out)[0] == rows
