@@ -27,6 +27,7 @@ from torch import Generator, Tensor
 from adhere.core.schedule import Schedule
 
 LinearMap = Callable[[Tensor], Tensor]  # (B, *shape) -> (B, *yshape)
+IMPOSSIBLE = 1e-40
 
 
 class Mixture(ABC):
@@ -132,7 +133,8 @@ class Mixture(ABC):
         Computed in float64. noise = 0 is allowed: the noise's variance is never taken below jitter = m eps times the
         largest ||A S_k A^T||, eps float64's. Eigenvalues of A S_k A^T below it count as zero (rows of a mask that see
         nothing, repeated rows), and directions that the measurement pins down to round-off get variance zero;
-        A x0 = y then holds to about 1e-6 of the data's scale.
+        A x0 = y then holds to about 1e-6 of the data's scale. Components less than IMPOSSIBLE times as probable as the
+        most probable one are left out.
 
         Args:
             operator: linear A, (B, *shape) to (B, *yshape); its matrix is built by pushing the identity through it.
@@ -149,13 +151,19 @@ class Mixture(ABC):
         # The same for every component, or their evidences could not be compared.
         jitter = len(A) * eps * max(float(torch.linalg.matrix_norm(gram, math.inf)) for gram in grams)
         variance = max(noise**2, jitter, torch.finfo(A.dtype).tiny)
-        log_weights, means, eigenvalues, eigenvectors = [], [], [], []
-        for k, (S, gram) in enumerate(zip(priors, grams, strict=True)):
+        roots, log_evidence = [], []
+        for k, gram in enumerate(grams):
             s2, U = torch.linalg.eigh(gram)
             spread = s2.where(s2 > jitter, 0.0) + variance  # (m,), R = U diag(spread) U^T
-            root = U.T / spread.sqrt()[:, None]  # root^T root = R^-1
-            G, r = root @ A @ S, root @ residuals[k]  # (m, n), (m,)
-            log_weights.append(self.log_weights[k].to(A) - 0.5 * (r.square().sum() + spread.log().sum()))
+            roots.append(U.T / spread.sqrt()[:, None])  # root^T root = R^-1
+            distance = (roots[k] @ residuals[k]).square().sum()
+            log_evidence.append(self.log_weights[k].to(A) - 0.5 * (distance + spread.log().sum()))
+        log_weights, means, eigenvalues, eigenvectors = [], [], [], []
+        for k, S in enumerate(priors):
+            if log_evidence[k] < max(log_evidence) + math.log(IMPOSSIBLE):
+                continue
+            G, r = roots[k] @ A @ S, roots[k] @ residuals[k]  # (m, n), (m,)
+            log_weights.append(log_evidence[k])
             means.append(self._flat_means[k].to(A) + G.T @ r)
             lam, V = torch.linalg.eigh(S - G.T @ G)
             flat = 4 * self.size * eps * torch.linalg.matrix_norm(S, math.inf)
