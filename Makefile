@@ -57,15 +57,22 @@ photo: install ## measure methods on photographs
 
 emoji: install ## measure methods on held-out emoji, and their peak memory
 	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 40
+	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 24 --methods moment_matching_calm
+	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 220 --methods inexact_newton
+	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 100 220 --methods dps --tasks half
 	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 40 --prompts with --tasks half x8
 	$(PY) -m benchmarks.peak --json benchmarks/results/peak.json
 	$(PY) -m benchmarks.rows benchmarks/results/emoji.json --intervals --embed docs/measured.md
 	$(PY) -m benchmarks.rows benchmarks/results/peak.json --embed docs/measured.md
 	$(PY) -m benchmarks.rows benchmarks/results/emoji.json --embed README.md --tasks half x8
+	for against in nfe seconds; do $(PY) -m benchmarks.rows benchmarks/results/emoji.json --tasks half x8 \
+	  --metric feature_distance --against $$against --plot docs/images/emoji-$$against.png; done
 
 bench-peers: .venv-peers/.installed ## run deepinv, azula and diffusers on our models and problems
 	.venv-peers/bin/python -m benchmarks.peers truth --json benchmarks/results/peers_truth.json
-	.venv-peers/bin/python -m benchmarks.peers photo --json benchmarks/results/peers_photo.json
+	.venv-peers/bin/python -m benchmarks.peers photo --json benchmarks/results/peers_photo.json --tasks strokes --work 100
+	.venv-peers/bin/python -m benchmarks.rows benchmarks/results/peers_truth.json --embed docs/measured.md
+	.venv-peers/bin/python -m benchmarks.rows benchmarks/results/peers_photo.json --embed docs/measured.md
 
 .venv-peers/.installed: pyproject.toml # no constraints: deepinv chooses torch and torchvision
 	$(PYTHON) -m venv .venv-peers
