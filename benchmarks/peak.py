@@ -3,9 +3,9 @@
     python -m benchmarks.peak --json out.json [--model FOLDER] [--batches 1 16] [--methods ...]
 
 The first tasks: half an emoji given, so many at once, at budgets of evaluations; 'plain @ 20' is unconstrained
-sampling, and `times plain` the seconds of a row over its. The last: super-resolution x4
-by inexact Newton and moment matching, the constraint taken through the decoder by differences of the encoder
-(VAE-Newton) or by autograd, with the residual of each. `peak MB` is the largest resident set while sampling, `MB above
+sampling, and `times plain` the seconds of a row over its. The last: super-resolution x4 by inexact Newton and moment
+matching, the constraint taken through the decoder by differences of the encoder (VAE-Newton) or by autograd, with the
+residual of each. `peak MB` is the largest resident set while sampling, `MB above
 the model` how much that is above the process with the model loaded. Reads /proc, so Linux only.
 """
 
@@ -82,7 +82,7 @@ def main() -> None:
     methods = list(dict.fromkeys(name for name, _ in RUNS))
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods)
     args = parser.parse_args()
-    rows = []
+    rows = []  # its seconds are compared: all of one run, never resumed
     for batch in args.batches:
         plain = None
         for name, nfe in (pair for pair in RUNS if pair == PLAIN or pair[0] in args.methods):
@@ -91,13 +91,12 @@ def main() -> None:
             plain = plain or row.seconds
             scores = row.scores | {"times_plain": row.seconds / plain}
             rows.append(replace(row, method=f"{name} @ {nfe}", scores=scores))
-            save(args.json, rows, meta())
         for name in THROUGH_DECODER:
             for backward, how in ((False, "encoder"), (True, "decoder autograd")):
                 settings = (args.model, f"x4, {batch} at once", "x4", name, 40, batch, backward)
                 row = in_a_fresh_process(measure, *settings, torch.get_num_threads())
                 rows.append(replace(row, method=f"{name}, {how}"))
-                save(args.json, rows, meta())
+    save(args.json, rows, meta())
     print(table(rows, ("residual", "nfe", "work", "seconds", "times_plain", "peak_mb", "working_mb")))
 
 

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from adhere.core.constraints import Linear
 from adhere.core.denoise import Counted, Denoiser
-from adhere.core.operators import Mask
+from adhere.core.operators import Blur, Mask
 from adhere.core.schedule import Discrete
 from adhere.core.solvers import METHODS
 from adhere.images import picture_from
@@ -139,7 +139,7 @@ def azula_pgdm(problem: Problem, steps: int) -> Tensor:
 
 
 def pseudo_inverse(problem: Problem) -> Callable[[Tensor], Tensor]:
-    """A^+ of a mask, or of means over blocks (A A^T = I / block)."""
+    """A^+ where A A^T is a multiple of I: a mask, means over blocks, gray; not a blur."""
     operator, y = problem.constraint.operator, problem.constraint.y
     scale = operator(operator.adjoint(torch.ones_like(y))).amax()
     return lambda y: operator.adjoint(y) / scale
@@ -223,17 +223,18 @@ def diffusers_repaint(problem: Problem, steps: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Peer:
-    """run(problem, steps); `each`: the work of a step; masks_only: for nothing but inpainting."""
+    """run(problem, steps); `each`: the work of a step; masks_only: for nothing but inpainting; blurs: for those too."""
 
     run: Callable[[Problem, int], Tensor]
     each: int
     masks_only: bool = False
+    blurs: bool = True
     tuned: bool = False
 
 
 PEERS = {
     "azula DPS": Peer(azula_dps, each=3, tuned=True),
-    "azula PiGDM": Peer(azula_pgdm, each=3),
+    "azula PiGDM": Peer(azula_pgdm, each=3, blurs=False),
     "azula MMPS (gmres, 1), DDPM": Peer(azula_mmps(azula.sample.DDPMSampler, 1), each=7),
     "azula MMPS (gmres, 3), DDPM": Peer(azula_mmps(azula.sample.DDPMSampler, 3), each=15),
     "azula MMPS (gmres, 3), Ito": Peer(azula_mmps(azula.sample.ItoSampler, 3), each=15),
@@ -288,6 +289,8 @@ def on_truth(args: argparse.Namespace, results: "Results") -> None:
             peer, method = PEERS[name], f"{name} @ {work}"
             masked = isinstance(scored[0].constraint.operator, Mask)
             if results.has(task, method) or (peer.masks_only and not masked):
+                continue
+            if not peer.blurs and isinstance(scored[0].constraint.operator, Blur):
                 continue
             strength = best_strength(name, work, tuning) if peer.tuned else 1.0
             rows = []

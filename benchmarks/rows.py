@@ -148,9 +148,24 @@ def _mean(rows: Iterable[Row], column: str) -> float | None:
     return fmean(values) if values else None
 
 
+# Of the 95 % interval of a mean of 2, 3, ... values, in standard errors: Student's law; the normal one from 11 on.
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+
+
 def half_interval(values: Sequence[float]) -> float:
-    """Half of the 95 % interval of a mean, by the normal law: 1.96 standard errors; nan of fewer than two values."""
-    return 1.96 * stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
+    """Half of the 95 % interval of a mean; nan of fewer than two values."""
+    if (n := len(values)) < 2:
+        return math.nan
+    return (STUDENT[n - 2] if n - 2 < len(STUDENT) else 1.96) * stdev(values) / n**0.5
+
+
+def _by_item(rows: Iterable[Row], column: str) -> list[float]:
+    """The mean over seeds of each item: seeds of one picture are not independent of each other."""
+    groups: dict[str, list[float]] = {}
+    for row in rows:
+        if (value := row.value(column)) is not None:
+            groups.setdefault(row.item, []).append(value)
+    return [fmean(group) for group in groups.values()]
 
 
 def table(
@@ -193,7 +208,7 @@ def _cells(values: dict[str, float | None], metric: Metric, reference: Collectio
 
 def _with_intervals(texts: dict[str, str], methods: dict[str, list[Row]], column: str) -> dict[str, str]:
     """A column's texts with +- half of the 95 % interval, where it is a score of several items."""
-    halves = {m: half_interval(_values(group, column)) for m, group in methods.items() if column not in FIELDS}
+    halves = {m: half_interval(_by_item(group, column)) for m, group in methods.items() if column not in FIELDS}
     form = METRICS[column].format
     return {m: t if math.isnan(half := halves.get(m, math.nan)) else f"{t} ± {half:{form}}" for m, t in texts.items()}
 

@@ -14,7 +14,7 @@ the images:
 - spread: standard deviation of the samples over the exact posterior's.
 
 Under a mask the distances are over the unknown entries only. 'exact' is a second, independent exact draw: the floor.
-Tasks that are in the file already are not run again.
+What is in the file already, a method on a task, is not run again.
 """
 
 import argparse
@@ -173,6 +173,10 @@ def main() -> None:
     quick = [name for name in constrained if name != "newton_exact"]  # that one takes 800 evaluations a level
     parser.add_argument("--methods", nargs="+", choices=constrained, default=quick)
     args = parser.parse_args()
+    if args.images < 1 or args.samples < 2:
+        parser.error(
+            f"{args.images} images, {args.samples} samples: at least 1 and 2, for there is a covariance to tell"
+        )
     prior = emoji_prior()
     rows, size = [], {"images": args.images, "samples": args.samples}
     if args.json.exists():

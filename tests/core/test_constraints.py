@@ -200,6 +200,7 @@ def test_refusals():
     [
         (lambda x0: x0.square().mean(), r"shape \(\): return \(2,\)"),
         (lambda x0: x0.square().mean((2, 3)), r"shape \(2, 3\): return \(2,\)"),
+        (lambda x0: 1.0, r"shape float: return \(2,\)"),
         (lambda x0: x0.sum((1, 2, 3)) * math.nan, "nan.*finite"),
     ],
 )
@@ -208,3 +209,8 @@ def test_a_loss_is_a_finite_value_for_each_sample(fn, said):
     for asked in (Loss(fn).direction, Loss(fn).error):
         with pytest.raises(ValueError, match=said):
             asked(x0)
+
+
+def test_a_loss_must_depend_on_the_picture():
+    with pytest.raises(ValueError, match="autograd"):
+        Loss(lambda x0: torch.ones(len(x0))).direction(torch.ones(2, 3, 4, 4))

@@ -223,6 +223,12 @@ def test_directions_fall_with_the_noise():
     assert {MomentMatching(m=7).directions(log_snr) for log_snr in (-9.0, 9.0)} == {7}
 
 
+@pytest.mark.parametrize("settings", [{"m": 0}, {"fall": (1.0, 1.0)}, {"fall": (3.0, -1.5)}, {"noise_floor": -0.1}])
+def test_settings_that_mean_nothing_are_refused(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        MomentMatching(**settings)
+
+
 def test_moment_matching_meets_a_measurement_without_noise_exactly():
     exact = Linear(LEFT, LEFT(PRIOR.sample(2, seeded(1))), 0.0)
     x_t = normal(seeded(2), 2, *PRIOR.shape)

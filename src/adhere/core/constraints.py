@@ -132,7 +132,8 @@ def masked(constraint: Constraint, solver: str) -> tuple[Tensor, Linear]:
 class Loss:
     """Any differentiable loss of the clean image: `fn` maps x0 (B, ...) to (B,).
 
-    e = -grad fn, by autograd through fn. Raises ValueError when fn returns anything but B finite values.
+    e = -grad fn, by autograd through fn. Raises ValueError when fn returns anything but B finite values,
+    or values that do not depend on x0 differentiably.
     """
 
     fn: Callable[[Tensor], Float[Tensor, " b"]]
@@ -140,7 +141,10 @@ class Loss:
     def direction(self, x0: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x0.detach().clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(self._of(leaf).sum(), leaf)
+            values = self._of(leaf)
+            if not values.requires_grad:
+                raise ValueError("the loss does not depend on x0 in a way that autograd can follow")
+            (gradient,) = torch.autograd.grad(values.sum(), leaf)
         return -gradient
 
     def error(self, x0: Tensor) -> Float[Tensor, " b"]:
@@ -149,10 +153,11 @@ class Loss:
 
     def _of(self, x0: Tensor) -> Float[Tensor, " b"]:
         values = self.fn(x0)
-        if values.shape != x0.shape[:1]:
+        shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        if shape != tuple(x0.shape[:1]):
             raise ValueError(
-                f"the loss of x0 {tuple(x0.shape)} has shape {tuple(values.shape)}: return {tuple(x0.shape[:1])}, a "
-                "value for each sample, such as a mean over all but the first dimension"
+                f"the loss of x0 {tuple(x0.shape)} has shape {shape}: return {tuple(x0.shape[:1])}, a value for each "
+                "sample, such as a mean over all but the first dimension"
             )
         if not values.isfinite().all():
             raise ValueError(f"the loss returned {values.tolist()}: it must be finite for any picture")

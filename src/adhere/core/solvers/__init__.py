@@ -145,7 +145,7 @@ def serves(solver: Solver, constraint: Constraint) -> bool:
 def method_named(name: str) -> Method:
     """The entry of METHODS; ValueError names the nearest and all of them."""
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.3)
+        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise ValueError(f"unknown solver '{name}': {hint}there are {', '.join(METHODS)}")
     return METHODS[name]

@@ -14,8 +14,8 @@ Where the directions go matters more than how many levels there are (docs/lab/so
 from a multiple of I where the picture is decided, at high noise, and nearly one at the end. So m can `fall`, linearly
 in log-SNR, to one.
 
-A measurement without noise fixes what it sees: there the conditional mean is y itself, whatever V_t. So the few Krylov
-directions are left to the unseen part, and the seen part is projected onto y at the end, which costs no evaluation.
+A measurement without noise fixes what it sees: there the conditional mean is y itself, whatever V_t. So the result is
+projected onto y at the end, which costs no evaluation; the few Krylov directions tell the unseen part.
 """
 
 import math
@@ -37,12 +37,21 @@ class MomentMatching:
     """`m` GMRES iterations per noise level; with `fall`, m up to its first log-SNR, from there fewer, 1 at its second.
 
     `noise_floor`: the least measurement noise assumed in (1), in units of the image; it keeps the small system well
-    conditioned when the constraint is exact. Raises TypeError for a constraint that is not `Linearisable`.
+    conditioned when the constraint is exact. Raises ValueError for settings that mean nothing, TypeError for a
+    constraint that is not `Linearisable`.
     """
 
     m: int = 3
     fall: tuple[float, float] | None = None
     noise_floor: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.m < 1:
+            raise ValueError(f"m = {self.m}: at least one GMRES iteration is needed")
+        if self.fall is not None and not self.fall[0] < self.fall[1]:
+            raise ValueError(f"fall = {self.fall}: two log-SNRs, from that of m rising to that of one direction")
+        if not self.noise_floor >= 0:
+            raise ValueError(f"noise_floor = {self.noise_floor}: a standard deviation is at least 0")
 
     def directions(self, log_snr: float) -> int:
         """How many at this noise level."""
