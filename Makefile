@@ -38,7 +38,7 @@ format: install ## let ruff mend and format the code
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: truth photo emoji ## measure everything: hours, resumed where it stopped
+bench: truth photo emoji ## measure everything: hours; what a killed run has finished is not run again
 bench-quick: install ## a look at everything in ten minutes: few items, no page is changed
 	$(PY) -m benchmarks.truth --json out/quick/truth.json --images 2 --samples 16 --noises 0.05
 	$(PY) -m benchmarks.photo --json out/quick/photo.json --methods moment_matching_calm moment_matching ddnm
