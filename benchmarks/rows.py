@@ -221,25 +221,28 @@ def plot(rows: Iterable[Row], path: str | Path, metric: str, against: str = "nfe
     groups = _groups(row for row in rows if row.value(metric) is not None)
     if not groups:
         raise ValueError(f"no row has '{metric}'; plot one of {list(METRICS)} that the rows have")
-    figure = Figure(figsize=(4.5 * len(groups), 4), layout="constrained")
+    figure = Figure(figsize=(4.5 * len(groups), 4.5), layout="constrained")
+    colours: dict[str, str] = {}
     for axes, (task, methods) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
         curves: dict[str, list[tuple[float, float]]] = {}
         for method, group in methods.items():
             at = _mean(group, against) if _mean(group, "nfe") else None
             point = (at or 0.0, _mean(group, metric) or 0.0)
             curves.setdefault(method.split(" @ ")[0], []).append(point)
-        for i, (name, points) in enumerate(curves.items()):
+        for name, points in curves.items():
+            shown = None if name in colours else name  # once in the legend
+            colour = colours.setdefault(name, f"C{len(colours) % 10}")
             if all(at > 0 for at, _ in points):
-                axes.semilogx(*zip(*sorted(points), strict=True), "o-", color=f"C{i % 10}", label=name)
+                axes.semilogx(*zip(*sorted(points), strict=True), "o-", color=colour, label=shown)
             else:
-                axes.axhline(points[0][1], linestyle="--", color=f"C{i % 10}", label=name)
+                axes.axhline(points[0][1], linestyle="--", color=colour, label=shown)
         axes.set(title=task, xlabel=METRICS[against].label, ylabel=METRICS[metric].label)
         axes.xaxis.set(
             major_locator=LogLocator(subs=(1, 2, 5)),
             major_formatter=StrMethodFormatter("{x:g}"),
             minor_formatter=NullFormatter(),
         )
-        axes.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=4, fontsize="small")
     figure.savefig(path, dpi=120)
 
 
