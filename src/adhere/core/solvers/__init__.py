@@ -98,7 +98,9 @@ class Method:
 
 METHODS: dict[str, Method] = {
     # Nearest to the exact posterior (benchmarks.truth): varied samples, as good as the prior. About 40 evaluations.
-    "moment_matching": Method(MomentMatching(m=7, fall=(-1.5, 3.0)), DPMSolver2M(eta=1.0), LogSNR(last=4.5), steps=8),
+    "moment_matching": Method(
+        MomentMatching(m=7, fall=(-1.5, 3.0)), DPMSolver2M(eta=1.0), LogSNR(last=4.5), steps=8, coarse_until=1.0
+    ),
     # Best with small trained priors (benchmarks.photo and .emoji, docs/lab): half the noise, so less grain and less
     # variety; evaluations spent on levels rather than on directions; outlines decided from further away.
     "moment_matching_calm": Method(
