@@ -59,14 +59,15 @@ emoji: install ## measure methods on held-out emoji, and their peak memory
 	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 40
 	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 24 --methods moment_matching_calm
 	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 220 --methods inexact_newton
-	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 100 220 --methods dps --tasks half
+	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 100 --tasks half \
+	  --methods moment_matching_calm inexact_newton dps
 	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 40 --prompts with --tasks half x8
 	$(PY) -m benchmarks.peak --json benchmarks/results/peak.json
 	$(PY) -m benchmarks.rows benchmarks/results/emoji.json --intervals --embed docs/measured.md
 	$(PY) -m benchmarks.rows benchmarks/results/peak.json --embed docs/measured.md
 	$(PY) -m benchmarks.rows benchmarks/results/emoji.json --embed README.md --tasks half x8
-	for against in nfe seconds; do $(PY) -m benchmarks.rows benchmarks/results/emoji.json --tasks half x8 \
-	  --metric feature_distance --against $$against --plot docs/images/emoji-$$against.png; done
+	$(PY) -m benchmarks.rows benchmarks/results/emoji.json --tasks half x8 \
+	  --metric feature_distance --plot docs/images/emoji-nfe.png
 
 bench-peers: .venv-peers/.installed ## run deepinv, azula and diffusers on our models and problems
 	.venv-peers/bin/python -m benchmarks.peers truth --json benchmarks/results/peers_truth.json

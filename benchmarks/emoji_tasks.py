@@ -17,7 +17,7 @@ from adhere.core.constraints import Constraint, Linear, Loss
 from adhere.core.denoise import Counted
 from adhere.core.operators import Downsample, Mask
 from adhere.core.sample import end_of
-from adhere.core.schedule import Discrete, log_snr
+from adhere.core.schedule import Discrete, Schedule, log_snr
 from adhere.core.solvers import METHODS, Method
 from adhere.core.solvers.ddnm import DDNM
 from adhere.core.solvers.descent import Descent
@@ -100,6 +100,7 @@ def style(x: Tensor) -> Asked:
     return Asked(Loss(GramDistance(EfficientNetLite0(stages=3).features, x)), x, None)
 
 
+SCHEDULE = Discrete.from_betas()
 TASKS = {
     "half": under(half),
     "box": under(box),
@@ -112,10 +113,11 @@ TASKS = {
 }
 
 
-def method_at(name: str, nfe: int) -> tuple[Method, int]:
+def method_at(name: str, nfe: int, schedule: Schedule = SCHEDULE) -> tuple[Method, int]:
     """A method of METHODS at about `nfe` evaluations, and the work of that, a backward pass counted as 2 evaluations.
 
     Methods that move x_t spend 220 on the paper's 20 noise levels, 40 on 8; time travel shares them out likewise.
+    schedule: the model's; by its log-SNRs moment_matching shares its directions out.
     """
     method = METHODS[name]
     solver, backward = method.solver, 0.0  # backward passes for each evaluation
@@ -132,7 +134,7 @@ def method_at(name: str, nfe: int) -> tuple[Method, int]:
         level = first * solver.repeats
         backward = 0.5 if isinstance(solver, FreeDoM) else 0.0
     elif isinstance(solver, MomentMatching):
-        return _matching_at(method, solver, nfe)
+        return _matching_at(method, solver, nfe, schedule)
     elif isinstance(solver, MMPS):
         backward = solver.m
     elif isinstance(solver, DING):
@@ -142,14 +144,13 @@ def method_at(name: str, nfe: int) -> tuple[Method, int]:
     return replace(method, solver=solver, steps=steps), calls + round(2 * backward * calls)
 
 
-def _matching_at(method: Method, solver: MomentMatching, nfe: int) -> tuple[Method, int]:
-    """The number of levels whose directions come nearest to the budget."""
-    schedule = Discrete.from_betas()
+def _matching_at(method: Method, solver: MomentMatching, nfe: int, schedule: Schedule) -> tuple[Method, int]:
+    """As many levels as the budget has directions for, at least one."""
 
     def cost(steps: int) -> int:
         return sum(1 + solver.directions(log_snr(schedule, t)) for t in method.levels(schedule, steps))
 
-    steps = min(range(1, nfe + 1), key=lambda steps: abs(cost(steps) - nfe))
+    steps = max((steps for steps in range(1, nfe + 1) if cost(steps) <= nfe), default=1)
     return replace(method, steps=steps), cost(steps)
 
 

@@ -61,7 +61,7 @@ def measure(
     items, pictures = held_out.load(batch)
     asked = TASKS[task](to_tensor(pictures))
     constraint = Unconstrained() if name == "plain" else asked.constraint
-    method, work = method_at(name, nfe)
+    method, work = method_at(name, nfe, pipe.schedule())
     generators = [torch.Generator().manual_seed(i) for i in range(batch)]
     before = resident_mb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far, that of loading

@@ -22,15 +22,14 @@ FOR_PICTURES = [name for name in METHODS if name not in ("psld", "newton_exact")
 
 def evaluations(method: Method, steps: int, entries: int = 0) -> int:
     """NFE of a run in so many steps, of states of so many entries; KeyError for a solver not known here."""
-    times = method.levels(SCHEDULE, steps)
-    levels = len(times)
+    levels = steps
     match solver := method.solver:
         case InexactNewton(K=K):
             return levels * (1 + 2 * K)
         case Descent(K=K):
             return levels * (1 + K)
         case MomentMatching():
-            return sum(1 + solver.directions(log_snr(SCHEDULE, t)) for t in times)
+            return sum(1 + solver.directions(log_snr(SCHEDULE, t)) for t in method.levels(SCHEDULE, steps))
         case NewtonExact(K=K):
             return levels * (1 + K * (1 + entries))
         case RePaint():
