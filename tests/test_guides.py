@@ -71,7 +71,7 @@ def test_stable_diffusion_runs_it(sd, task, backward):
     assert [image.size for image in out.images] == [(64, 64)] * 2
     assert len(out.error) == 2
     assert all(math.isfinite(error) for error in out.error)
-    assert out.solver == ("moment_matching_calm" if task == "layout" else "inexact_newton")
+    assert out.solver == "moment_matching_calm"
 
 
 def test_stable_diffusion_runs_style_by_efficientnet(sd):

@@ -185,7 +185,7 @@ def test_guidance_without_a_prompt(folder, verb, text_model):
 
 
 def test_a_solver_that_cannot_run_the_task(folder, verb):
-    assert "ddnm needs a Linear constraint" in refusal(verb("generate", solver="ddnm"), folder)
+    assert "ddnm needs a constraint that can be linearised" in refusal(verb("generate", solver="ddnm"), folder)
 
 
 @pytest.mark.parametrize("seed", ["-1", str(2**63), "seven", ""])

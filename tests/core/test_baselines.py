@@ -339,5 +339,5 @@ def test_serves_says_what_is_refused(name, constraint):
     if serves(method.solver, constraint):
         assert run().isfinite().all()
     else:
-        with pytest.raises(TypeError, match=rf"^{name.removesuffix('_calm')} needs a Linear constraint"):
+        with pytest.raises(TypeError, match=rf"^{name.removesuffix('_calm')} needs a .*constraint"):
             run()

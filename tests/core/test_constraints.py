@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adhere.core.constraints import Linear, Loss, Sum, Unconstrained, conjugate_residuals
+from adhere.core.constraints import Linear, Loss, Sum, Unconstrained, conjugate_residuals, is_linearisable
 from adhere.core.operators import Blur, Compose, Downsample, Gray, Identity, Mask
 from tests.core.exact import Matrix, close, matrix_of, normal, random_covariance, seeded
 
@@ -162,6 +162,38 @@ def test_loss_direction_is_autograds_under_any_mode(mode):
 def test_loss_is_per_sample():
     x0 = normal(seeded(0), 3, *SHAPE)
     close(Loss(log_cosh).direction(x0)[1:2], Loss(log_cosh).direction(x0[1:2]))
+    close(Loss(log_cosh).linearise(x0).residual(x0)[1:2], Loss(log_cosh).linearise(x0[1:2]).residual(x0[1:2]))
+
+
+@FEW
+@given(SEEDS, st.floats(0.1, 100))
+def test_a_loss_is_one_measurement_whatever_its_units(seed, unit):
+    """The distance to fn = 0 along the slope: the true one for an affine fn, and first order for another."""
+    g = seeded(seed)
+    w, x0, v = normal(g, *SHAPE), normal(g, 2, *SHAPE), normal(g, 2, *SHAPE)
+    plane = Loss(lambda x: unit * (x * w).flatten(1).sum(1).abs()).linearise(x0)
+    nearest = plane.project(x0)
+    close((nearest * w).flatten(1).sum(1), torch.zeros(2).double(), 1e-9)
+    close((nearest - x0).flatten(1).norm(dim=1), plane.error(x0), 1e-9)
+    curved = Loss(lambda x: unit * log_cosh(x))
+    slope = curved.direction(x0).flatten(1).norm(dim=1)
+    misses = []
+    for size in (2e-3, 1e-3):
+        near = x0 + size * v
+        predicted = curved.linearise(x0).residual(near).flatten() * slope
+        misses.append(float((predicted - curved.error(near)).norm()))
+    assert misses[0] / misses[1] == pytest.approx(4, rel=0.1)
+
+
+def test_where_a_loss_is_flat_nothing_is_asked():
+    x0 = torch.full((1, *SHAPE), 0.3, dtype=torch.float64)
+    flat = Loss(lambda x: log_cosh(x) + 1).linearise(x0)
+    assert not flat.residual(x0).any() and not flat.direction(x0).any()
+
+
+def test_a_negative_loss_has_no_root_to_go_to():
+    with pytest.raises(ValueError, match=r"returned \[-1.0\].*add a constant"):
+        Loss(lambda x0: x0.flatten(1).sum(1) - 1).linearise(torch.zeros(1, *SHAPE))
 
 
 def test_sum_adds_with_weights():
@@ -171,6 +203,31 @@ def test_sum_adds_with_weights():
     both = Sum((first, second), (2.0, 0.5))
     close(both.direction(x0), 2 * first.direction(x0) + 0.5 * second.direction(x0))
     close(both.error(x0), 2 * first.error(x0) + 0.5 * second.error(x0))
+
+
+@FEW
+@given(SEEDS)
+def test_a_sum_of_measurements_is_measured_as_precisely_as_each(seed):
+    """The posterior mean for x0 ~ N(x0, I): precisions add, each times its weight."""
+    g = seeded(seed)
+    x0 = normal(g, 2, *SHAPE)
+    mask, _ = measured(OPERATORS["mask"], g, 0.5)
+    area, _ = measured(OPERATORS["area"], g, 0.2)
+    precision, information = torch.eye(x0[0].numel()).double(), torch.zeros(2, x0[0].numel()).double()
+    for one, weight in ((mask, 1.0), (area, 0.5)):
+        A = matrix_of(one.operator, SHAPE)
+        precision = precision + weight / one.noise**2 * A.T @ A
+        information = information + weight / one.noise**2 * one.residual(x0).flatten(1) @ A
+    expected = x0 + torch.linalg.solve(precision, information.T).T.view_as(x0)
+    both = Sum((mask, area), (1.0, 0.5)).linearise(x0)
+    close(both.project(x0, iterations=200), expected, 1e-4)  # it stops at 1e-5 of a residual of about 40
+
+
+def test_what_can_be_linearised():
+    linear, _ = measured(OPERATORS["area"], seeded(0))
+    loss = Loss(log_cosh)
+    assert is_linearisable(linear) and is_linearisable(loss) and is_linearisable(Sum((linear, loss), (1.0, 1.0)))
+    assert not is_linearisable(Unconstrained()) and not is_linearisable(Sum((loss, Unconstrained()), (1.0, 1.0)))
 
 
 def test_unconstrained_asks_for_nothing():
@@ -193,6 +250,8 @@ def test_refusals():
     for constraints, weights in [((), ()), ((Unconstrained(),), ()), ((Unconstrained(),), (1.0, 2.0))]:
         with pytest.raises(ValueError, match="one weight each"):
             Sum(constraints, weights)
+    with pytest.raises(ValueError, match=r"weights = \(-1.0,\).*at least 0"):
+        Sum((Unconstrained(),), (-1.0,))
 
 
 @pytest.mark.parametrize(

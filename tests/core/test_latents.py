@@ -9,7 +9,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adhere.core.constraints import Constraint, Linear, Linearisable, Loss, is_linearisable
+from adhere.core.constraints import Constraint, Linear, Linearisable, Loss, Unconstrained, is_linearisable
 from adhere.core.latents import Codec, Recoded, Through
 from adhere.core.operators import Downsample, Mask
 from adhere.core.schedule import Trigonometric
@@ -184,15 +184,16 @@ def test_losses_go_through_a_decoder_by_the_chain_rule():
 def test_what_can_be_linearised():
     g = seeded(0)
     codec, z = SmoothCodec(g), normal(g, 1, *LATENT)
-    linear, loss = Through(measurement(g), codec), Through(Loss(lambda x: x.flatten(1).sum(1)), codec)
+    linear, other = Through(measurement(g), codec), Through(Unconstrained(), codec)
     assert isinstance(codec, Codec) and isinstance(linear, Constraint) and isinstance(linear, Linearisable)
     assert is_linearisable(linear) and is_linearisable(Through(linear, orthonormal(g)))
-    assert not is_linearisable(loss)
-    with pytest.raises(TypeError, match="needs a Linear constraint, not Loss"):
-        loss.linearise(z)
+    assert is_linearisable(Through(Loss(lambda x: x.flatten(1).sum(1)), codec))
+    assert not is_linearisable(other)
+    with pytest.raises(TypeError, match="needs a constraint that can be linearised, not Unconstrained"):
+        other.linearise(z)
     for solver in (MomentMatching(), DDNM()):
-        with pytest.raises(TypeError, match="needs a Linear constraint, not Through: try inexact_newton"):
-            solver(random_gaussian(g, LATENT).denoiser(SCHEDULE), loss, z, 0.5, None)
+        with pytest.raises(TypeError, match=r"needs a constraint.*, not Through: try inexact_newton"):
+            solver(random_gaussian(g, LATENT).denoiser(SCHEDULE), other, z, 0.5, None)
 
 
 # What is differentiated ----------------------------------------------------------------------------------------------

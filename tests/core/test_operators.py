@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import avg_pool2d, interpolate
 
-from adhere.core.operators import Blur, Compose, Downsample, Gray, Identity, Mask
+from adhere.core.operators import Blur, Compose, Downsample, Functional, Gray, Identity, Mask, Stacked
 from tests.core.exact import close, normal, seeded
 
 FEW = settings(max_examples=25, deadline=None)
 KINDS = ["area", "bicubic"]
+COMPOSED = ["gray of mask", "area of blur"]
 
 
 def random_mask(g, height, width):
@@ -23,10 +24,12 @@ def random_mask(g, height, width):
 def cases(draw):
     """(operator, x of two samples, generator): any kind, factor and size, edges and all."""
     g = seeded(draw(st.integers(0, 2**32 - 1)))
-    kind = draw(st.sampled_from(["identity", "mask", *KINDS, "blur", "gray", "gray of mask", "area of blur"]))
+    kind = draw(st.sampled_from(["identity", "mask", *KINDS, "blur", "gray", *COMPOSED, "functional", "stacked"]))
     factor = draw(st.integers(1, 5))
     height, width = (factor * draw(st.integers(1, 6)) for _ in range(2))
     mask, blur = random_mask(g, height, width), Blur(draw(st.floats(0.3, 3)))
+    functional, area = Functional(normal(g, 1, 3, height, width)), Downsample(factor)
+    shapes = ((3, height // factor, width // factor), (1, 1, 1))
     operator = {
         "identity": Identity(),
         "mask": mask,
@@ -35,7 +38,9 @@ def cases(draw):
         "blur": blur,
         "gray": Gray(),
         "gray of mask": Compose(Gray(), mask),
-        "area of blur": Compose(Downsample(factor), blur),
+        "area of blur": Compose(area, blur),
+        "functional": functional,
+        "stacked": Stacked((area, functional), (0.5, 2.0), shapes),
     }[kind]
     return operator, normal(g, 2, 3, height, width), g
 

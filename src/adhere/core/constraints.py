@@ -1,12 +1,14 @@
 """Constraints: what is asked of the clean image, as a direction e = -grad C(x0) and an error.
 
 `Linear` is y = A x0 + noise; `Loss` is any differentiable function of x0 (its gradient goes through the function only,
-never through the network); `Sum` asks for several at once; `adhere.core.latents.Through` asks it of a decoded image. A
-newcomer adds a dataclass with the two methods of `Constraint`, and those of `Linearisable` if it is nearly linear.
+never through the network), to first order one measurement; `Sum` asks for several at once;
+`adhere.core.latents.Through` asks it of a decoded image. A newcomer adds a dataclass with the two methods of
+`Constraint`, and those of `Linearisable` if it is nearly linear.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from operator import add
 from typing import Protocol, TypeGuard, runtime_checkable
@@ -16,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adhere.core.denoise import per_sample
-from adhere.core.operators import Mask, Operator, measured
+from adhere.core.operators import Functional, Mask, Operator, Stacked, measured
 
 
 @runtime_checkable
@@ -33,7 +35,7 @@ class Constraint(Protocol):
 
 
 @runtime_checkable
-class Linearisable(Protocol):
+class Linearisable(Constraint, Protocol):
     """A constraint that may have a `Linear` stand-in near any x0: moment matching and projection work on that."""
 
     @property
@@ -63,7 +65,9 @@ def is_linearisable(constraint: Constraint) -> TypeGuard[Linearisable]:
 def linearise(constraint: Constraint, x0: Tensor, solver: str) -> "Linear":
     """The linear stand-in of a constraint at x0. Raises TypeError, in the name of the solver that needs it."""
     if not is_linearisable(constraint):
-        raise TypeError(f"{solver} needs a Linear constraint, not {type(constraint).__name__}: try inexact_newton")
+        raise TypeError(
+            f"{solver} needs a constraint that can be linearised, not {type(constraint).__name__}: try inexact_newton"
+        )
     return constraint.linearise(x0)
 
 
@@ -72,12 +76,14 @@ class Linear:
     """y = A x0 + noise * n, with n white: C = |y - A x0|^2 / 2 and e = A^T (y - A x0).
 
     y: (B or 1, ...) in A's measurement space, zero where A sees nothing, images in [-1, 1]. noise: its standard
-    deviation in the same units; 0 asks for the measurement exactly. Raises ValueError when noise < 0.
+    deviation in the same units; 0 asks for the measurement exactly. radius: how far solvers may move x0 on its word,
+    as an RMS over the image; finite where it stands in for something curved. Raises ValueError when noise < 0.
     """
 
     operator: Operator
     y: Tensor
     noise: float = 0.0
+    radius: float = field(default=math.inf, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.noise < 0:
@@ -120,6 +126,16 @@ class Linear:
         return x0 + self.operator.adjoint(u)
 
 
+@dataclass(frozen=True)
+class Tangent(Linear):
+    """y = A (x - origin) + noise: what a curved constraint is near x = origin; y is the residual there."""
+
+    origin: Tensor = field(kw_only=True)
+
+    def residual(self, x0: Tensor) -> Tensor:
+        return self.y if x0 is self.origin else self.y - self.operator(x0 - self.origin)
+
+
 def masked(constraint: Constraint, solver: str) -> tuple[Tensor, Linear]:
     """The mask and the constraint, if that is `Linear` under a `Mask`. Raises TypeError, in the name of the solver."""
     if isinstance(constraint, Linear) and isinstance(constraint.operator, Mask):
@@ -132,20 +148,43 @@ def masked(constraint: Constraint, solver: str) -> tuple[Tensor, Linear]:
 class Loss:
     """Any differentiable loss of the clean image: `fn` maps x0 (B, ...) to (B,).
 
-    e = -grad fn, by autograd through fn. Raises ValueError when fn returns anything but B finite values,
-    or values that do not depend on x0 differentiably.
+    e = -grad fn, by autograd through fn. radius: how far x0 may be moved at a noise level on the word of fn's slope, an
+    RMS over the image. Raises ValueError when fn returns anything but B finite values, or values that do not depend on
+    x0 differentiably.
     """
 
     fn: Callable[[Tensor], Float[Tensor, " b"]]
+    radius: float = 0.3
 
     def direction(self, x0: Tensor) -> Tensor:
+        return self._values_and_direction(x0)[1]
+
+    @property
+    def linearisable(self) -> bool:
+        return True
+
+    def linearise(self, x0: Tensor) -> Tangent:
+        """fn = 0 to first order: <e, x - x0> / |e| = fn(x0) / |e|, one measurement of each sample.
+
+        That is Newton's method for a root (Polyak's step length), so fn should be at least 0 and small where it is
+        satisfied. Divided by |e|, the measurement is a distance of images, whatever the units of fn. Raises ValueError
+        when fn is negative.
+        """
+        values, e = self._values_and_direction(x0)
+        if (values < 0).any():
+            raise ValueError(f"the loss returned {values.tolist()}: add a constant that makes it at least 0")
+        length = dot(e, e).sqrt()
+        row = ratio(e, length)
+        return Tangent(Functional(row), ratio(per_sample(values, x0), length), origin=x0, radius=self.radius)
+
+    def _values_and_direction(self, x0: Tensor) -> tuple[Float[Tensor, " b"], Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x0.detach().clone().requires_grad_()
             values = self._of(leaf)
             if not values.requires_grad:
                 raise ValueError("the loss does not depend on x0 in a way that autograd can follow")
             (gradient,) = torch.autograd.grad(values.sum(), leaf)
-        return -gradient
+        return values.detach(), -gradient
 
     def error(self, x0: Tensor) -> Float[Tensor, " b"]:
         with torch.no_grad():
@@ -166,22 +205,43 @@ class Loss:
 
 @dataclass(frozen=True)
 class Sum:
-    """Several constraints at once: directions and errors add, each times its weight."""
+    """Several constraints at once: directions and errors add, each times its weight.
+
+    Linearised, their measurements are stacked, each as precise as its noise and its weight say. noise_floor: the least
+    noise of a part that is assumed then, so that an exact one does not leave the others without a say.
+    """
 
     constraints: tuple[Constraint, ...]
     weights: tuple[float, ...]
+    noise_floor: float = 0.01
 
     def __post_init__(self) -> None:
         if len(self.constraints) != len(self.weights) or not self.constraints:
             raise ValueError(
                 f"{len(self.constraints)} constraints and {len(self.weights)} weights: give one weight each"
             )
+        if min(self.weights) < 0:
+            raise ValueError(f"weights = {self.weights}: each is at least 0")
 
     def direction(self, x0: Tensor) -> Tensor:
         return sum_of([w * c.direction(x0) for c, w in zip(self.constraints, self.weights, strict=True)])
 
     def error(self, x0: Tensor) -> Float[Tensor, " b"]:
         return sum_of([w * c.error(x0) for c, w in zip(self.constraints, self.weights, strict=True)])
+
+    @property
+    def linearisable(self) -> bool:
+        return all(is_linearisable(one) for one in self.constraints)
+
+    def linearise(self, x0: Tensor) -> Tangent:
+        parts = [linearise(one, x0, "a sum of constraints") for one in self.constraints]
+        residuals = [part.residual(x0) for part in parts]
+        noises = [max(part.noise, self.noise_floor) for part in parts]
+        scales = [max(noises) / n * math.sqrt(w) for n, w in zip(noises, self.weights, strict=True)]
+        shapes = tuple(tuple(r.shape[1:]) for r in residuals)
+        operator = Stacked(tuple(part.operator for part in parts), tuple(scales), shapes)
+        radius = min(part.radius for part in parts)
+        return Tangent(operator, operator.stack(residuals), max(noises), origin=x0, radius=radius)
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ A linear constraint y = A x + noise becomes A decode(z), which near z is linear 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adhere.core.constraints import Constraint, Linear, is_linearisable, linearise
+from adhere.core.constraints import Constraint, Linear, Tangent, is_linearisable, linearise
 from adhere.core.denoise import difference_step, forward_difference, pullback
 from adhere.core.operators import Operator
 
@@ -81,7 +81,7 @@ class Through:
     inner: Constraint
     codec: Codec
     backward: bool = False
-    noise_floor: float = 0.02
+    noise_floor: float = 0.01
 
     def direction(self, z: Tensor) -> Tensor:
         x, transpose = transposed_decoder(self.codec, z, self.backward)
@@ -99,17 +99,8 @@ class Through:
         x, transpose = transposed_decoder(self.codec, z, self.backward)
         linear = linearise(self.inner, x, "a constraint linearised through a decoder")
         operator = DecodedOperator(linear.operator, self.codec, z, x, transpose)
-        return Tangent(operator, linear.residual(x), max(linear.noise, self.noise_floor), origin=z)
-
-
-@dataclass(frozen=True)
-class Tangent(Linear):
-    """y = A (z - origin) + noise: what a measurement through a decoder is near z = origin; y is the residual there."""
-
-    origin: Tensor = field(kw_only=True)
-
-    def residual(self, x0: Tensor) -> Tensor:
-        return self.y if x0 is self.origin else self.y - self.operator(x0 - self.origin)
+        noise = max(linear.noise, self.noise_floor)
+        return Tangent(operator, linear.residual(x), noise, origin=z, radius=linear.radius)
 
 
 @dataclass(frozen=True)

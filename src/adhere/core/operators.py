@@ -5,7 +5,10 @@ An operator maps (B, C, H, W) to its measurement space sample by sample; `adjoin
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -52,6 +55,19 @@ class Mask:
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self.known * y
+
+
+@dataclass(frozen=True)
+class Functional:
+    """A x = <row, x>: one number of each sample, (B, 1, ..., 1). row: (B or 1, ...), shaped like x."""
+
+    row: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (self.row * x).sum(tuple(range(1, x.ndim)), keepdim=True)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.row * y
 
 
 @dataclass(frozen=True)
@@ -132,6 +148,27 @@ class Compose:
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self.inner.adjoint(self.outer.adjoint(y))
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Several measurements as one: A x = (w_1 A_1 x, w_2 A_2 x, ...), (B, n). shapes: of each A_i x, without B."""
+
+    operators: tuple[Operator, ...]
+    weights: tuple[float, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.stack([operator(x) for operator in self.operators])
+
+    def stack(self, parts: Sequence[Tensor]) -> Tensor:
+        """Measurements of each as one of all."""
+        return torch.cat([w * part.flatten(1) for w, part in zip(self.weights, parts, strict=True)], 1)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        parts = y.split([math.prod(shape) for shape in self.shapes], 1)
+        terms = zip(self.operators, self.weights, self.shapes, parts, strict=True)
+        return reduce(add, [w * operator.adjoint(part.reshape(-1, *shape)) for operator, w, shape, part in terms])
 
 
 def measured(operator: Operator, y: Tensor) -> Bool[Tensor, "..."]:

@@ -23,7 +23,7 @@ class MMPS:
     """`m` GMRES iterations per noise level; `noise_floor`, and what it raises, as in `MomentMatching`."""
 
     m: int = 3
-    noise_floor: float = 0.02
+    noise_floor: float = 0.01
 
     def __call__(
         self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Memory

@@ -43,7 +43,7 @@ class MomentMatching:
 
     m: int = 3
     fall: tuple[float, float] | None = None
-    noise_floor: float = 0.02
+    noise_floor: float = 0.01
 
     def __post_init__(self) -> None:
         if self.m < 1:
@@ -68,9 +68,10 @@ class MomentMatching:
         x0 = denoiser(x_t, t)
         linear = linearise(constraint, x0, "moment_matching")
         product = partial(jacobian_product, denoiser, x_t, t, x0)  # J v, one evaluation
-        m = self.directions(math.log(alpha_t / sigma_t))
+        m = min(self.directions(math.log(alpha_t / sigma_t)), linear.y[0].numel())  # a loss measures one number
         mean = conditional_mean(linear, x0, alpha_t, sigma_t, product, m, self.noise_floor)
-        return x_t, linear.project(mean) if linear.noise == 0 else mean, None
+        exact = linear is constraint and linear.noise == 0
+        return x_t, linear.project(mean) if exact else mean, None
 
 
 def conditional_mean(
@@ -85,7 +86,16 @@ def conditional_mean(
     """(1) by m GMRES iterations; product: v -> J v, image space to image space, for which `mmps` has J^T v."""
     variance = max(linear.noise, noise_floor) ** 2 * alpha_t / sigma_t**2  # of (1), all divided by V_t / J
     along = lambda q: product(linear.operator.adjoint(q))  # noqa: E731
-    return x0 + gmres_correction(along, linear.operator, variance, linear.residual(x0), m)
+    step = gmres_correction(along, linear.operator, variance, linear.residual(x0), m)
+    return x0 + within(linear.radius, step)
+
+
+def within(radius: float, step: Tensor) -> Tensor:
+    """The step, shortened where its RMS over a sample is above the radius."""
+    if math.isinf(radius):
+        return step
+    rms = dot(step, step).div(step[0].numel()).sqrt()
+    return step * (radius / rms.clamp_min(radius))
 
 
 def gmres_correction(
