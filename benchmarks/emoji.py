@@ -100,13 +100,13 @@ class Benchmark:
     def measure(self, task: str, name: str, nfe: int, prompted: bool, batch: int) -> None:
         """Run what is missing of one method on one task."""
         title, method_title = task + (", prompt" if prompted else ""), f"{name} @ {nfe}"
-        method, work = method_at(name, nfe, self.pipe.schedule())
         missing = self.results.missing(title, method_title)
         for index in (missing[i : i + batch] for i in range(0, len(missing), batch)):
             x = self.x[index]
             asked = TASKS[task](x)
             if not can_run(name, asked.constraint):
                 return
+            method, work = method_at(name, nfe, self.pipe.schedule(), asked.constraint)
             captions = [self.items[i].caption for i in index]
             conditioning = Conditioning(len(index))
             if prompted:

@@ -13,10 +13,10 @@ from transformers.utils import logging as transformers_logging
 
 from adhere import ConstrainedPipeline
 from adhere.conditioning import Conditioning
-from adhere.core.constraints import Constraint, Linear, Loss
+from adhere.core.constraints import Constraint, Linear, Loss, is_masked
 from adhere.core.denoise import Counted
 from adhere.core.operators import Downsample, Mask
-from adhere.core.sample import end_of
+from adhere.core.sample import end_of, serves
 from adhere.core.schedule import Discrete, Schedule, log_snr
 from adhere.core.solvers import METHODS, Method
 from adhere.core.solvers.ddnm import DDNM
@@ -113,11 +113,14 @@ TASKS = {
 }
 
 
-def method_at(name: str, nfe: int, schedule: Schedule = SCHEDULE) -> tuple[Method, int]:
+def method_at(
+    name: str, nfe: int, schedule: Schedule = SCHEDULE, constraint: Constraint | None = None
+) -> tuple[Method, int]:
     """A method of METHODS at about `nfe` evaluations, and the work of that, a backward pass counted as 2 evaluations.
 
     Methods that move x_t spend 220 on the paper's 20 noise levels, 40 on 8; time travel shares them out likewise.
-    schedule: the model's; by its log-SNRs moment_matching shares its directions out.
+    schedule: the model's; by its log-SNRs moment_matching shares its directions out. constraint: what is asked, where
+    that matters: a loss has one direction.
     """
     method = METHODS[name]
     solver, backward = method.solver, 0.0  # backward passes for each evaluation
@@ -134,7 +137,8 @@ def method_at(name: str, nfe: int, schedule: Schedule = SCHEDULE) -> tuple[Metho
         level = first * solver.repeats
         backward = 0.5 if isinstance(solver, FreeDoM) else 0.0
     elif isinstance(solver, MomentMatching):
-        return _matching_at(method, solver, nfe, schedule)
+        most = 1 if isinstance(constraint, Loss) else solver.m
+        return _matching_at(method, solver, nfe, schedule, most)
     elif isinstance(solver, MMPS):
         backward = solver.m
     elif isinstance(solver, DING):
@@ -144,11 +148,11 @@ def method_at(name: str, nfe: int, schedule: Schedule = SCHEDULE) -> tuple[Metho
     return replace(method, solver=solver, steps=steps), calls + round(2 * backward * calls)
 
 
-def _matching_at(method: Method, solver: MomentMatching, nfe: int, schedule: Schedule) -> tuple[Method, int]:
+def _matching_at(method: Method, solver: MomentMatching, nfe: int, schedule: Schedule, most: int) -> tuple[Method, int]:
     """As many levels as the budget has directions for, at least one."""
 
     def cost(steps: int) -> int:
-        return sum(1 + solver.directions(log_snr(schedule, t)) for t in method.levels(schedule, steps))
+        return sum(1 + min(most, solver.directions(log_snr(schedule, t))) for t in method.levels(schedule, steps))
 
     steps = max((steps for steps in range(1, nfe + 1) if cost(steps) <= nfe), default=1)
     return replace(method, steps=steps), cost(steps)
@@ -157,19 +161,15 @@ def _matching_at(method: Method, solver: MomentMatching, nfe: int, schedule: Sch
 def can_run(name: str, constraint: Constraint) -> bool:
     """Whether a method is for such a constraint on pictures, at a cost that can be compared.
 
-    Projection is for masks: through a decoder it would decode 30 times a level. psld is for what goes through one,
-    and known cells do not. newton_exact takes an evaluation for every entry of the latents.
+    Projection is for masks: through a decoder it would decode 30 times a level. psld is for measurements that go
+    through one, and known cells do not. newton_exact takes an evaluation for every entry of the latents.
     """
     solver = METHODS[name].solver
-    linear = isinstance(constraint, Linear)
-    mask = linear and isinstance(constraint.operator, Mask)
-    if isinstance(solver, DDNM | RePaint | DING):
-        return mask
-    if isinstance(solver, PSLD):
-        return linear and not mask
     if isinstance(solver, NewtonExact):
         return False
-    return linear or isinstance(solver, Descent | FreeDoM)
+    if isinstance(solver, PSLD):
+        return isinstance(constraint, Linear) and not is_masked(constraint)
+    return is_masked(constraint) if isinstance(solver, DDNM) else serves(solver, constraint)
 
 
 def quiet_pipeline(model: str) -> ConstrainedPipeline:

@@ -32,9 +32,9 @@ from adhere.core.constraints import Linear
 from adhere.core.denoise import Counted
 from adhere.core.operators import Blur, Downsample, Gray, Mask, Operator, measured
 from adhere.core.priors import FactorMixture, GaussianMixture
-from adhere.core.sample import end_of
+from adhere.core.sample import end_of, serves
 from adhere.core.schedule import Discrete
-from adhere.core.solvers import METHODS, Method, serves
+from adhere.core.solvers import METHODS, Method
 from benchmarks.rows import Row, load, meta, save, table
 
 PRIOR = Path(__file__).parent / "data" / "emoji_prior.safetensors"

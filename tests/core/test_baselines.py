@@ -13,9 +13,9 @@ from adhere.core.denoise import Counted, pullback
 from adhere.core.latents import Through
 from adhere.core.operators import Downsample, Mask
 from adhere.core.priors import Gaussian
-from adhere.core.sample import DDIM, initial_noise, sample
+from adhere.core.sample import DDIM, initial_noise, sample, serves
 from adhere.core.schedule import RectifiedFlow, Trigonometric
-from adhere.core.solvers import METHODS, serves
+from adhere.core.solvers import METHODS
 from adhere.core.solvers.ding import DING, Decoupled
 from adhere.core.solvers.dps import DPS
 from adhere.core.solvers.freedom import FreeDoM

@@ -136,6 +136,11 @@ class Tangent(Linear):
         return self.y if x0 is self.origin else self.y - self.operator(x0 - self.origin)
 
 
+def is_masked(constraint: Constraint) -> bool:
+    """Whether it is `Linear` under a `Mask`."""
+    return isinstance(constraint, Linear) and isinstance(constraint.operator, Mask)
+
+
 def masked(constraint: Constraint, solver: str) -> tuple[Tensor, Linear]:
     """The mask and the constraint, if that is `Linear` under a `Mask`. Raises TypeError, in the name of the solver."""
     if isinstance(constraint, Linear) and isinstance(constraint.operator, Mask):

@@ -40,6 +40,20 @@ class Solver(Protocol):
 
 
 @runtime_checkable
+class Selective(Protocol):
+    """A solver that is not for every constraint: it raises TypeError for those it does not serve."""
+
+    def serves(self, constraint: Constraint) -> bool:
+        """Whether it can be asked for such a constraint."""
+        ...
+
+
+def serves(solver: Solver, constraint: Constraint) -> bool:
+    """Whether a solver, `Selective` or not, can be asked for such a constraint."""
+    return not isinstance(solver, Selective) or solver.serves(constraint)
+
+
+@runtime_checkable
 class Transition(Protocol):
     """The step from one noise level to the next."""
 

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from adhere.core.constraints import Constraint, Linear, Unconstrained, is_linearisable
+from adhere.core.constraints import Constraint, Unconstrained
 from adhere.core.denoise import Denoiser
-from adhere.core.latents import Through
-from adhere.core.operators import Mask
 from adhere.core.sample import (
     DDIM,
     DPMSolver2M,
@@ -24,6 +22,7 @@ from adhere.core.sample import (
     State,
     Transition,
     initial_noise,
+    serves,
     trajectory,
 )
 from adhere.core.schedule import Schedule, log_snr_timesteps
@@ -130,18 +129,7 @@ def default_method(constraint: Constraint) -> str:
     """The name of the method that suits a constraint when nothing else is said."""
     if isinstance(constraint, Unconstrained):
         return "plain"
-    return DEFAULT_METHOD if is_linearisable(constraint) else "inexact_newton"
-
-
-def serves(solver: Solver, constraint: Constraint) -> bool:
-    """Whether the solver can be asked for such a constraint; it raises TypeError for any other."""
-    if isinstance(solver, PSLD):
-        return isinstance(constraint, Through) and isinstance(constraint.inner, Linear)
-    if isinstance(solver, RePaint | DING):
-        return isinstance(constraint, Linear) and isinstance(constraint.operator, Mask)
-    if isinstance(solver, DDNM | MomentMatching | MMPS):
-        return is_linearisable(constraint)
-    return True
+    return DEFAULT_METHOD if serves(METHODS[DEFAULT_METHOD].solver, constraint) else "inexact_newton"
 
 
 def method_named(name: str) -> Method:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from adhere.core.constraints import Constraint, linearise
+from adhere.core.constraints import Constraint, is_linearisable, linearise
 from adhere.core.denoise import Denoiser
 from adhere.core.sample import Memory
 
@@ -22,6 +22,9 @@ from adhere.core.sample import Memory
 @dataclass(frozen=True)
 class DDNM:
     """Raises TypeError for a constraint that is not `Linearisable`."""
+
+    def serves(self, constraint: Constraint) -> bool:
+        return is_linearisable(constraint)
 
     def __call__(
         self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Memory

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from adhere.core.constraints import Constraint, masked
+from adhere.core.constraints import Constraint, is_masked, masked
 from adhere.core.denoise import Denoiser
 from adhere.core.sample import Generators, Memory, Stochastic, randn
 from adhere.core.schedule import Schedule
@@ -31,6 +31,9 @@ class DING(Stochastic):
     """
 
     noise_floor: float = 0.01
+
+    def serves(self, constraint: Constraint) -> bool:
+        return is_masked(constraint)
 
     def __call__(
         self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Memory

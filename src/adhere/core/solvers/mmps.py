@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from adhere.core.constraints import Constraint, linearise
+from adhere.core.constraints import Constraint, is_linearisable, linearise
 from adhere.core.denoise import Denoiser, pullback
 from adhere.core.sample import Memory
 from adhere.core.schedule import check_signal
@@ -24,6 +24,9 @@ class MMPS:
 
     m: int = 3
     noise_floor: float = 0.01
+
+    def serves(self, constraint: Constraint) -> bool:
+        return is_linearisable(constraint)
 
     def __call__(
         self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Memory

@@ -26,7 +26,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from adhere.core.constraints import Constraint, Linear, dot, linearise, sum_of
+from adhere.core.constraints import Constraint, Linear, dot, is_linearisable, linearise, sum_of
 from adhere.core.denoise import Denoiser, jacobian_product, per_sample
 from adhere.core.sample import Memory
 from adhere.core.schedule import check_signal
@@ -59,6 +59,9 @@ class MomentMatching:
             return self.m
         full, one = self.fall
         return round(1 + (self.m - 1) * min(1.0, max(0.0, (one - log_snr) / (one - full))))
+
+    def serves(self, constraint: Constraint) -> bool:
+        return is_linearisable(constraint)
 
     def __call__(
         self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Memory

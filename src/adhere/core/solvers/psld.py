@@ -27,6 +27,9 @@ class PSLD(DPS):
 
     gluing: float = field(default=0.1, kw_only=True)
 
+    def serves(self, constraint: Constraint) -> bool:
+        return isinstance(constraint, Through) and isinstance(constraint.inner, Linear)
+
     def __call__(
         self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Memory
     ) -> tuple[Tensor, Tensor, Memory]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from adhere.core.constraints import Constraint, masked
+from adhere.core.constraints import Constraint, is_masked, masked
 from adhere.core.denoise import Denoiser
 from adhere.core.sample import randn
 from adhere.core.solvers.time_travel import TimeTravel
@@ -22,6 +22,9 @@ class RePaint(TimeTravel):
     """`TimeTravel` whose move is replacement. Raises TypeError for a constraint that is not a mask's."""
 
     repeats: int = 10
+
+    def serves(self, constraint: Constraint) -> bool:
+        return is_masked(constraint)
 
     def move(self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float) -> tuple[Tensor, Tensor]:
         known, linear = masked(constraint, "repaint")
