@@ -106,7 +106,7 @@ class Benchmark:
             asked = TASKS[task](x)
             if not can_run(name, asked.constraint):
                 return
-            method, work = method_at(name, nfe, self.pipe.schedule(), asked.constraint)
+            method, work = method_at(name, nfe, self.pipe.schedule())
             captions = [self.items[i].caption for i in index]
             conditioning = Conditioning(len(index))
             if prompted:

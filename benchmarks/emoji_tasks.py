@@ -113,14 +113,11 @@ TASKS = {
 }
 
 
-def method_at(
-    name: str, nfe: int, schedule: Schedule = SCHEDULE, constraint: Constraint | None = None
-) -> tuple[Method, int]:
+def method_at(name: str, nfe: int, schedule: Schedule = SCHEDULE) -> tuple[Method, int]:
     """A method of METHODS at about `nfe` evaluations, and the work of that, a backward pass counted as 2 evaluations.
 
     Methods that move x_t spend 220 on the paper's 20 noise levels, 40 on 8; time travel shares them out likewise.
-    schedule: the model's; by its log-SNRs moment_matching shares its directions out. constraint: what is asked, where
-    that matters: a loss has one direction.
+    schedule: the model's; by its log-SNRs moment_matching shares its directions out.
     """
     method = METHODS[name]
     solver, backward = method.solver, 0.0  # backward passes for each evaluation
@@ -137,8 +134,7 @@ def method_at(
         level = first * solver.repeats
         backward = 0.5 if isinstance(solver, FreeDoM) else 0.0
     elif isinstance(solver, MomentMatching):
-        most = 1 if isinstance(constraint, Loss) else solver.m
-        return _matching_at(method, solver, nfe, schedule, most)
+        return _matching_at(method, solver, nfe, schedule)
     elif isinstance(solver, MMPS):
         backward = solver.m
     elif isinstance(solver, DING):
@@ -148,11 +144,11 @@ def method_at(
     return replace(method, solver=solver, steps=steps), calls + round(2 * backward * calls)
 
 
-def _matching_at(method: Method, solver: MomentMatching, nfe: int, schedule: Schedule, most: int) -> tuple[Method, int]:
+def _matching_at(method: Method, solver: MomentMatching, nfe: int, schedule: Schedule) -> tuple[Method, int]:
     """As many levels as the budget has directions for, at least one."""
 
     def cost(steps: int) -> int:
-        return sum(1 + min(most, solver.directions(log_snr(schedule, t))) for t in method.levels(schedule, steps))
+        return sum(1 + solver.directions(log_snr(schedule, t)) for t in method.levels(schedule, steps))
 
     steps = max((steps for steps in range(1, nfe + 1) if cost(steps) <= nfe), default=1)
     return replace(method, steps=steps), cost(steps)

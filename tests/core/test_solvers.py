@@ -238,7 +238,7 @@ def test_moment_matching_meets_a_measurement_without_noise_exactly():
 
 @pytest.mark.parametrize("m", [1, 3])
 def test_moment_matching_gives_a_loss_the_conditional_mean_of_its_tangent(m):
-    """In two evaluations, however many directions: x0 + V e (c / e^T V e), c being fn(x0), and within its radius."""
+    """x0 + V e (c / e^T V e), c being fn(x0): all that there is for an affine loss, and within its radius a step."""
     g = seeded(0)
     prior, t = random_gaussian(g, SHAPE), 0.5
     x_t, w = normal(g, 2, *SHAPE), normal(g, *SHAPE)
@@ -247,16 +247,32 @@ def test_moment_matching_gives_a_loss_the_conditional_mean_of_its_tangent(m):
         return ((x0 * w).flatten(1).sum(1) - 3).abs()
 
     counted = Counted(prior.denoiser(SCHEDULE))
-    _, x0, _ = MomentMatching(m, noise_floor=0.0)(counted, Loss(fn, radius=math.inf), x_t, t, None)
-    assert counted.nfe == 2
+    solver = MomentMatching(m, noise_floor=0.0)
+    _, x0, _ = solver(counted, Loss(fn, radius=math.inf), x_t, t, None)
+    assert counted.nfe == 1 + m
     plain = prior.denoiser(SCHEDULE)(x_t, t)
     along = w.flatten() @ exact_jacobian(prior, *SCHEDULE(t))
     miss = 3 - (plain * w).flatten(1).sum(1)
     close(x0.flatten(1), plain.flatten(1) + miss[:, None] * along / (along @ w.flatten()), 1e-6)
-    _, near, _ = MomentMatching(m, noise_floor=0.0)(counted, Loss(fn, radius=0.1), x_t, t, None)
+    _, near, _ = MomentMatching(1, noise_floor=0.0)(counted, Loss(fn, radius=0.1), x_t, t, None)
     far = (x0 - plain).flatten(1).norm(dim=1)
     close((near - plain).flatten(1).norm(dim=1), far.clamp(max=0.1 * math.sqrt(plain[0].numel())), 1e-6)
     assert (far > 0.3).any()
+
+
+def test_further_evaluations_are_newton_steps_on_a_curved_loss():
+    """fn(x) = (w . x)^2: each tangent halves w . x, a double root."""
+    g = seeded(0)
+    prior, x_t, w = random_gaussian(g, SHAPE), normal(g, 2, *SHAPE), normal(g, *SHAPE)
+
+    def root(x0):
+        return (x0 * w).flatten(1).sum(1)
+
+    loss = Loss(lambda x0: root(x0).square(), radius=math.inf)
+    plain = root(prior.denoiser(SCHEDULE)(x_t, 0.5))
+    for m in (1, 2, 5):
+        _, x0, _ = MomentMatching(m, noise_floor=0.0)(prior.denoiser(SCHEDULE), loss, x_t, 0.5, None)
+        close(root(x0), plain / 2**m, 1e-6)
 
 
 class OneByOne(Counted):

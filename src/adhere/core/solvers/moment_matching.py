@@ -14,6 +14,9 @@ Where the directions go matters more than how many levels there are (docs/lab/so
 from a multiple of I where the picture is decided, at high noise, and nearly one at the end. So m can `fall`, linearly
 in log-SNR, to one.
 
+A loss is a single measurement, <e, x0' - x0> / |e| = C(x0) / |e|, and has no second direction: further evaluations
+take its tangent anew at the mean, which is Newton's method for C = 0 along V_t e.
+
 A measurement without noise fixes what it sees: there the conditional mean is y itself, whatever V_t. So the result is
 projected onto y at the end, which costs no evaluation; the few Krylov directions tell the unseen part.
 """
@@ -71,8 +74,12 @@ class MomentMatching:
         x0 = denoiser(x_t, t)
         linear = linearise(constraint, x0, "moment_matching")
         product = partial(jacobian_product, denoiser, x_t, t, x0)  # J v, one evaluation
-        m = min(self.directions(math.log(alpha_t / sigma_t)), linear.y[0].numel())  # a loss measures one number
-        mean = conditional_mean(linear, x0, alpha_t, sigma_t, product, m, self.noise_floor)
+        m = self.directions(math.log(alpha_t / sigma_t))
+        one = linear.y[0].numel() == 1
+        mean = conditional_mean(linear, x0, alpha_t, sigma_t, product, 1 if one else m, self.noise_floor)
+        for _ in range(m - 1 if one else 0):
+            linear = linearise(constraint, mean, "moment_matching")
+            mean = conditional_mean(linear, mean, alpha_t, sigma_t, product, 1, self.noise_floor)
         exact = linear is constraint and linear.noise == 0
         return x_t, linear.project(mean) if exact else mean, None
 
