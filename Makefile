@@ -5,7 +5,7 @@ PYTEST_ARGS ?=
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench bench-quick truth photo emoji bench-peers clean
+.PHONY: help install demo test lint format bench bench-quick truth photo emoji jacobian bench-peers clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
@@ -38,10 +38,10 @@ format: install ## let ruff mend and format the code
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: truth photo emoji ## measure everything: hours; what a killed run has finished is not run again
+bench: truth photo emoji jacobian ## measure everything: hours; what a killed run has finished is not run again
 bench-quick: install ## a look at everything in ten minutes: few items, no page is changed
 	$(PY) -m benchmarks.truth --json out/quick/truth.json --images 2 --samples 16 --noises 0.05
-	$(PY) -m benchmarks.photo --json out/quick/photo.json --methods moment_matching_calm moment_matching ddnm
+	$(PY) -m benchmarks.photo --json out/quick/photo.json --methods moment_matching_calm --seeds 0
 	$(PY) -m benchmarks.emoji --json out/quick/emoji.json --items 10 --nfe 40 --tasks half x8
 
 truth: install ## measure methods against exact posteriors
@@ -68,6 +68,9 @@ emoji: install ## measure methods on held-out emoji, and their peak memory
 	$(PY) -m benchmarks.rows benchmarks/results/emoji.json --embed README.md --tasks half x8
 	$(PY) -m benchmarks.rows benchmarks/results/emoji.json --tasks half x8 \
 	  --metric feature_distance --plot docs/images/emoji-nfe.png
+
+jacobian: install ## symmetry, spectrum and calibration of the denoisers' Jacobians: half an hour
+	$(PY) -m benchmarks.jacobian --json benchmarks/results/jacobian.json --items 2 --figures docs/images
 
 bench-peers: .venv-peers/.installed ## run deepinv, azula and diffusers on our models and problems
 	.venv-peers/bin/python -m benchmarks.peers truth --json benchmarks/results/peers_truth.json
