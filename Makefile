@@ -39,7 +39,7 @@ format: install ## let ruff mend and format the code
 	$(PY) -m ruff format .
 
 bench: truth photo emoji jacobian ## measure everything: hours; what a killed run has finished is not run again
-bench-quick: install ## a look at everything in ten minutes: few items, no page is changed
+bench-quick: install ## a look at truth, photo and emoji in ten minutes: few items, no page is changed
 	$(PY) -m benchmarks.truth --json out/quick/truth.json --images 2 --samples 16 --noises 0.05
 	$(PY) -m benchmarks.photo --json out/quick/photo.json --methods moment_matching_calm --seeds 0
 	$(PY) -m benchmarks.emoji --json out/quick/emoji.json --items 10 --nfe 40 --tasks half x8
@@ -70,7 +70,7 @@ emoji: install ## measure methods on held-out emoji, and their peak memory
 	  --metric feature_distance --plot docs/images/emoji-nfe.png
 
 jacobian: install ## symmetry, spectrum and calibration of the denoisers' Jacobians: half an hour
-	$(PY) -m benchmarks.jacobian --json benchmarks/results/jacobian.json --items 2 --figures docs/images
+	$(PY) -m benchmarks.jacobian --json benchmarks/results/jacobian.json --figures docs/images
 
 bench-peers: .venv-peers/.installed ## run deepinv, azula and diffusers on our models and problems
 	.venv-peers/bin/python -m benchmarks.peers truth --json benchmarks/results/peers_truth.json

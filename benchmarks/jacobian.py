@@ -5,8 +5,8 @@
 For the exact denoiser J = (alpha_t / sigma_t^2) Cov[x0 | x_t] (Tweedie's second-order formula): symmetric, with no
 negative eigenvalue. Measured at x_t of pictures never trained on, over noise levels:
 
-- radius: the largest |eigenvalue| of J times alpha_t, by Arnoldi's method (ARPACK), matrix-free; at most about 1 for
-  an exact denoiser;
+- radius: the largest |eigenvalue| of J times alpha_t, by Arnoldi's method (ARPACK), matrix-free; below 1 for a
+  Gaussian prior, more between modes;
 - skew: the spectral radius of (J - J^T)/2 over that of (J + J^T)/2;
 - negative: the most negative eigenvalue of (J + J^T)/2 over its spectral radius;
 - calibration: v^T (sigma_t^2/alpha_t) J v over (v^T (x0 - D(x_t)))^2, each summed over white v and pictures: 1 where
@@ -42,13 +42,13 @@ from adhere.images import picture_from
 from benchmarks import held_out
 from benchmarks.emoji_tasks import quiet_pipeline
 from benchmarks.photo import PICTURES, picture
-from benchmarks.rows import METRICS, Row, meta, plot, save, table
+from benchmarks.rows import METRICS, Row, load, meta, plot, save, table
 from training.emoji.autoencoder import to_tensor
 
 FASHION = Path(__file__).parent / "data" / "fashion"
 LEVELS = (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0)  # log-SNR
 COLUMNS = ("radius", "skew", "negative", "calibration")
-EXACT = {"radius": 1.0, "skew": 0.0, "negative": 0.0, "calibration": 1.0}  # of an exact denoiser
+EXACT = {"radius": 1.0, "skew": 0.0, "negative": 0.0, "calibration": 1.0}  # of an exact denoiser, of a Gaussian prior
 Product = Callable[[Tensor], Tensor]
 
 
@@ -273,25 +273,30 @@ def spectrum_plot(rows: list[Row], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, required=True, help="where the rows go")
+    parser.add_argument(
+        "--json", type=Path, required=True, help="where the rows go; a model that is there is not run again"
+    )
     parser.add_argument("--figures", type=Path, help="a folder for jacobian-spectrum, -directions and -steps.png")
     parser.add_argument("--models", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
-    parser.add_argument("--items", type=int, default=4, help="pictures, at most 4 for adhere-photo")
+    parser.add_argument("--items", type=int, default=2, help="pictures, at most 4 for adhere-photo")
     args = parser.parse_args()
     torch.set_flush_denormal(True)
-    rows: list[Row] = []
+    rows = load(args.json)[0] if args.json.exists() else []
     with torch.no_grad():
         for name in args.models:
+            if any(row.task == name for row in rows):
+                continue
             rows += spectra(SUBJECTS[name](args.items))
             print(table([row for row in rows if row.task == name], COLUMNS), flush=True)
             save(args.json, rows, meta())
         if args.figures:
-            spectrum_plot(rows, args.figures / "jacobian-spectrum.png")
+            spectrum_plot([row for row in rows if row.task in SUBJECTS], args.figures / "jacobian-spectrum.png")
         if "fashion" in args.models:
             turns, shown = directions(subject := fashion(args.items))
             steps = step_rules(subject)
             print(table(turns), table(steps), sep="\n")
-            save(args.json, [*rows, *turns, *steps], meta())
+            rows = [row for row in rows if row.task in SUBJECTS] + turns + steps
+            save(args.json, rows, meta())
             if args.figures:
                 side_by_side(shown, args.figures / "jacobian-directions.png")
                 plot(steps, args.figures / "jacobian-steps.png", "residual_left")

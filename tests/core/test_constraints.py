@@ -227,7 +227,34 @@ def test_what_can_be_linearised():
     linear, _ = measured(OPERATORS["area"], seeded(0))
     loss = Loss(log_cosh)
     assert is_linearisable(linear) and is_linearisable(loss) and is_linearisable(Sum((linear, loss), (1.0, 1.0)))
-    assert not is_linearisable(Unconstrained()) and not is_linearisable(Sum((loss, Unconstrained()), (1.0, 1.0)))
+    assert is_linearisable(Sum((loss, Unconstrained()), (1.0, 1.0)))
+    assert not is_linearisable(Unconstrained()) and not is_linearisable(Sum((Unconstrained(), loss), (1.0, 0.0)))
+
+
+def test_parts_of_a_sum_that_ask_for_nothing_have_no_say():
+    x0 = normal(seeded(0), 2, *SHAPE)
+    linear, _ = measured(OPERATORS["area"], seeded(1), 0.1)
+    muted = Sum((linear, Loss(log_cosh, radius=0.01), Unconstrained()), (1.0, 0.0, 1.0)).linearise(x0)
+    close(muted.project(x0), linear.project(x0), 1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_slopes_of_any_size(scale):
+    """No square of a gradient's entries over- or underflows, in float32 either."""
+    w, x0 = normal(seeded(0), *SHAPE).float(), normal(seeded(1), 2, *SHAPE).float()
+    near = Loss(lambda x: scale * (x * w).flatten(1).sum(1).abs(), radius=math.inf).linearise(x0).project(x0)
+    torch.testing.assert_close((near * w).flatten(1).sum(1), torch.zeros(2), atol=1e-3, rtol=0)
+
+
+def test_a_nearly_flat_loss_does_not_throw_its_picture_away():
+    tangent = Loss(lambda x: 1 + 1e-30 * log_cosh(x)).linearise(normal(seeded(0), 1, *SHAPE).float())
+    assert tangent.residual(tangent.origin).isfinite().all()
+    assert float((tangent.project(tangent.origin) - tangent.origin).square().mean().sqrt()) <= 0.3001
+
+
+def test_a_gradient_that_is_not_finite_is_refused():
+    with pytest.raises(ValueError, match=r"gradient is not finite.*square root"):
+        Loss(lambda x: x.square().flatten(1).sum(1).sqrt()).direction(torch.zeros(1, *SHAPE))
 
 
 def test_unconstrained_asks_for_nothing():
@@ -252,6 +279,12 @@ def test_refusals():
             Sum(constraints, weights)
     with pytest.raises(ValueError, match=r"weights = \(-1.0,\).*at least 0"):
         Sum((Unconstrained(),), (-1.0,))
+    for weight in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="finite"):
+            Sum((Unconstrained(),), (weight,))
+    for radius in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="radius"):
+            Loss(log_cosh, radius=radius)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adhere.core.denoise import per_sample
+from adhere.core.denoise import largest_entry, per_sample
 from adhere.core.operators import Functional, Mask, Operator, Stacked, measured
+
+FAR = 10.0  # an RMS that no image is from another: where a loss is nearly flat, its root is taken to be no further
 
 
 @runtime_checkable
@@ -77,7 +79,7 @@ class Linear:
 
     y: (B or 1, ...) in A's measurement space, zero where A sees nothing, images in [-1, 1]. noise: its standard
     deviation in the same units; 0 asks for the measurement exactly. radius: how far solvers may move x0 on its word,
-    as an RMS over the image; finite where it stands in for something curved. Raises ValueError when noise < 0.
+    as an RMS over it; finite where it stands in for something curved. Raises ValueError when noise < 0.
     """
 
     operator: Operator
@@ -123,7 +125,7 @@ class Linear:
             return torch.add(self.operator(self.operator.adjoint(u)), u, alpha=(self.noise / spread) ** 2)
 
         u = conjugate_residuals(normal, self.residual(x0), iterations)
-        return x0 + self.operator.adjoint(u)
+        return x0 + within(self.radius, self.operator.adjoint(u))
 
 
 @dataclass(frozen=True)
@@ -153,13 +155,17 @@ def masked(constraint: Constraint, solver: str) -> tuple[Tensor, Linear]:
 class Loss:
     """Any differentiable loss of the clean image: `fn` maps x0 (B, ...) to (B,).
 
-    e = -grad fn, by autograd through fn. radius: how far x0 may be moved at a noise level on the word of fn's slope, an
-    RMS over the image. Raises ValueError when fn returns anything but B finite values, or values that do not depend on
-    x0 differentiably.
+    e = -grad fn, by autograd through fn. radius: how far x0 (through a decoder: latents) may be moved at a noise level
+    on the word of fn's slope, as an RMS. Raises ValueError when fn returns anything but B finite values, or values that
+    do not depend on x0 differentiably, and unless radius > 0.
     """
 
     fn: Callable[[Tensor], Float[Tensor, " b"]]
     radius: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not self.radius > 0:
+            raise ValueError(f"radius = {self.radius}: how far x0 may be moved, above 0; 0.3 is usual")
 
     def direction(self, x0: Tensor) -> Tensor:
         return self._values_and_direction(x0)[1]
@@ -177,10 +183,14 @@ class Loss:
         """
         values, e = self._values_and_direction(x0)
         if (values < 0).any():
-            raise ValueError(f"the loss returned {values.tolist()}: add a constant that makes it at least 0")
-        length = dot(e, e).sqrt()
-        row = ratio(e, length)
-        return Tangent(Functional(row), ratio(per_sample(values, x0), length), origin=x0, radius=self.radius)
+            raise ValueError(
+                f"the loss returned {values.tolist()}: a loss is at least 0, and 0 where it is satisfied; add a "
+                "constant, or choose the solver inexact_newton"
+            )
+        largest = largest_entry(e)  # first, so that no square over- or underflows
+        length = dot(e / largest, e / largest).sqrt()
+        far = ratio(per_sample(values, x0) / largest, length).clamp_max(FAR * math.sqrt(e[0].numel()))
+        return Tangent(Functional(ratio(e / largest, length)), far, origin=x0, radius=self.radius)
 
     def _values_and_direction(self, x0: Tensor) -> tuple[Float[Tensor, " b"], Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
@@ -189,6 +199,8 @@ class Loss:
             if not values.requires_grad:
                 raise ValueError("the loss does not depend on x0 in a way that autograd can follow")
             (gradient,) = torch.autograd.grad(values.sum(), leaf)
+        if not gradient.isfinite().all():
+            raise ValueError("the loss's gradient is not finite, as a square root's is not at 0: add a little inside")
         return values.detach(), -gradient
 
     def error(self, x0: Tensor) -> Float[Tensor, " b"]:
@@ -212,8 +224,10 @@ class Loss:
 class Sum:
     """Several constraints at once: directions and errors add, each times its weight.
 
-    Linearised, their measurements are stacked, each as precise as its noise and its weight say. noise_floor: the least
-    noise of a part that is assumed then, so that an exact one does not leave the others without a say.
+    Linearised, their measurements are stacked, each as precise as its noise and its weight say (a loss's unit does not
+    matter then), within the least radius of any. noise_floor: the least noise of a part that is assumed then, so that
+    an exact one does not leave the others without a say. Raises ValueError unless each has a weight, finite and at
+    least 0.
     """
 
     constraints: tuple[Constraint, ...]
@@ -225,8 +239,8 @@ class Sum:
             raise ValueError(
                 f"{len(self.constraints)} constraints and {len(self.weights)} weights: give one weight each"
             )
-        if min(self.weights) < 0:
-            raise ValueError(f"weights = {self.weights}: each is at least 0")
+        if not all(0 <= weight < math.inf for weight in self.weights):
+            raise ValueError(f"weights = {self.weights}: each is finite and at least 0")
 
     def direction(self, x0: Tensor) -> Tensor:
         return sum_of([w * c.direction(x0) for c, w in zip(self.constraints, self.weights, strict=True)])
@@ -236,13 +250,19 @@ class Sum:
 
     @property
     def linearisable(self) -> bool:
-        return all(is_linearisable(one) for one in self.constraints)
+        return bool(self._asked) and all(is_linearisable(one) for one, _ in self._asked)
+
+    @property
+    def _asked(self) -> list[tuple[Constraint, float]]:
+        """The parts that ask for something."""
+        parts = zip(self.constraints, self.weights, strict=True)
+        return [(one, weight) for one, weight in parts if weight > 0 and not isinstance(one, Unconstrained)]
 
     def linearise(self, x0: Tensor) -> Tangent:
-        parts = [linearise(one, x0, "a sum of constraints") for one in self.constraints]
+        parts = [linearise(one, x0, "a sum of constraints") for one, _ in self._asked]
         residuals = [part.residual(x0) for part in parts]
         noises = [max(part.noise, self.noise_floor) for part in parts]
-        scales = [max(noises) / n * math.sqrt(w) for n, w in zip(noises, self.weights, strict=True)]
+        scales = [max(noises) / n * math.sqrt(w) for n, (_, w) in zip(noises, self._asked, strict=True)]
         shapes = tuple(tuple(r.shape[1:]) for r in residuals)
         operator = Stacked(tuple(part.operator for part in parts), tuple(scales), shapes)
         radius = min(part.radius for part in parts)
@@ -258,6 +278,14 @@ class Unconstrained:
 
     def error(self, x0: Tensor) -> Float[Tensor, " b"]:
         return x0.new_zeros(len(x0))
+
+
+def within(radius: float, step: Tensor) -> Tensor:
+    """The step, shortened where its RMS over a sample is above the radius."""
+    if math.isinf(radius):
+        return step
+    rms = dot(step, step).div(step[0].numel()).sqrt()
+    return step * (radius / rms.clamp_min(radius))
 
 
 def sum_of(terms: list[Tensor]) -> Tensor:

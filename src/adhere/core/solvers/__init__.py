@@ -103,7 +103,7 @@ METHODS: dict[str, Method] = {
     # Best with small trained priors (benchmarks.photo and .emoji, docs/lab): half the noise, so less grain and less
     # variety; a second direction only at high noise, whose outlines are decided from further away. 24 evaluations.
     "moment_matching_calm": Method(
-        MomentMatching(m=2, fall=(-2.0, 0.0)),
+        MomentMatching(m=2, fall=(-2.0, 0.2)),
         DPMSolver2M(temperature=0.5),
         LogSNR(first=-3.5, last=4.0),
         steps=10,

@@ -35,4 +35,5 @@ class MMPS:
         check_signal(alpha_t, "mmps")
         x0, transposed = pullback(lambda x: denoiser(x, t), x_t, reuse=True)
         linear = linearise(constraint, x0, "mmps")
-        return x_t, conditional_mean(linear, x0, alpha_t, sigma_t, transposed, self.m, self.noise_floor), None
+        m = min(self.m, linear.y[0].numel())  # a loss has one direction
+        return x_t, conditional_mean(linear, x0, alpha_t, sigma_t, transposed, m, self.noise_floor), None

@@ -15,7 +15,7 @@ from a multiple of I where the picture is decided, at high noise, and nearly one
 in log-SNR, to one.
 
 A loss is a single measurement, <e, x0' - x0> / |e| = C(x0) / |e|, and has no second direction: further evaluations
-take its tangent anew at the mean, which is Newton's method for C = 0 along V_t e.
+take its tangent anew at the last mean, and (1) again about x0: Gauss and Newton's method.
 
 A measurement without noise fixes what it sees: there the conditional mean is y itself, whatever V_t. So the result is
 projected onto y at the end, which costs no evaluation; the few Krylov directions tell the unseen part.
@@ -29,7 +29,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from adhere.core.constraints import Constraint, Linear, dot, is_linearisable, linearise, sum_of
+from adhere.core.constraints import Constraint, Linear, dot, is_linearisable, linearise, sum_of, within
 from adhere.core.denoise import Denoiser, jacobian_product, per_sample
 from adhere.core.sample import Memory
 from adhere.core.schedule import check_signal
@@ -75,11 +75,11 @@ class MomentMatching:
         linear = linearise(constraint, x0, "moment_matching")
         product = partial(jacobian_product, denoiser, x_t, t, x0)  # J v, one evaluation
         m = self.directions(math.log(alpha_t / sigma_t))
-        one = linear.y[0].numel() == 1
-        mean = conditional_mean(linear, x0, alpha_t, sigma_t, product, 1 if one else m, self.noise_floor)
-        for _ in range(m - 1 if one else 0):
+        most = linear.y[0].numel()  # directions there are: of a loss, one
+        mean = conditional_mean(linear, x0, alpha_t, sigma_t, product, min(m, most), self.noise_floor)
+        for _ in range(m - 1 if most == 1 and linear is not constraint else 0):
             linear = linearise(constraint, mean, "moment_matching")
-            mean = conditional_mean(linear, mean, alpha_t, sigma_t, product, 1, self.noise_floor)
+            mean = conditional_mean(linear, x0, alpha_t, sigma_t, product, 1, self.noise_floor)
         exact = linear is constraint and linear.noise == 0
         return x_t, linear.project(mean) if exact else mean, None
 
@@ -98,14 +98,6 @@ def conditional_mean(
     along = lambda q: product(linear.operator.adjoint(q))  # noqa: E731
     step = gmres_correction(along, linear.operator, variance, linear.residual(x0), m)
     return x0 + within(linear.radius, step)
-
-
-def within(radius: float, step: Tensor) -> Tensor:
-    """The step, shortened where its RMS over a sample is above the radius."""
-    if math.isinf(radius):
-        return step
-    rms = dot(step, step).div(step[0].numel()).sqrt()
-    return step * (radius / rms.clamp_min(radius))
 
 
 def gmres_correction(
