@@ -254,7 +254,7 @@ def test_moment_matching_gives_a_loss_the_conditional_mean_of_its_tangent(m):
     along = w.flatten() @ exact_jacobian(prior, *SCHEDULE(t))
     miss = 3 - (plain * w).flatten(1).sum(1)
     close(x0.flatten(1), plain.flatten(1) + miss[:, None] * along / (along @ w.flatten()), 1e-6)
-    _, near, _ = solver(counted, Loss(fn, radius=0.1), x_t, t, None)
+    _, near, _ = MomentMatching(1, noise_floor=0.0)(counted, Loss(fn, radius=0.1), x_t, t, None)
     far = (x0 - plain).flatten(1).norm(dim=1)
     close((near - plain).flatten(1).norm(dim=1), far.clamp(max=0.1 * math.sqrt(plain[0].numel())), 1e-6)
     assert (far > 0.3).any()

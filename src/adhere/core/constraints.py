@@ -155,9 +155,9 @@ def masked(constraint: Constraint, solver: str) -> tuple[Tensor, Linear]:
 class Loss:
     """Any differentiable loss of the clean image: `fn` maps x0 (B, ...) to (B,).
 
-    e = -grad fn, by autograd through fn. radius: how far x0 (through a decoder: latents) may be moved at a noise level
-    on the word of fn's slope, as an RMS. Raises ValueError when fn returns anything but B finite values, or values that
-    do not depend on x0 differentiably, and unless radius > 0.
+    e = -grad fn, by autograd through fn. radius: how far x0 (through a decoder: latents) may be moved in one step on
+    the word of fn's slope, as an RMS; the default takes one or two a noise level. Raises ValueError when fn returns
+    anything but B finite values, or values that do not depend on x0 differentiably, and unless radius > 0.
     """
 
     fn: Callable[[Tensor], Float[Tensor, " b"]]

@@ -15,7 +15,8 @@ from a multiple of I where the picture is decided, at high noise, and nearly one
 in log-SNR, to one.
 
 A loss is a single measurement, <e, x0' - x0> / |e| = C(x0) / |e|, and has no second direction: further evaluations
-take its tangent anew at the last mean, and (1) again about x0: Gauss and Newton's method.
+take its tangent anew at the last mean and go on from there: Newton's method for C = 0 along V_t e. (With noise that
+would count the measurement several times.)
 
 A measurement without noise fixes what it sees: there the conditional mean is y itself, whatever V_t. So the result is
 projected onto y at the end, which costs no evaluation; the few Krylov directions tell the unseen part.
@@ -77,9 +78,10 @@ class MomentMatching:
         m = self.directions(math.log(alpha_t / sigma_t))
         most = linear.y[0].numel()  # directions there are: of a loss, one
         mean = conditional_mean(linear, x0, alpha_t, sigma_t, product, min(m, most), self.noise_floor)
-        for _ in range(m - 1 if most == 1 and linear is not constraint else 0):
+        again = most == 1 and linear is not constraint and linear.noise <= self.noise_floor
+        for _ in range(m - 1 if again else 0):
             linear = linearise(constraint, mean, "moment_matching")
-            mean = conditional_mean(linear, x0, alpha_t, sigma_t, product, 1, self.noise_floor)
+            mean = conditional_mean(linear, mean, alpha_t, sigma_t, product, 1, self.noise_floor)
         exact = linear is constraint and linear.noise == 0
         return x_t, linear.project(mean) if exact else mean, None
 
