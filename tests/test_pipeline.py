@@ -247,9 +247,10 @@ def test_interrupted_it_ends_with_what_there_is(pipe, task):
     def stop(pipe, step, t, tensors):
         pipe._interrupt = step == 1
 
+    whole = pipe(task, num_inference_steps=4).nfe
     out = pipe(task, num_inference_steps=4, callback_on_step_end=stop)
-    assert out.images[0].size == (30, 21)
-    assert pipe(task, num_inference_steps=4).nfe == 2 * out.nfe  # the next run is whole again
+    assert out.images[0].size == (30, 21) and 2 <= out.nfe < whole
+    assert pipe(task, num_inference_steps=4).nfe == whole  # the next run is whole again
 
 
 def test_an_error_is_not_computed_unless_asked_for(pipe, task):

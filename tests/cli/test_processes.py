@@ -110,7 +110,7 @@ def test_the_files_are_whole_when_standard_output_is_lost(folder, good, lose, sa
     assert said in result.stderr
     assert result.stderr.count("\n") == bool(said)
     assert Image.open("out.png").size == (31, 24)
-    assert json.loads(Path("report.json").read_text())["nfe"] == 2
+    assert json.loads(Path("report.json").read_text())["nfe"] == 3
 
 
 def test_standard_output_may_be_closed(folder, good, monkeypatch):

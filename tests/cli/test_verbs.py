@@ -19,7 +19,7 @@ def test_a_repair_is_written_and_reported_in_one_line(folder, good):
     result = run(good())
     assert result.exit_code == 0, result
     assert LINE.fullmatch(result.stdout)
-    assert result.stdout.startswith("2 NFE")
+    assert result.stdout.startswith("3 NFE")
     out = np.asarray(Image.open("out.png"))
     photo = np.asarray(Image.open("photo.png"))
     assert np.array_equal(out[~hole()], photo[~hole()])
@@ -44,7 +44,7 @@ def test_the_report_as_json(folder, good, shared_model):
 def test_the_solvers_own_steps_and_seed_zero_are_the_defaults(folder, good):
     assert run(good(steps=None, json="report.json")).exit_code == 0
     report = json.loads(Path("report.json").read_text())
-    assert (report["solver"], report["steps"], report["seed"], report["nfe"]) == ("moment_matching_calm", 12, 0, 24)
+    assert (report["solver"], report["steps"], report["seed"], report["nfe"]) == ("moment_matching_calm", 10, 0, 24)
 
 
 def test_half_precision_is_the_networks_only(folder, good):
@@ -80,7 +80,7 @@ def test_force_overwrites_both_files(folder, good):
     Path("report.json").write_text("old")
     assert run(good("photo.png", "--force", json="report.json")).exit_code == 0
     assert Image.open("out.png").size == (31, 24)
-    assert json.loads(Path("report.json").read_text())["nfe"] == 2
+    assert json.loads(Path("report.json").read_text())["nfe"] == 3
 
 
 def test_force_can_repair_in_place(folder, good):
