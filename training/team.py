@@ -6,9 +6,11 @@ Started without torchrun, a process is a team of one and nothing is exchanged. O
 nearly twice the pictures that two threads of one process do, whose small operations wait for each other.
 """
 
+import atexit
 import os
 
 import torch
+import torch.distributed.nn  # before there is a group: its default arguments would keep one that is destroyed
 from torch import Tensor, distributed
 
 
@@ -19,6 +21,7 @@ class Team:
         self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         if self.size > 1 and not distributed.is_initialized():
             distributed.init_process_group("gloo")
+            atexit.register(distributed.destroy_process_group)  # a thread of it may abort an ending process
 
     def mean(self, values: list[Tensor]) -> None:
         """Replace each tensor by its mean over the team, the same bits for all."""
