@@ -217,16 +217,56 @@ def test_evaluations_and_backward_passes_follow_the_law_whatever_the_batch(metho
         assert counted.backward == backward_passes(method.solver, 3)
 
 
-def test_directions_fall_with_the_noise():
-    solver = MomentMatching(m=7, fall=(-1.5, 4.5))
-    assert [solver.directions(log_snr) for log_snr in (-9.0, -1.5, 1.5, 4.5, 9.0)] == [7, 7, 4, 1, 1]
+def test_directions_follow_the_noise():
+    solver = MomentMatching(m=((-3.0, 3), (-1.5, 7), (4.5, 1)))
+    assert [solver.directions(log_snr) for log_snr in (-9.0, -2.25, -1.5, 1.5, 4.5, 9.0)] == [3, 5, 7, 4, 1, 1]
     assert {MomentMatching(m=7).directions(log_snr) for log_snr in (-9.0, 9.0)} == {7}
 
 
-@pytest.mark.parametrize("settings", [{"m": 0}, {"fall": (1.0, 1.0)}, {"fall": (3.0, -1.5)}, {"noise_floor": -0.1}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"m": 0},
+        {"m": ()},
+        {"m": ((0.0, 2), (1.0, 0))},
+        {"m": ((1.0, 2), (1.0, 1))},
+        {"m": ((3.0, 2), (-1.5, 1))},
+        {"noise_floor": -0.1},
+        {"snr_floor": -0.1},
+        {"snr_floor": math.inf},
+    ],
+)
 def test_settings_that_mean_nothing_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         MomentMatching(**settings)
+
+
+@FEW
+@given(SEEDS, TIMES, st.integers(1, 4), st.floats(0.01, 10))
+def test_the_conditional_mean_of_a_gaussian_about_itself_is_itself(seed, t, m, snr_floor):
+    prior, _, constraint, x_t, _ = gaussian_case(seed, m, noise=0.3)
+    exact = prior.posterior(constraint.operator, constraint.y, 0.3).denoiser(SCHEDULE)(x_t, t)
+    close(MomentMatching(m, snr_floor=snr_floor)(prior.denoiser(SCHEDULE), constraint, x_t, t, exact)[1], exact, 1e-6)
+
+
+def test_the_conditional_mean_of_a_mixture_is_better_about_a_guess():
+    """At much noise, where a Gaussian does not tell what y leaves open; the guess is the conditional mean without."""
+    prior, t, noise = PRIOR, SCHEDULE.time_at(-1.0), 0.1
+    truth = prior.sample(64, seeded(1))
+    operator = Mask(LEFT.known)
+    y = operator(truth) + noise * operator(normal(seeded(2), *truth.shape))
+    alpha_t, sigma_t = SCHEDULE(t)
+    x_t = alpha_t * truth + sigma_t * normal(seeded(3), *truth.shape)
+    exact = torch.cat(
+        [
+            prior.posterior(operator, one, noise).denoiser(SCHEDULE)(noisy, t)
+            for one, noisy in zip(y.split(1), x_t.split(1), strict=True)
+        ]
+    )
+    linear, m = Linear(operator, y, noise), int(LEFT.known.sum())
+    guess = MomentMatching(m)(prior.denoiser(SCHEDULE), linear, x_t, t, None)[1]
+    about = MomentMatching(m, snr_floor=2.0)(prior.denoiser(SCHEDULE), linear, x_t, t, guess)[1]
+    assert (about - exact).square().mean() < (guess - exact).square().mean() / 2
 
 
 def test_moment_matching_meets_a_measurement_without_noise_exactly():
@@ -325,7 +365,12 @@ def test_the_constraint_is_met_at_the_end(method, operator):
 
 @without_own_noise
 def test_nothing_asked_is_plain_sampling(method):
-    """A mask that knows nothing leaves a residual of zero at every level: no division by it, and no other effect."""
+    """A mask that knows nothing leaves a residual of zero at every level: no division by it, and no other effect.
+
+    Of moment matching, without its floor: what is known of the last mean does not ask how that was come by.
+    """
+    if isinstance(method.solver, MomentMatching):
+        method = replace(method, solver=replace(method.solver, snr_floor=0.0))
     nothing = Linear(Mask(torch.zeros(1, 1, 4, 4).double()), torch.zeros(1, *PRIOR.shape).double())
     plain = run(replace(method, solver=Plain()), Unconstrained(), seeded(0))
     close(run(method, nothing, seeded(0)), plain, 1e-12)

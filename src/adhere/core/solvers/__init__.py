@@ -98,12 +98,16 @@ class Method:
 METHODS: dict[str, Method] = {
     # Nearest to the exact posterior (benchmarks.truth): varied samples, as good as the prior. About 40 evaluations.
     "moment_matching": Method(
-        MomentMatching(m=7, fall=(-1.5, 3.0)), DPMSolver2M(eta=1.0), LogSNR(last=4.5), steps=8, coarse_until=1.0
+        MomentMatching(m=((-3.2, 4), (-1.0, 7), (0.2, 8), (2.0, 1)), snr_floor=0.5),
+        DPMSolver2M(eta=1.0),
+        LogSNR(first=-3.2, last=4.5),
+        steps=8,
+        coarse_until=1.0,
     ),
     # Best with small trained priors (benchmarks.photo and .emoji, docs/lab): half the noise, so less grain and less
     # variety; a second direction only at high noise, whose outlines are decided from further away. 24 evaluations.
     "moment_matching_calm": Method(
-        MomentMatching(m=2, fall=(-2.0, 0.2)),
+        MomentMatching(m=((-2.0, 2), (0.2, 1)), snr_floor=0.05),
         DPMSolver2M(temperature=0.5),
         LogSNR(first=-3.5, last=4.0),
         steps=10,
