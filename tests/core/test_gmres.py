@@ -23,8 +23,8 @@ def non_symmetric(seed, m, n, variance=0.1):
     return A, V, variance * torch.eye(m, dtype=torch.float64) + A @ V @ A.T
 
 
-def correction(A, V, residual, iterations, variance=0.1):
-    return gmres_correction(lambda q: q @ A @ V.T, lambda x: x @ A.T, variance, residual, iterations)
+def correction(A, V, residual, iterations, variance=0.1, precondition=None):
+    return gmres_correction(lambda q: q @ A @ V.T, lambda x: x @ A.T, variance, residual, iterations, precondition)
 
 
 def direct(A, V, system, residual):
@@ -42,6 +42,16 @@ def test_gmres_with_a_full_krylov_space_is_a_direct_solution(seed, m, extra):
     # Singular values of the small problem below 1e-6 of the largest count as zero; the condition number here is < 1e3.
     close(result, direct(A, V, system, residual), 1e-7)
     assert not result[1].any()
+
+
+@FEW
+@given(SEEDS, st.integers(1, 6))
+def test_a_preconditioner_changes_the_way_and_not_the_end(seed, m):
+    A, V, system = non_symmetric(seed, m, m + 2)
+    residual, P = normal(seeded(seed), 3, m), random_covariance(seeded(seed + 1), m)
+    close(correction(A, V, residual, m, precondition=lambda q: q @ P), direct(A, V, system, residual), 1e-7)
+    inverse = torch.linalg.inv(system).T
+    close(correction(A, V, residual, 1, precondition=lambda q: q @ inverse), direct(A, V, system, residual), 1e-7)
 
 
 @FEW

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import avg_pool2d, interpolate
 
-from adhere.core.operators import Blur, Compose, Downsample, Functional, Gray, Identity, Mask, Stacked
+from adhere.core.operators import Blur, Compose, Downsample, Functional, Gray, Identity, Mask, Stacked, is_even
 from tests.core.exact import close, normal, seeded
 
 FEW = settings(max_examples=25, deadline=None)
@@ -52,6 +52,21 @@ def test_adjoint_is_the_transpose(case):
     y = normal(g, *operator(x).shape)
     assert operator.adjoint(y).shape == x.shape
     close((operator(x) * y).sum(), (x * operator.adjoint(y)).sum(), 1e-10)
+
+
+@FEW
+@given(cases())
+def test_even_operators_have_rows_of_one_length_at_right_angles(case):
+    """A A^T y is a multiple of y, for y that were measured."""
+    operator, x, g = case
+    y = operator(normal(g, *x.shape))
+    if is_even(operator):
+        back = operator(operator.adjoint(y))
+        close(back, y * (back.norm() / y.norm().clamp_min(1e-300)), 1e-9)
+
+
+def test_a_blur_and_what_is_made_of_others_is_not_taken_to_be_even():
+    assert not any(map(is_even, (Blur(1.0), Downsample(2, "bicubic"), Compose(Gray(), Blur(1.0)))))
 
 
 @FEW

@@ -117,15 +117,21 @@ class Linear:
     def project(self, x0: Tensor, spread: float = 1.0, iterations: int = 30) -> Tensor:
         """E[x0 | y] for x0 ~ N(x0, spread^2 I): x0 + A^T (A A^T + (noise/spread)^2)^-1 (y - A x0).
 
-        Without noise this is the nearest image that meets the measurement, whatever the spread. Solved by conjugate
-        residuals on A A^T (cheap: no network); a mask or area means end in one step.
+        Without noise this is the nearest image that meets the measurement, whatever the spread.
+        """
+        u = self.even_out(self.residual(x0), (self.noise / spread) ** 2, iterations)
+        return x0 + within(self.radius, self.operator.adjoint(u))
+
+    def even_out(self, residual: Tensor, variance: float, iterations: int = 30, tolerance: float = 1e-5) -> Tensor:
+        """(A A^T + variance I)^-1 residual, by conjugate residuals (no network); a mask or area means end in one step.
+
+        What the measurement saw weakly is made as strong as the rest, down to `variance`, relative to that of an image.
         """
 
         def normal(u: Tensor) -> Tensor:
-            return torch.add(self.operator(self.operator.adjoint(u)), u, alpha=(self.noise / spread) ** 2)
+            return torch.add(self.operator(self.operator.adjoint(u)), u, alpha=variance)
 
-        u = conjugate_residuals(normal, self.residual(x0), iterations)
-        return x0 + within(self.radius, self.operator.adjoint(u))
+        return conjugate_residuals(normal, residual, iterations, tolerance)
 
 
 @dataclass(frozen=True)

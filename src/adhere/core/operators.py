@@ -171,6 +171,13 @@ class Stacked:
         return reduce(add, [w * operator.adjoint(part.reshape(-1, *shape)) for operator, w, shape, part in terms])
 
 
+def is_even(operator: Operator) -> bool:
+    """Whether A A^T is known to be a multiple of the identity where it is not zero: to no measurement it is another."""
+    if isinstance(operator, Downsample):
+        return operator.kind == "area"
+    return isinstance(operator, (Identity, Mask, Gray, Functional))
+
+
 def measured(operator: Operator, y: Tensor) -> Bool[Tensor, "..."]:
     """Which entries of a measurement shaped like y see anything: those whose row of A is not zero.
 
