@@ -98,7 +98,7 @@ class Method:
 METHODS: dict[str, Method] = {
     # Nearest to the exact posterior (benchmarks.truth): varied samples, as good as the prior. About 40 evaluations.
     "moment_matching": Method(
-        MomentMatching(m=((-3.2, 4), (-1.0, 7), (0.2, 8), (2.0, 1)), snr_floor=0.4),
+        MomentMatching(m=((-3.2, 4), (-1.0, 7), (0.2, 8), (2.0, 1)), snr_floor=0.2),
         DPMSolver2M(eta=1.0),
         LogSNR(first=-3.2, last=4.5),
         steps=8,
