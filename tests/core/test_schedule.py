@@ -158,6 +158,15 @@ def test_log_snr_timesteps_descend_from_end_to_end(schedule, steps, first, last)
     assert len(times) == steps or (isinstance(schedule, Discrete) and len(times) < steps)
 
 
+@pytest.mark.parametrize("schedule", [DDPM, replace(DDPM, alphas_cumprod=(*DDPM.alphas_cumprod, 0.0))])
+def test_log_snr_timesteps_beyond_a_table_are_even_within_it(schedule):
+    lam = [log_snr(schedule, t) for t in log_snr_timesteps(schedule, 9, -40.0, 40.0)]
+    table = [log_snr(DDPM, float(t)) for t in (999, 0)]
+    assert lam[0] == table[0] and lam[-1] == table[1]
+    step = (table[1] - table[0]) / 8
+    assert all(abs(b - a - step) < 0.4 * step for a, b in pairwise(lam))  # indices are whole numbers
+
+
 def test_log_snr_timesteps_are_even():
     lam = [log_snr(Trigonometric(), t) for t in log_snr_timesteps(Trigonometric(), 9, -2.0, 3.0)]
     assert [b - a for a, b in pairwise(lam)] == pytest.approx([5 / 8] * 8)
