@@ -334,6 +334,21 @@ def test_further_evaluations_are_newton_steps_on_a_curved_loss():
         close(root(x0), plain / 2**m, 1e-6)
 
 
+def test_a_loss_is_met_where_little_noise_is_left(monkeypatch):
+    """By tangents that ask the network nothing: fn(x) = |x - y|^2, whose V_t e alone does not reach y."""
+    t, y = SCHEDULE.time_at(2.5), normal(seeded(1), *PRIOR.shape)
+    counted = Counted(PRIOR.denoiser(SCHEDULE))
+    x_t, loss = (
+        normal(seeded(0), 2, *PRIOR.shape),
+        Loss(lambda x0: (x0 - y).square().flatten(1).sum(1), radius=math.inf),
+    )
+    _, x0, _ = MomentMatching(1)(counted, loss, x_t, t, None)
+    assert counted.nfe == 2
+    monkeypatch.setattr("adhere.core.solvers.moment_matching.LITTLE_NOISE", math.inf)
+    _, once, _ = MomentMatching(1)(counted, loss, x_t, t, None)
+    close(loss.error(x0), loss.error(once) / 16, 1e-9)  # each of the two halves the distance to a double root
+
+
 class OneByOne(Counted):
     """Denoises each sample alone: products of other sizes round otherwise, and a difference divides that by h."""
 

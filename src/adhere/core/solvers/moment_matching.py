@@ -28,7 +28,8 @@ are fewer by a preconditioner that costs no evaluation: the system with USUAL_VA
 
 A loss is a single measurement, <e, x0' - x0> / |e| = C(x0) / |e|, and has no second direction: further evaluations
 take its tangent anew at the last mean and go on from there: Newton's method for C = 0 along V_t e. (With noise that
-would count the measurement several times.)
+would count the measurement several times.) Where little noise is left V_t is nearly a multiple of I, and two tangents
+more go along e itself, without an evaluation.
 
 A measurement without noise fixes what it sees: there the conditional mean is y itself, whatever V_t. So the result is
 projected onto y at the end, which costs no evaluation; the few Krylov directions tell the unseen part.
@@ -49,6 +50,7 @@ from adhere.core.operators import is_even
 from adhere.core.sample import Memory
 from adhere.core.schedule import Schedule, check_signal
 
+LITTLE_NOISE = 2.0  # a log-SNR
 USUAL_VARIANCE = 0.1  # of what y leaves open of an image, for the preconditioner: thirty times less does as well
 
 
@@ -114,10 +116,13 @@ class MomentMatching:
         product = partial(jacobian_product, denoiser, x, t, x0)  # J v, one evaluation
         most = linear.y[0].numel()  # directions there are: of a loss, one
         mean = conditional_mean(linear, x0, alpha_t, sigma_t, product, min(m, most), self.noise_floor)
-        again = most == 1 and linear is not constraint and linear.noise <= self.noise_floor
-        for _ in range(m - 1 if again else 0):
-            linear = linearise(constraint, mean, "moment_matching")
-            mean = conditional_mean(linear, mean, alpha_t, sigma_t, product, 1, self.noise_floor)
+        if most == 1 and linear is not constraint and linear.noise <= self.noise_floor:
+            for _ in range(m - 1):
+                linear = linearise(constraint, mean, "moment_matching")
+                mean = conditional_mean(linear, mean, alpha_t, sigma_t, product, 1, self.noise_floor)
+            for _ in range(2 if math.log(alpha_t / sigma_t) > LITTLE_NOISE else 0):
+                linear = linearise(constraint, mean, "moment_matching")
+                mean = mean + within(linear.radius, linear.operator.adjoint(linear.residual(mean)))
         exact = linear is constraint and linear.noise == 0
         mean = linear.project(mean) if exact else mean
         return x_t, mean, mean
