@@ -24,7 +24,7 @@ Where the directions go matters more than how many levels there are (same page):
 the picture is decided, and nearly one at the end. So `m` can vary with the noise.
 
 An operator that sees some of the image much more weakly than the rest, as a blur does, needs many directions. They
-are fewer by a preconditioner that costs no evaluation: the system with USUAL_VARIANCE I in place of V_t.
+are fewer by a preconditioner that costs no evaluation: the system of an image of independent pixels.
 
 A loss is a single measurement, <e, x0' - x0> / |e| = C(x0) / |e|, and has no second direction: further evaluations
 take its tangent anew at the last mean and go on from there: Newton's method for C = 0 along V_t e. (With noise that
@@ -51,7 +51,7 @@ from adhere.core.sample import Memory
 from adhere.core.schedule import Schedule, check_signal
 
 LITTLE_NOISE = 2.0  # a log-SNR
-USUAL_VARIANCE = 0.1  # of what y leaves open of an image, for the preconditioner: thirty times less does as well
+USUAL_VARIANCE = 0.1  # of an image, for the preconditioner: thirty times less does as well
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,8 @@ def conditional_mean(
     along = lambda q: product(linear.operator.adjoint(q))  # noqa: E731
     precondition = None
     if not (isinstance(linear, Tangent) or is_even(linear.operator)):  # a tangent's products may take a decoder
-        precondition = partial(linear.even_out, variance=noise**2 / USUAL_VARIANCE, tolerance=0.01)
+        usual = 1 / (1 / USUAL_VARIANCE + (alpha_t / sigma_t) ** 2)
+        precondition = partial(linear.even_out, variance=noise**2 / usual, tolerance=0.01)
     step = gmres_correction(along, linear.operator, variance, linear.residual(x0), m, precondition)
     return x0 + within(linear.radius, step)
 
