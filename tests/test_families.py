@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import pickle
 import shutil
@@ -405,6 +406,22 @@ def test_nan_at_a_later_step_names_that_step(shared_model, monkeypatch, solver):
     monkeypatch.setattr(pipe.unet, "forward", diverging)
     with pytest.raises(AdhereError, match="at step 3 of 4"):
         pipe(task(), solver=solver, num_inference_steps=4)
+
+
+def test_nan_at_a_time_between_the_levels_names_the_time(shared_model, monkeypatch):
+    """moment_matching asks there what x_t and the last mean tell together."""
+    pipe = load(shared_model)
+    schedule, method = pipe.denoiser().schedule, METHODS["moment_matching"]
+    first, between = method.levels(schedule, 4)[0], schedule.time_at(math.log(0.2) / 2)
+    forward = pipe.unet.forward
+
+    def diverging(x, t, **options):
+        (out,) = forward(x, t, **options)
+        return (out if t == first else out * float("inf"),)
+
+    monkeypatch.setattr(pipe.unet, "forward", diverging)
+    with pytest.raises(AdhereError, match=rf"NaN or infinity at t = {between:g}; try float32"):
+        pipe(task(), solver="moment_matching", num_inference_steps=8)
 
 
 # --- the model that ships

@@ -312,10 +312,10 @@ class _Finite(Wrapper):
     def __call__(self, x_t: Tensor, t: float) -> Tensor:
         x0 = self.denoiser(x_t, t)
         if not x0.sum().isfinite():  # a sum is one pass, and sums of finite pictures do not overflow
-            raise AdhereError(
-                f"the network returned NaN or infinity at step {self.timesteps.index(t) + 1} of {len(self.timesteps)} "
-                f"(t = {t:g}); try float32, or check the weights"
-            )
+            where = f"t = {t:g}"  # a solver may look at a time between the levels
+            if t in self.timesteps:
+                where = f"step {self.timesteps.index(t) + 1} of {len(self.timesteps)} ({where})"
+            raise AdhereError(f"the network returned NaN or infinity at {where}; try float32, or check the weights")
         return x0
 
 

@@ -1,7 +1,7 @@
 """What each solver costs, by the law its module states: evaluations and backward passes of the network in a run."""
 
 from adhere.core.sample import Solver
-from adhere.core.schedule import Discrete, log_snr
+from adhere.core.schedule import Discrete, Schedule, log_snr
 from adhere.core.solvers import METHODS, Method, Plain
 from adhere.core.solvers.ddnm import DDNM
 from adhere.core.solvers.descent import Descent
@@ -20,7 +20,7 @@ SCHEDULE = Discrete.from_betas()
 FOR_PICTURES = [name for name in METHODS if name not in ("psld", "newton_exact")]
 
 
-def evaluations(method: Method, steps: int, entries: int = 0) -> int:
+def evaluations(method: Method, steps: int, entries: int = 0, schedule: Schedule = SCHEDULE) -> int:
     """NFE of a run in so many steps, of states of so many entries; KeyError for a solver not known here."""
     levels = steps
     match solver := method.solver:
@@ -29,7 +29,7 @@ def evaluations(method: Method, steps: int, entries: int = 0) -> int:
         case Descent(K=K):
             return levels * (1 + K)
         case MomentMatching():
-            return sum(1 + solver.directions(log_snr(SCHEDULE, t)) for t in method.levels(SCHEDULE, steps))
+            return sum(1 + solver.directions(log_snr(schedule, t)) for t in method.levels(schedule, steps))
         case NewtonExact(K=K):
             return levels * (1 + K * (1 + entries))
         case RePaint():

@@ -17,7 +17,7 @@ from adhere.core.denoise import Counted, jacobian_product
 from adhere.core.latents import Through
 from adhere.core.operators import Blur, Downsample, Mask
 from adhere.core.sample import DPMSolver2M, Stochastic, initial_noise, sample
-from adhere.core.schedule import RectifiedFlow, Trigonometric, log_snr_timesteps
+from adhere.core.schedule import Discrete, RectifiedFlow, Trigonometric, log_snr, log_snr_timesteps
 from adhere.core.solvers import DEFAULT_METHOD, METHODS, Plain, default_method, method_named
 from adhere.core.solvers.ding import DING
 from adhere.core.solvers.moment_matching import MomentMatching
@@ -228,6 +228,8 @@ def test_directions_follow_the_noise():
     [
         {"m": 0},
         {"m": ()},
+        {"m": True},
+        {"m": ((math.nan, 2), (1.0, 1))},
         {"m": ((0.0, 2), (1.0, 0))},
         {"m": ((1.0, 2), (1.0, 1))},
         {"m": ((3.0, 2), (-1.5, 1))},
@@ -247,6 +249,19 @@ def test_the_conditional_mean_of_a_gaussian_about_itself_is_itself(seed, t, m, s
     prior, _, constraint, x_t, _ = gaussian_case(seed, m, noise=0.3)
     exact = prior.posterior(constraint.operator, constraint.y, 0.3).denoiser(SCHEDULE)(x_t, t)
     close(MomentMatching(m, snr_floor=snr_floor)(prior.denoiser(SCHEDULE), constraint, x_t, t, exact)[1], exact, 1e-6)
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, Discrete.from_betas(), RectifiedFlow()])
+def test_a_last_mean_is_looked_at_at_the_floor_and_nowhere_else(schedule):
+    solver, x_t = MomentMatching(snr_floor=0.2), normal(seeded(0), 1, *PRIOR.shape)
+    noisy, clean = (schedule.time_at(lam) for lam in (-2.0, 0.0))
+    x, t = solver.informed(schedule, x_t, noisy, torch.ones_like(x_t))
+    assert log_snr(schedule, t) == pytest.approx(math.log(0.2) / 2, abs=0.01)
+    (a, s), (a_t, s_t) = schedule(t), schedule(noisy)
+    mean_and_x_t = (a / s) ** 2 - (a_t / s_t) ** 2 + a_t / s_t**2 * x_t  # natural parameters of a mean of ones and x_t
+    close(a / s**2 * x, mean_and_x_t, 1e-9)
+    for untouched in (solver.informed(schedule, x_t, clean, x_t + 1), solver.informed(schedule, x_t, noisy, None)):
+        assert untouched[0] is x_t
 
 
 def test_the_conditional_mean_of_a_mixture_is_better_about_a_guess():
