@@ -65,7 +65,9 @@ def test_even_operators_have_rows_of_one_length_at_right_angles(case):
         close(back, y * (back.norm() / y.norm().clamp_min(1e-300)), 1e-9)
 
 
-def test_a_blur_and_what_is_made_of_others_is_not_taken_to_be_even():
+def test_which_operators_are_even():
+    functional, mask = Functional(torch.ones(1, 3, 2, 2)), Mask(torch.ones(1, 1, 2, 2))
+    assert all(map(is_even, (Identity(), mask, Gray(), Downsample(2, "area"), functional)))
     assert not any(map(is_even, (Blur(1.0), Downsample(2, "bicubic"), Compose(Gray(), Blur(1.0)))))
 
 

@@ -296,6 +296,25 @@ def test_a_few_directions_are_enough_under_a_blur():
     assert (mean - exact).norm() < 0.1 * (denoiser(x_t, 0.5) - exact).norm()
 
 
+@pytest.mark.parametrize("noise", [0.02, 0.1])
+@pytest.mark.parametrize("level", [0.0, 2.0, 4.0])
+def test_the_preconditioner_is_nowhere_worse_than_none(monkeypatch, level, noise):
+    prior, t = random_gaussian(seeded(0), (1, 8, 8)), SCHEDULE.time_at(level)
+    alpha_t, sigma_t = SCHEDULE(t)
+    truth = prior.sample(4, seeded(2))
+    x_t = alpha_t * truth + sigma_t * normal(seeded(1), *truth.shape)
+    blurred = Blur(1.2)(truth[:1]) + noise * normal(seeded(3), 1, 1, 8, 8)
+    exact = prior.posterior(Blur(1.2), blurred, noise).denoiser(SCHEDULE)(x_t, t)
+
+    def miss():
+        _, mean, _ = MomentMatching(1)(prior.denoiser(SCHEDULE), Linear(Blur(1.2), blurred, noise), x_t, t, None)
+        return (mean - exact).norm()
+
+    with_it = miss()
+    monkeypatch.setattr("adhere.core.solvers.moment_matching.is_even", lambda _: True)
+    assert with_it <= 1.05 * miss()
+
+
 def test_moment_matching_meets_a_measurement_without_noise_exactly():
     exact = Linear(LEFT, LEFT(PRIOR.sample(2, seeded(1))), 0.0)
     x_t = normal(seeded(2), 2, *PRIOR.shape)

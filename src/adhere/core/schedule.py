@@ -181,7 +181,7 @@ def x0_from(prediction: PredictionType, out: Tensor, x_t: Tensor, alpha_t: float
     return torch.sub((q / scale) * x_t, out, alpha=sigma_t / scale)
 
 
-FAR = 50.0  # a log-SNR further out than any network is trained at
+OUTERMOST = 50.0  # a log-SNR further out than any network is trained at
 
 
 def log_snr_timesteps(schedule: Schedule, steps: int, first: float, last: float) -> list[float]:
@@ -191,7 +191,7 @@ def log_snr_timesteps(schedule: Schedule, steps: int, first: float, last: float)
     ValueError if it has not so many at all.
     """
     schedule.evenly(steps)  # refuses impossible numbers of steps
-    noisiest, cleanest = (log_snr(schedule, schedule.time_at(end)) for end in (-FAR, FAR))
+    noisiest, cleanest = (log_snr(schedule, schedule.time_at(end)) for end in (-OUTERMOST, OUTERMOST))
     first, last = max(first, noisiest), min(last, cleanest)  # else levels beyond a table's ends would crowd there
     times = [schedule.time_at(first + (last - first) * (i / max(1, steps - 1))) for i in range(steps)]
     return list(dict.fromkeys(times))
