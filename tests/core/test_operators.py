@@ -8,7 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import avg_pool2d, interpolate
 
-from adhere.core.operators import Blur, Compose, Downsample, Functional, Gray, Identity, Mask, Stacked, is_even
+from adhere.core.operators import (
+    Blur,
+    Compose,
+    Downsample,
+    Functional,
+    Gray,
+    Identity,
+    Invertible,
+    Mask,
+    Stacked,
+    is_even,
+)
 from tests.core.exact import close, normal, seeded
 
 FEW = settings(max_examples=25, deadline=None)
@@ -63,6 +74,16 @@ def test_even_operators_have_rows_of_one_length_at_right_angles(case):
     if is_even(operator):
         back = operator(operator.adjoint(y))
         close(back, y * (back.norm() / y.norm().clamp_min(1e-300)), 1e-9)
+
+
+@FEW
+@given(cases(), st.floats(1e-3, 10.0))
+def test_an_inverse_in_closed_form_is_the_inverse(case, variance):
+    operator, x, g = case
+    if isinstance(operator, Invertible):
+        y = normal(g, *operator(x).shape)
+        u = operator.even_out(y, variance)
+        close(operator(operator.adjoint(u)) + variance * u, y, 1e-9)
 
 
 def test_which_operators_are_even():

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adhere.core.denoise import largest_entry, per_sample
-from adhere.core.operators import Functional, Mask, Operator, Stacked, measured
+from adhere.core.operators import Functional, Invertible, Mask, Operator, Stacked, measured
 
 FAR = 10.0  # an RMS that no image is from another: where a loss is nearly flat, its root is taken to be no further
 
@@ -123,10 +123,12 @@ class Linear:
         return x0 + within(self.radius, self.operator.adjoint(u))
 
     def even_out(self, residual: Tensor, variance: float, iterations: int = 30, tolerance: float = 1e-5) -> Tensor:
-        """(A A^T + variance I)^-1 residual, by conjugate residuals (no network); a mask or area means end in one step.
+        """(A A^T + variance I)^-1 residual: by the operator itself, or conjugate residuals, a mask's in one step.
 
         What the measurement saw weakly is made as strong as the rest, down to `variance`, relative to that of an image.
         """
+        if variance > 0 and isinstance(self.operator, Invertible):
+            return self.operator.even_out(residual, variance)
 
         def normal(u: Tensor) -> Tensor:
             return torch.add(self.operator(self.operator.adjoint(u)), u, alpha=variance)

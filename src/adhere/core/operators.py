@@ -7,7 +7,7 @@ An operator maps (B, C, H, W) to its measurement space sample by sample; `adjoin
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import add
 from typing import Literal, Protocol, runtime_checkable
 
@@ -30,6 +30,15 @@ class Operator(Protocol):
 
     def adjoint(self, y: Tensor) -> Tensor:
         """x = A^T y."""
+        ...
+
+
+@runtime_checkable
+class Invertible(Operator, Protocol):
+    """An operator that knows the inverse of A A^T, but for a multiple of the identity, in closed form."""
+
+    def even_out(self, y: Tensor, variance: float) -> Tensor:
+        """(A A^T + variance I)^-1 y, for a variance above 0."""
         ...
 
 
@@ -70,8 +79,32 @@ class Functional:
         return self.row * y
 
 
+class Separable:
+    """Base of operators that filter columns and rows with one kernel, at every `stride`-th place, edges repeated."""
+
+    stride = 1
+
+    @property
+    def kernel(self) -> tuple[float, ...]:
+        """Its entries sum to 1."""
+        raise NotImplementedError
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return _separable(x, self.kernel, self.stride)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return _separable_adjoint(y, self.kernel, self.stride)
+
+    def even_out(self, y: Tensor, variance: float) -> Tensor:
+        """(A A^T + variance I)^-1 y by the eigenvectors of the filter of one column and of one row: exact."""
+        spectra = (_spectrum(self.kernel, self.stride, size, y.dtype, y.device) for size in y.shape[-2:])
+        (down, columns), (across, rows) = spectra
+        weights = columns.mT @ y @ rows / (down[:, None] * across + variance)
+        return columns @ weights @ rows.mT
+
+
 @dataclass(frozen=True)
-class Downsample:
+class Downsample(Separable):
     """Down-sampling by a whole `factor` per side, by area means or by an anti-aliased bicubic (Keys, a = -1/2).
 
     Edges repeat. Height and width must be multiples of `factor`. Shapes: (B, C, H, W) -> (B, C, H/factor, W/factor).
@@ -85,24 +118,25 @@ class Downsample:
         if self.factor < 1:
             raise ValueError(f"factor = {self.factor}: down-sampling takes a whole factor of at least 1")
 
-    def _kernel(self) -> list[float]:
+    @property
+    def stride(self) -> int:
+        return self.factor
+
+    @property
+    def kernel(self) -> tuple[float, ...]:
         if self.kind == "area":
-            return [1 / self.factor] * self.factor
+            return (1 / self.factor,) * self.factor
         length = 4 * self.factor - self.factor % 2  # an odd factor has its centre on a pixel
-        kernel = [_keys(abs(i - (length - 1) / 2) / self.factor) for i in range(length)]
-        return [value / sum(kernel) for value in kernel]
+        return _normalised([_keys(abs(i - (length - 1) / 2) / self.factor) for i in range(length)])
 
     def __call__(self, x: Images) -> Small:
         if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
             raise ValueError(f"down-sampling by {self.factor}: {tuple(x.shape[-2:])} is no multiple of it; pad first")
-        return _separable(x, self._kernel(), self.factor)
-
-    def adjoint(self, y: Small) -> Images:
-        return _separable_adjoint(y, self._kernel(), self.factor)
+        return super().__call__(x)
 
 
 @dataclass(frozen=True)
-class Blur:
+class Blur(Separable):
     """Gaussian blur of `sigma` pixels, edges repeated. Raises ValueError unless sigma > 0."""
 
     sigma: float
@@ -111,16 +145,10 @@ class Blur:
         if not self.sigma > 0:
             raise ValueError(f"sigma = {self.sigma}: a blur is wider than 0 pixels")
 
-    def _kernel(self) -> list[float]:
+    @property
+    def kernel(self) -> tuple[float, ...]:
         reach = max(1, math.ceil(3 * self.sigma))
-        kernel = [math.exp(-0.5 * (i / self.sigma) ** 2) for i in range(-reach, reach + 1)]
-        return [value / sum(kernel) for value in kernel]
-
-    def __call__(self, x: Images) -> Images:
-        return _separable(x, self._kernel(), 1)
-
-    def adjoint(self, y: Images) -> Images:
-        return _separable_adjoint(y, self._kernel(), 1)
+        return _normalised([math.exp(-0.5 * (i / self.sigma) ** 2) for i in range(-reach, reach + 1)])
 
 
 @dataclass(frozen=True)
@@ -195,7 +223,11 @@ def _keys(x: float) -> float:
     return -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0.0
 
 
-def _separable(x: Tensor, kernel: list[float], stride: int) -> Tensor:
+def _normalised(kernel: list[float]) -> tuple[float, ...]:
+    return tuple(value / sum(kernel) for value in kernel)
+
+
+def _separable(x: Tensor, kernel: Sequence[float], stride: int) -> Tensor:
     """Correlate rows and columns with `kernel`, edges repeated, at every `stride`-th place."""
     margin = (len(kernel) - stride) // 2
     flat = x.reshape(-1, 1, *x.shape[-2:])  # (B C, 1, H, W)
@@ -205,7 +237,7 @@ def _separable(x: Tensor, kernel: list[float], stride: int) -> Tensor:
     return flat.view(*x.shape[:-2], *flat.shape[-2:])
 
 
-def _separable_adjoint(y: Tensor, kernel: list[float], stride: int) -> Tensor:
+def _separable_adjoint(y: Tensor, kernel: Sequence[float], stride: int) -> Tensor:
     """The transpose of `_separable`: spread, then fold the repeated margins back onto the edge they repeat."""
     margin = (len(kernel) - stride) // 2
     flat = y.reshape(-1, 1, *y.shape[-2:])
@@ -225,3 +257,15 @@ def _fold_margin(x: Tensor, margin: int, dim: int) -> Tensor:
     inner.narrow(dim, 0, 1).add_(x.narrow(dim, 0, margin).sum(dim, keepdim=True))
     inner.narrow(dim, size - 1, 1).add_(x.narrow(dim, size + margin, margin).sum(dim, keepdim=True))
     return inner
+
+
+@lru_cache(maxsize=8)
+def _spectrum(
+    kernel: tuple[float, ...], stride: int, size: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (size,) and eigenvectors (size, size) of K K^T, where K filters one row of size * stride pixels."""
+    with torch.inference_mode(False):  # it is kept, and later runs may want gradients
+        pixels = torch.eye(size * stride, dtype=torch.float64)[:, None, None]  # each alone in a row
+        K_T = _separable(pixels.expand(-1, -1, stride, -1), kernel, stride).view(-1, size)
+        values, vectors = torch.linalg.eigh(K_T.mT @ K_T)
+    return values.to(device, dtype), vectors.to(device, dtype)

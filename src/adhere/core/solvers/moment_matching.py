@@ -27,8 +27,9 @@ Where the directions go matters more than how many levels there are (same page):
 the picture is decided, and nearly one at the end. So `m` can vary with the noise.
 
 An operator that sees some of the image much more weakly than the rest, as a blur does, needs many directions. They
-are fewer by a preconditioner that costs no evaluation, but some thirty products with A and A^T each: the system of an
-image of independent pixels. Stand-ins of curved constraints and of sums are not preconditioned.
+are fewer by a preconditioner that costs no evaluation: the system of an image of independent pixels, solved in closed
+form for `Invertible` operators, by some thirty products with A and A^T for others. Stand-ins of curved constraints and
+of sums are not preconditioned.
 
 A loss is a single measurement, <e, x0' - x0> / |e| = C(x0) / |e|, and has no second direction: further evaluations
 take its tangent anew at the last mean and go on from there: Newton's method for C = 0 along V_t e. (With noise that
