@@ -29,7 +29,7 @@ from adhere.families import schedules
 from adhere.families.latent import Autoencoder, filled, wholly_known
 from adhere.families.schedules import noise_schedule
 from adhere.families.sd import RectifiedFlowPipeline
-from adhere.tasks import Generate
+from adhere.tasks import Generate, Inpaint
 from tests.picture_files import hole, noise
 from tests.test_latent_families import SIZE, darken, inpaint, seeded, upscale
 from tests.tiny_latent_models import (
@@ -172,6 +172,18 @@ def test_a_cell_is_known_when_all_its_pixels_are():
     known = torch.ones(1, 1, 16, 24)
     known[..., 3, 9] = 0
     assert wholly_known(known, 8).tolist() == [[[[1, 0, 1], [1, 1, 1]]]]
+
+
+@pytest.mark.parametrize(("across", "encodings"), [(12, 1), (40, 2)])
+def test_what_is_beside_a_wide_hole_is_coded_anew_and_beside_a_thin_one_not(tmp_path, monkeypatch, across, encodings):
+    """Wide: most of it further than a cell of 8 pixels from what is known."""
+    pipe, calls = built("sd", tmp_path)[1], []
+    encode = pipe.vae.encode
+    monkeypatch.setattr(pipe.vae, "encode", lambda x: calls.append(1) or encode(x))
+    repaint = np.zeros((64, 128), bool)
+    repaint[:, 40 : 40 + across] = True
+    pipe(Inpaint(noise(64, 128, 3), repaint), num_inference_steps=3, generator=seeded())
+    assert len(calls) == encodings
 
 
 @torch.no_grad()

@@ -90,7 +90,9 @@ def _ready(pipe: Any, what: str) -> Any:
     """Refuses noise levels that cannot be read, before anything is sampled."""
     with _explained(what):
         noise_schedule(pipe.scheduler)
-    getattr(pipe, pipe.network).to(memory_format=torch.channels_last)  # convolutions: a third faster on CPUs
+    for name in (pipe.network, "vae"):
+        if (module := getattr(pipe, name, None)) is not None:
+            module.to(memory_format=torch.channels_last)  # convolutions: faster on CPUs, networks' by a third
     return pipe
 
 

@@ -3,9 +3,10 @@
     z = (Enc(x) - shift) scale,     x = Dec(z / scale + shift)
 
 A known part of a picture becomes a known part of the latents, as in the paper (Graikos et al., section 5.1): the cells
-that are wholly known, with the values of the encoded picture; unlike there, it is encoded anew as its unknown part
-takes shape (`adhere.core.latents.Recoded`). Any other constraint on pictures, also a known part that is scattered over
-most cells, goes through the decoder (`adhere.core.latents.Through`), forward only unless autograd is asked for.
+that are wholly known, with the values of the encoded picture; unlike there, where much is missing in one place, it is
+encoded anew once that has taken shape (`adhere.core.latents.Recoded`). Any other constraint on pictures, also a known
+part that is scattered over most cells, goes through the decoder (`adhere.core.latents.Through`), forward only unless
+autograd is asked for.
 """
 
 from collections.abc import Callable
@@ -65,7 +66,7 @@ class Autoencoder:
         return like.new_tensor(values).view(1, -1, 1, 1)
 
 
-REFRESH = (-1.0, 0.0, 1.5)  # the log-SNRs at which a half-known picture is coded anew: docs/lab/adhere-emoji.md
+REFRESH = (-2.0,)  # the log-SNRs at which a half-known picture is coded anew: docs/lab/adhere-emoji.md
 
 
 class LatentPipeline(ConstrainedPipeline):
@@ -145,7 +146,7 @@ class LatentPipeline(ConstrainedPipeline):
                         codec=self.codec,
                         picture=constraint.y,
                         known=pixels,
-                        refresh=REFRESH,
+                        refresh=REFRESH if is_deep(pixels, self.vae_scale_factor) else (),
                     )
         return Through(constraint, self.codec, backward)
 
@@ -153,6 +154,15 @@ class LatentPipeline(ConstrainedPipeline):
 def wholly_known(known: Tensor, factor: int) -> Tensor:
     """The cells of factor x factor pixels without an unknown one: (1, 1, H, W) -> (1, 1, H/factor, W/factor)."""
     return 1 - max_pool2d(1 - known, factor)
+
+
+def is_deep(known: Tensor, reach: int) -> bool:
+    """Whether most of the unknown pixels are more than `reach` away from any known one: (1, 1, H, W).
+
+    Nearer ones a smooth fill tells better than the decoded x0 does where there is much noise.
+    """
+    near = max_pool2d(known, 2 * reach + 1, stride=1, padding=reach)
+    return bool((1 - near).sum() > (1 - known).sum() / 2)
 
 
 def filled(y: Tensor, known: Tensor) -> Tensor:
