@@ -74,14 +74,14 @@ jacobian: install ## symmetry, spectrum and calibration of the denoisers' Jacobi
 
 bench-peers: .venv-peers/.installed ## run deepinv, azula and diffusers on our models and problems
 	.venv-peers/bin/python -m benchmarks.peers truth --json benchmarks/results/peers_truth.json
-	.venv-peers/bin/python -m benchmarks.peers photo --json benchmarks/results/peers_photo.json --tasks strokes --work 100
+	.venv-peers/bin/python -m benchmarks.peers photo --json benchmarks/results/peers_photo.json --work 100
 	.venv-peers/bin/python -m benchmarks.rows benchmarks/results/peers_truth.json --embed docs/measured.md
 	.venv-peers/bin/python -m benchmarks.rows benchmarks/results/peers_photo.json --embed docs/measured.md
 
 .venv-peers/.installed: pyproject.toml # no constraints: deepinv chooses torch and torchvision
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install -q deepinv azula
-	.venv-peers/bin/python -m pip install -q -e ".[style,text]" scikit-image opencv-python-headless
+	.venv-peers/bin/python -m pip install -q -e ".[style,text]" scikit-image scikit-learn opencv-python-headless
 	@touch $@
 
 clean: ## remove .venv, caches and demo output; data/ stays

@@ -3,11 +3,11 @@
     python -m benchmarks.peak --json out.json [--model FOLDER] [--batches 1 16] [--methods ...]
 
 The first tasks: half an emoji given, so many at once, at budgets of evaluations; 'plain @ 20' is unconstrained
-sampling, and `times plain` the seconds of a row over its. The last: super-resolution x4 by inexact Newton and moment
-matching, the constraint taken through the decoder by differences of the encoder (VAE-Newton) or by autograd, with the
-residual of each. Seconds are the median of as many runs as begin within ten of them, five at most. `peak MB` is the
-largest resident set while sampling, `MB above the model` how much that is above the process with the model loaded.
-Reads /proc, so Linux only.
+sampling. The last: super-resolution x4 by inexact Newton and moment matching, the constraint taken through the decoder
+by differences of the encoder (VAE-Newton) or by autograd, with the residual of each. Seconds are the median of several
+runs; `times plain` is that over the median of as many runs of plain @ 20 taken in turns with them. `peak MB` is the
+largest resident set while sampling first, `MB above the model` how much that is above the process with the model
+loaded. Reads /proc, so Linux only.
 """
 
 import argparse
@@ -22,14 +22,15 @@ import torch
 from torch import Tensor
 
 from adhere.conditioning import Conditioning
-from adhere.core.constraints import Unconstrained
-from adhere.core.solvers import DEFAULT_METHOD
+from adhere.core.constraints import Constraint, Unconstrained
+from adhere.core.solvers import DEFAULT_METHOD, Method
 from benchmarks import held_out
 from benchmarks.emoji_tasks import TASKS, method_at, quiet_pipeline, run
 from benchmarks.rows import Row, meta, save, table
 from training.emoji.autoencoder import to_tensor
 
 PLAIN = ("plain", 20)
+SECONDS = 30  # of a row's runs, but for the first
 RUNS = (
     PLAIN,
     (DEFAULT_METHOD, 24),
@@ -68,20 +69,22 @@ def measure(
     before = resident_mb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far, that of loading
 
-    def again() -> tuple[Tensor, int, float]:
+    def once(constraint: Constraint, method: Method) -> tuple[Tensor, int, float]:
         generators = [torch.Generator().manual_seed(i) for i in range(batch)]
         return run(pipe, constraint, method, Conditioning(batch), generators, decoder_backward)
 
-    made, calls, seconds = again()
-    times = [seconds]
-    while sum(times) < 10 and len(times) < 5:
-        times.append(again()[2])
+    made, calls, _ = once(constraint, method)
     peak = resident_mb("VmHWM")
-    scores = {"working_mb": peak - before, "work": work}
+    pairs = []
+    while len(pairs) < 3 or (sum(map(sum, pairs)) < SECONDS and len(pairs) < 9):
+        plain = once(Unconstrained(), method_at(*PLAIN)[0])[2]
+        pairs.append((plain, once(constraint, method)[2]))
+    plain, seconds = (median(times) for times in zip(*pairs, strict=True))
+    scores = {"working_mb": peak - before, "work": work, "times_plain": seconds / plain}
     if name != "plain":
         with torch.inference_mode():
             scores["residual"] = float(asked.constraint.error(made).square().mean().sqrt())
-    return Row(title, f"{len(items)} at once", name, 0, calls, median(times) / batch, peak, scores)
+    return Row(title, f"{len(items)} at once", name, 0, calls, seconds / batch, peak, scores)
 
 
 def main() -> None:
@@ -94,13 +97,10 @@ def main() -> None:
     args = parser.parse_args()
     rows = []  # its seconds are compared: all of one run, never resumed
     for batch in args.batches:
-        plain = None
         for name, nfe in (pair for pair in RUNS if pair == PLAIN or pair[0] in args.methods):
             settings = (args.model, f"half, {batch} at once", "half", name, nfe, batch, False)
             row = in_a_fresh_process(measure, *settings, torch.get_num_threads())
-            plain = plain or row.seconds
-            scores = row.scores | {"times_plain": row.seconds / plain}
-            rows.append(replace(row, method=f"{name} @ {nfe}", scores=scores))
+            rows.append(replace(row, method=f"{name} @ {nfe}"))
         for name in THROUGH_DECODER:
             for backward, how in ((False, "encoder"), (True, "decoder autograd")):
                 settings = (args.model, f"x4, {batch} at once", "x4", name, 40, batch, backward)

@@ -40,7 +40,11 @@ DEFAULT_METHODS = ("moment_matching_calm", "moment_matching", "inexact_newton", 
 
 def picture(name: str) -> np.ndarray:
     """uint8 (256, 256, 3), the centre of one of scikit-image's pictures."""
-    image = getattr(data, name)()
+    return centre(getattr(data, name)())
+
+
+def centre(image: np.ndarray) -> np.ndarray:
+    """uint8 (256, 256, 3) of a larger picture."""
     top, left = (image.shape[0] - masks.SIZE) // 2, (image.shape[1] - masks.SIZE) // 2
     return np.ascontiguousarray(image[top : top + masks.SIZE, left : left + masks.SIZE, :3])
 

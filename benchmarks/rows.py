@@ -52,6 +52,7 @@ METRICS = {
     "overhead": Metric("sampler / network", -1, ".2%"),
     "nfe": Metric("NFE", None, ".0f"),
     "work": Metric("work", None, ".0f"),
+    "strength": Metric("strength", None, ".1f"),
     "seconds": Metric("seconds", 0, ".2f"),
     "times_plain": Metric("times plain", 0, ".2f"),
     "peak_mb": Metric("peak MB", 0, ".0f"),
