@@ -113,8 +113,8 @@ TASKS = {
 }
 
 
-# Few moves a level should be longer than the paper's. So many times, the best of 0.3, 1, 3 and 10 over four tasks on the
-# first twenty emoji, on which the default's settings were chosen too (docs/lab/adhere-emoji.md).
+# Few moves a level should be longer than the paper's: so many times, the best of 0.3, 1, 3 and 10 over four tasks, on
+# the first twenty emoji (docs/lab/adhere-emoji.md).
 FEW_MOVES = {"inexact_newton": 10.0, "dps": 10.0, "mpgd": 3.0}
 
 

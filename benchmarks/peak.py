@@ -5,9 +5,8 @@
 The first tasks: half an emoji given, so many at once, at budgets of evaluations; 'plain @ 20' is unconstrained
 sampling. The last: super-resolution x4 by inexact Newton and moment matching, the constraint taken through the decoder
 by differences of the encoder (VAE-Newton) or by autograd, with the residual of each. Seconds are the median of several
-runs; `times plain` is that over the median of as many runs of plain @ 20 taken in turns with them. `peak MB` is the
-largest resident set while sampling first, `MB above the model` how much that is above the process with the model
-loaded. Reads /proc, so Linux only.
+runs; `times plain` that of each over a run of plain @ 20 just before it. `peak MB` is the largest resident set in the
+first run, `MB above the model` how much that is above the process with the model loaded. Reads /proc, so Linux only.
 """
 
 import argparse
@@ -79,9 +78,10 @@ def measure(
     while len(pairs) < 3 or (sum(map(sum, pairs)) < SECONDS and len(pairs) < 9):
         plain = once(Unconstrained(), method_at(*PLAIN)[0])[2]
         pairs.append((plain, once(constraint, method)[2]))
-    plain, seconds = (median(times) for times in zip(*pairs, strict=True))
-    scores = {"working_mb": peak - before, "work": work, "times_plain": seconds / plain}
+    seconds = median(seconds for _, seconds in pairs)
+    scores = {"working_mb": peak - before, "work": work}
     if name != "plain":
+        scores["times_plain"] = median(seconds / plain for plain, seconds in pairs)
         with torch.inference_mode():
             scores["residual"] = float(asked.constraint.error(made).square().mean().sqrt())
     return Row(title, f"{len(items)} at once", name, 0, calls, seconds / batch, peak, scores)

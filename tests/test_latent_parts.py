@@ -26,7 +26,7 @@ from adhere import AdhereError, ConstrainedPipeline
 from adhere.core.latents import Recoded
 from adhere.core.schedule import Discrete, RectifiedFlow
 from adhere.families import schedules
-from adhere.families.latent import Autoencoder, filled, wholly_known
+from adhere.families.latent import Autoencoder, filled, is_deep, wholly_known
 from adhere.families.schedules import noise_schedule
 from adhere.families.sd import RectifiedFlowPipeline
 from adhere.tasks import Generate, Inpaint
@@ -174,9 +174,17 @@ def test_a_cell_is_known_when_all_its_pixels_are():
     assert wholly_known(known, 8).tolist() == [[[[1, 0, 1], [1, 1, 1]]]]
 
 
-@pytest.mark.parametrize(("across", "encodings"), [(12, 1), (40, 2)])
+@pytest.mark.parametrize(("across", "deep"), [(32, False), (33, True)])
+def test_a_hole_is_deep_when_its_middle_is_far_from_what_is_known_whatever_lines_there_are(across, deep):
+    known = torch.ones(1, 1, 80, 192)
+    known[..., 20 : 20 + across, 10:90] = 0
+    known[..., ::2, 100:] = 0  # most of what is missing
+    assert is_deep(known, 16) == deep
+
+
+@pytest.mark.parametrize(("across", "encodings"), [(32, 1), (40, 2)])
 def test_what_is_beside_a_wide_hole_is_coded_anew_and_beside_a_thin_one_not(tmp_path, monkeypatch, across, encodings):
-    """Wide: most of it further than a cell of 8 pixels from what is known."""
+    """Wide: its middle is further than two cells of 8 pixels from what is known."""
     pipe, calls = built("sd", tmp_path)[1], []
     encode = pipe.vae.encode
     monkeypatch.setattr(pipe.vae, "encode", lambda x: calls.append(1) or encode(x))

@@ -86,6 +86,25 @@ def test_an_inverse_in_closed_form_is_the_inverse(case, variance):
         close(operator(operator.adjoint(u)) + variance * u, y, 1e-9)
 
 
+def test_an_inverse_of_a_run_without_gradients_serves_one_with_them():
+    """What is kept between the two is no inference tensor."""
+    y = torch.rand(1, 3, 5, 7)
+    with torch.inference_mode():
+        Blur(1.234).even_out(y, 0.1)
+    y.requires_grad_()
+    (gradient,) = torch.autograd.grad(Blur(1.234).even_out(y, 0.1).square().sum(), y)
+    assert gradient.abs().max() > 0
+
+
+def test_an_inverse_does_not_make_noise_of_rounding():
+    """For any variance, what a blur hides is not restored from its last digits."""
+    x = torch.rand(1, 1, 32, 32, generator=seeded(3)) * 2 - 1
+    operator = Blur(2.0)
+    y = operator(x)
+    for variance in (1e-8, 1e-12, 1e-20):
+        assert operator.adjoint(operator.even_out(y, variance)).abs().max() < 2
+
+
 def test_which_operators_are_even():
     functional, mask = Functional(torch.ones(1, 3, 2, 2)), Mask(torch.ones(1, 1, 2, 2))
     assert all(map(is_even, (Identity(), mask, Gray(), Downsample(2, "area"), functional)))

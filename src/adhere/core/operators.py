@@ -14,7 +14,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
-from torch.nn.functional import conv2d, conv_transpose2d, pad
+from torch.nn.functional import conv1d, conv2d, conv_transpose2d, pad
 
 Images = Float[Tensor, "b c h w"]
 Small = Float[Tensor, "b c h_small w_small"]
@@ -96,7 +96,11 @@ class Separable:
         return _separable_adjoint(y, self.kernel, self.stride)
 
     def even_out(self, y: Tensor, variance: float) -> Tensor:
-        """(A A^T + variance I)^-1 y by the eigenvectors of the filter of one column and of one row: exact."""
+        """(A A^T + variance I)^-1 y by the eigenvectors of the filter of one column and of one row: exact.
+
+        A variance below the rounding of y's dtype counts as that: it would make noise of the rounding.
+        """
+        variance = max(variance, torch.finfo(y.dtype).eps)
         spectra = (_spectrum(self.kernel, self.stride, size, y.dtype, y.device) for size in y.shape[-2:])
         (down, columns), (across, rows) = spectra
         weights = columns.mT @ y @ rows / (down[:, None] * across + variance)
@@ -259,13 +263,15 @@ def _fold_margin(x: Tensor, margin: int, dim: int) -> Tensor:
     return inner
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def _spectrum(
     kernel: tuple[float, ...], stride: int, size: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Eigenvalues (size,) and eigenvectors (size, size) of K K^T, where K filters one row of size * stride pixels."""
     with torch.inference_mode(False):  # it is kept, and later runs may want gradients
-        pixels = torch.eye(size * stride, dtype=torch.float64)[:, None, None]  # each alone in a row
-        K_T = _separable(pixels.expand(-1, -1, stride, -1), kernel, stride).view(-1, size)
+        margin = (len(kernel) - stride) // 2
+        pixels = torch.eye(size * stride, dtype=torch.float64)[:, None]  # each alone in a row
+        taps = torch.tensor(kernel, dtype=torch.float64).view(1, 1, -1)
+        K_T = conv1d(pad(pixels, (margin, margin), "replicate"), taps, stride=stride)[:, 0]
         values, vectors = torch.linalg.eigh(K_T.mT @ K_T)
-    return values.to(device, dtype), vectors.to(device, dtype)
+        return values.clamp_min(0).to(device, dtype), vectors.to(device, dtype)

@@ -3,10 +3,10 @@
     z = (Enc(x) - shift) scale,     x = Dec(z / scale + shift)
 
 A known part of a picture becomes a known part of the latents, as in the paper (Graikos et al., section 5.1): the cells
-that are wholly known, with the values of the encoded picture; unlike there, where much is missing in one place, it is
-encoded anew once that has taken shape (`adhere.core.latents.Recoded`). Any other constraint on pictures, also a known
-part that is scattered over most cells, goes through the decoder (`adhere.core.latents.Through`), forward only unless
-autograd is asked for.
+that are wholly known, with the values of the encoded picture; unlike there, where a hole reaches far, they are encoded
+anew once it has taken shape (`adhere.core.latents.Recoded`). Any other constraint on pictures, also a known part that
+is scattered over most cells, goes through the decoder (`adhere.core.latents.Through`), forward only unless autograd is
+asked for.
 """
 
 from collections.abc import Callable
@@ -146,7 +146,7 @@ class LatentPipeline(ConstrainedPipeline):
                         codec=self.codec,
                         picture=constraint.y,
                         known=pixels,
-                        refresh=REFRESH if is_deep(pixels, self.vae_scale_factor) else (),
+                        refresh=REFRESH if is_deep(pixels, 2 * self.vae_scale_factor) else (),
                     )
         return Through(constraint, self.codec, backward)
 
@@ -157,12 +157,13 @@ def wholly_known(known: Tensor, factor: int) -> Tensor:
 
 
 def is_deep(known: Tensor, reach: int) -> bool:
-    """Whether most of the unknown pixels are more than `reach` away from any known one: (1, 1, H, W).
+    """Whether any pixel is more than `reach` pixels from all known ones, across and down: (B or 1, 1, H, W).
 
     Nearer ones a smooth fill tells better than the decoded x0 does where there is much noise.
     """
-    near = max_pool2d(known, 2 * reach + 1, stride=1, padding=reach)
-    return bool((1 - near).sum() > (1 - known).sum() / 2)
+    near = max_pool2d(known, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
+    near = max_pool2d(near, (1, 2 * reach + 1), stride=1, padding=(0, reach))
+    return bool((near == 0).any())
 
 
 def filled(y: Tensor, known: Tensor) -> Tensor:
