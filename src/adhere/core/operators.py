@@ -5,6 +5,7 @@ An operator maps (B, C, H, W) to its measurement space sample by sample; `adjoin
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
@@ -79,15 +80,15 @@ class Functional:
         return self.row * y
 
 
-class Separable:
+class Separable(ABC):
     """Base of operators that filter columns and rows with one kernel, at every `stride`-th place, edges repeated."""
 
     stride = 1
 
     @property
+    @abstractmethod
     def kernel(self) -> tuple[float, ...]:
         """Its entries sum to 1."""
-        raise NotImplementedError
 
     def __call__(self, x: Tensor) -> Tensor:
         return _separable(x, self.kernel, self.stride)
