@@ -5,10 +5,10 @@ PYTEST_ARGS ?=
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench bench-quick truth photo emoji jacobian bench-peers clean
+.PHONY: help install demo test lint format bench bench-quick posterior photo emoji jacobian bench-libraries clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
 
 install: .venv/.installed ## make .venv with the package (editable) and all that the tests need
 
@@ -38,52 +38,52 @@ format: install ## let ruff mend and format the code
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: truth photo emoji jacobian ## measure everything: hours; what a killed run has finished is not run again
-bench-quick: install ## a look at truth, photo and emoji in ten minutes: few items, no page is changed
-	$(PY) -m benchmarks.truth --json out/quick/truth.json --images 2 --samples 16 --noises 0.05
-	$(PY) -m benchmarks.photo --json out/quick/photo.json --methods moment_matching_calm --seeds 0
+bench: posterior photo emoji jacobian ## run all benchmarks (hours); finished runs are not repeated
+bench-quick: install ## run posterior, photo and emoji on few items (ten minutes); no page is changed
+	$(PY) -m benchmarks.posterior --json out/quick/posterior.json --images 2 --samples 16 --noises 0.05
+	$(PY) -m benchmarks.photo --json out/quick/photo.json --methods moment_matching --seeds 0
 	$(PY) -m benchmarks.emoji --json out/quick/emoji.json --items 10 --nfe 40 --tasks half x8
 
-truth: install ## measure methods against exact posteriors
-	$(PY) -m benchmarks.truth --json benchmarks/results/truth.json
-	$(PY) -m benchmarks.rows benchmarks/results/truth.json --intervals --embed docs/measured.md
-	$(PY) -m benchmarks.rows benchmarks/results/truth.json --embed README.md \
-	  --tasks "left half, noise 0.05" "down-sampling x4, noise 0.05"
+posterior: install ## compare samples with exact posteriors
+	$(PY) -m benchmarks.posterior --json benchmarks/results/posterior.json
+	$(PY) -m benchmarks.tables benchmarks/results/posterior.json --intervals --embed docs/results.md
 
-photo: install ## measure methods on photographs
+photo: install ## measure inpainting and denoising of photographs
 	$(PY) -m benchmarks.photo --json benchmarks/results/photo.json
-	$(PY) -m benchmarks.rows benchmarks/results/photo.json --intervals --embed docs/measured.md
-	$(PY) -m benchmarks.rows benchmarks/results/photo.json --embed README.md
+	$(PY) -m benchmarks.tables benchmarks/results/photo.json --intervals --embed docs/results.md
 
-emoji: install ## measure methods on held-out emoji, and their peak memory
+emoji: install ## measure eight tasks on held-out emoji, and the peak memory
 	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 40
-	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 24 --methods moment_matching_calm
+	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 24 --methods moment_matching
 	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 220 --methods inexact_newton
 	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 100 --tasks half \
-	  --methods moment_matching_calm inexact_newton dps
+	  --methods moment_matching inexact_newton dps
 	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 40 --prompts with --tasks half x8
 	$(PY) -m benchmarks.peak --json benchmarks/results/peak.json
-	$(PY) -m benchmarks.rows benchmarks/results/emoji.json --intervals --embed docs/measured.md
-	$(PY) -m benchmarks.rows benchmarks/results/peak.json --embed docs/measured.md
-	$(PY) -m benchmarks.rows benchmarks/results/emoji.json --embed README.md --tasks half x8
-	$(PY) -m benchmarks.rows benchmarks/results/emoji.json --tasks half x8 \
+	$(PY) -m benchmarks.tables benchmarks/results/emoji.json --intervals --embed docs/results.md
+	$(PY) -m benchmarks.tables benchmarks/results/peak.json --embed docs/results.md
+	$(PY) -m benchmarks.tables benchmarks/results/emoji.json --tasks half x8 \
 	  --metric feature_distance --plot docs/images/emoji-nfe.png
 
-jacobian: install ## symmetry, spectrum and calibration of the denoisers' Jacobians: half an hour
+jacobian: install ## measure symmetry, spectrum and calibration of the denoisers' Jacobians (half an hour)
 	$(PY) -m benchmarks.jacobian --json benchmarks/results/jacobian.json --figures docs/images
 
-bench-peers: .venv-peers/.installed ## run deepinv, azula and diffusers on our models and problems
-	.venv-peers/bin/python -m benchmarks.peers truth --json benchmarks/results/peers_truth.json
-	.venv-peers/bin/python -m benchmarks.peers photo --json benchmarks/results/peers_photo.json --work 100
-	.venv-peers/bin/python -m benchmarks.rows benchmarks/results/peers_truth.json --embed docs/measured.md
-	.venv-peers/bin/python -m benchmarks.rows benchmarks/results/peers_photo.json --embed docs/measured.md
+bench-libraries: .venv-libraries/.installed ## run methods of deepinv, azula and diffusers on the same problems
+	.venv-libraries/bin/python -m benchmarks.other_libraries posterior \
+	  --json benchmarks/results/other_libraries_posterior.json
+	.venv-libraries/bin/python -m benchmarks.other_libraries photo \
+	  --json benchmarks/results/other_libraries_photo.json --work 100
+	.venv-libraries/bin/python -m benchmarks.tables benchmarks/results/other_libraries_posterior.json \
+	  --embed docs/results.md
+	.venv-libraries/bin/python -m benchmarks.tables benchmarks/results/other_libraries_photo.json \
+	  --embed docs/results.md
 
-.venv-peers/.installed: pyproject.toml # no constraints: deepinv chooses torch and torchvision
-	$(PYTHON) -m venv .venv-peers
-	.venv-peers/bin/python -m pip install -q deepinv azula
-	.venv-peers/bin/python -m pip install -q -e ".[style,text]" scikit-image scikit-learn opencv-python-headless
+.venv-libraries/.installed: pyproject.toml # without constraints.txt, because deepinv requires its own torch
+	$(PYTHON) -m venv .venv-libraries
+	.venv-libraries/bin/python -m pip install -q deepinv azula
+	.venv-libraries/bin/python -m pip install -q -e ".[style,text]" scikit-image scikit-learn opencv-python-headless
 	@touch $@
 
 clean: ## remove .venv, caches and demo output; data/ stays
-	rm -rf .venv .venv-peers .pytest_cache .ruff_cache .hypothesis build dist out
+	rm -rf .venv .venv-libraries .pytest_cache .ruff_cache .hypothesis build dist out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,1 +1,1 @@
-"""The tables and plots in the docs, each made by one command; `benchmarks.rows` is the format that all share."""
+"""Measurements for the tables and figures of the docs, one command each; `benchmarks.tables` is the common format."""

@@ -1,4 +1,4 @@
-"""What benchmarks.emoji asks of the held-out emoji, in batches, and the methods that do it at a given number of NFE."""
+"""The tasks of benchmarks.emoji, and the settings of each method for a budget of network evaluations."""
 
 import logging
 import time
@@ -11,177 +11,179 @@ from diffusers.utils.logging import disable_progress_bar, set_verbosity
 from torch import Generator, Tensor
 from transformers.utils import logging as transformers_logging
 
-from adhere import ConstrainedPipeline
-from adhere.conditioning import Conditioning
-from adhere.core.constraints import Constraint, Linear, Loss, is_masked
-from adhere.core.denoise import Counted
+import adhere
+from adhere.core.constraints import Constraint, Linear, Loss, mask_of
+from adhere.core.denoisers import CountingDenoiser
+from adhere.core.noise import randn
 from adhere.core.operators import Downsample, Mask
-from adhere.core.sample import end_of, serves
-from adhere.core.schedule import Discrete, Schedule, log_snr
-from adhere.core.solvers import METHODS, Method
-from adhere.core.solvers.ddnm import DDNM
-from adhere.core.solvers.descent import Descent
-from adhere.core.solvers.ding import DING
-from adhere.core.solvers.dps import DPS
-from adhere.core.solvers.freedom import FreeDoM
-from adhere.core.solvers.inexact_newton import InexactNewton
-from adhere.core.solvers.mmps import MMPS
-from adhere.core.solvers.moment_matching import MomentMatching
-from adhere.core.solvers.newton_exact import NewtonExact
-from adhere.core.solvers.psld import PSLD
-from adhere.core.solvers.repaint import RePaint
-from adhere.core.solvers.time_travel import TimeTravel
+from adhere.core.presets import PRESETS
+from adhere.core.sampling import Sampler, last_x0
+from adhere.core.schedules import DDPMSchedule, Schedule
+from adhere.core.solvers.base import Solver
 from adhere.features import EfficientNetLite0
 from adhere.losses import GramDistance, SilhouetteLoss
+from adhere.pipelines.base import ConstrainedPipeline
+from adhere.pipelines.prompts import PromptInputs
+from benchmarks.held_out import SIZE_PIXELS
 from benchmarks.masks import strokes
-from training.emoji.data import SIDE
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
-    """A task for a batch: what is asked, what a person would be shown of it, and which pixels are to be made.
+class EmojiTask:
+    """A task for a batch of pictures.
 
-    unknown: (1, 1, H, W); None when many results are right, so that none is compared with the original.
+    Attributes:
+        constraint: The constraint on the pictures.
+        given: What is known of the pictures, for display, (B, 3, H, W).
+        mask: The pixels to compare with the original, (1, 1, H, W), 1 = inpaint; None if many results are right.
     """
 
     constraint: Constraint
-    shown: Tensor  # (B, 3, H, W)
-    unknown: Tensor | None
+    given: Tensor
+    mask: Tensor | None
 
 
 def half() -> np.ndarray:
-    """The right half is to be made."""
-    return np.arange(SIDE)[None].repeat(SIDE, 0) >= SIDE // 2
+    """Return the mask of the right half, bool (64, 64), True = inpaint."""
+    return np.arange(SIZE_PIXELS)[None].repeat(SIZE_PIXELS, 0) >= SIZE_PIXELS // 2
 
 
 def box() -> np.ndarray:
-    """A quarter of the picture, in the middle."""
-    unknown = np.zeros((SIDE, SIDE), bool)
-    unknown[SIDE // 4 : -SIDE // 4, SIDE // 4 : -SIDE // 4] = True
-    return unknown
+    """Return the mask of a quarter of the picture, in the middle."""
+    mask = np.zeros((SIZE_PIXELS, SIZE_PIXELS), bool)
+    mask[SIZE_PIXELS // 4 : -SIZE_PIXELS // 4, SIZE_PIXELS // 4 : -SIZE_PIXELS // 4] = True
+    return mask
 
 
 def free_form() -> np.ndarray:
-    """The strokes of benchmarks.masks, thicker for their size: 10 pixels wide of 64."""
+    """Return the mask of strokes that are 10 pixels wide."""
     return strokes(width=40)[::4, ::4]
 
 
-def under(mask: Callable[[], np.ndarray]) -> Callable[[Tensor], Asked]:
-    """What a mask (64, 64) leaves, True = to be made."""
+def inpainting(make_mask: Callable[[], np.ndarray]) -> Callable[[Tensor], EmojiTask]:
+    """Return the task in which the pixels outside a mask (64, 64) are known; True = inpaint."""
 
-    def ask(x: Tensor) -> Asked:
-        unknown = torch.from_numpy(mask())[None, None].float()
-        seen = (1 - unknown) * x
-        return Asked(Linear(Mask(1 - unknown), seen), seen, unknown)
+    def task(x: Tensor) -> EmojiTask:
+        mask = torch.from_numpy(make_mask())[None, None].float()
+        given = (1 - mask) * x
+        return EmojiTask(Linear(Mask(1 - mask), given), given, mask)
 
-    return ask
+    return task
 
 
-def means(factor: int, noise: float = 0.0) -> Callable[[Tensor], Asked]:
-    """The means over factor x factor pixels, up to the standard deviation `noise`."""
+def downsampling(factor: int, noise: float = 0.0) -> Callable[[Tensor], EmojiTask]:
+    """Return the task in which the means over factor x factor pixels are known, with standard deviation `noise`."""
 
-    def ask(x: Tensor) -> Asked:
+    def task(x: Tensor) -> EmojiTask:
         y = Downsample(factor)(x)
-        shown = y.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
-        return Asked(Linear(Downsample(factor), y, noise), shown, torch.ones(1, 1, *x.shape[-2:]))
+        given = y.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+        return EmojiTask(Linear(Downsample(factor), y, noise), given, torch.ones(1, 1, *x.shape[-2:]))
 
-    return ask
+    return task
 
 
-def silhouette(x: Tensor) -> Asked:
-    """Where the emoji differs from white, the background of all."""
+def silhouette(x: Tensor) -> EmojiTask:
+    """Return the task in which the part that differs from the white background is known."""
     white = torch.ones(1, 3, 1, 1)
-    mask = ((x - white).square().mean(1, keepdim=True).sqrt() > 0.3).float()
-    return Asked(Loss(SilhouetteLoss(mask, white)), (1 - 2 * mask).expand_as(x), None)
+    foreground = ((x - white).square().mean(1, keepdim=True).sqrt() > 0.3).float()
+    return EmojiTask(Loss(SilhouetteLoss(foreground, white)), (1 - 2 * foreground).expand_as(x), None)
 
 
-def style(x: Tensor) -> Asked:
-    """The colours and textures of the emoji, wherever."""
-    return Asked(Loss(GramDistance(EfficientNetLite0(stages=3).features, x)), x, None)
+def style(x: Tensor) -> EmojiTask:
+    """Return the task in which the colors and textures are known, but not their positions."""
+    return EmojiTask(Loss(GramDistance(EfficientNetLite0(stages=3).features, x)), x, None)
 
 
-SCHEDULE = Discrete.from_betas()
 TASKS = {
-    "half": under(half),
-    "box": under(box),
-    "free_form": under(free_form),
-    "x4": means(4),
-    "x8": means(8),
-    "layout": means(16, noise=0.1),
+    "half": inpainting(half),
+    "box": inpainting(box),
+    "free_form": inpainting(free_form),
+    "x4": downsampling(4),
+    "x8": downsampling(8),
+    "layout": downsampling(16, noise=0.1),
     "silhouette": silhouette,
     "style": style,
 }
 
+SCHEDULE = DDPMSchedule.from_betas()
+SMALL_BUDGET_NFE = 100  # below it, noise levels are cheaper and the step sizes of STEP_SIZE_FACTORS apply
+MAX_LEVEL_NFE = 5  # the largest number of evaluations per noise level at small budgets
+# Factors on the paper's step sizes at small budgets, where a noise level has few steps: the best of 0.3, 1, 3 and 10
+# over four tasks on the first twenty emoji (docs/experiments/adhere-emoji.md).
+STEP_SIZE_FACTORS = {"inexact_newton": 10.0, "dps": 10.0, "mpgd": 3.0}
 
-# Few moves a level should be longer than the paper's: so many times, the best of 0.3, 1, 3 and 10 over four tasks, on
-# the first twenty emoji (docs/lab/adhere-emoji.md).
-FEW_MOVES = {"inexact_newton": 10.0, "dps": 10.0, "mpgd": 3.0}
+# Methods that support a constraint but are not run, with the reason. In latents, a constraint on pictures is either
+# 'known', known latents under a mask, or 'decoded', applied to the decoded picture.
+NOT_RUN = {
+    ("ddnm", "decoded"): "its projection would use the decoder 30 times per noise level",
+    ("newton_exact", "known"): "it takes one evaluation per entry of the latents",
+    ("newton_exact", "decoded"): "it takes one evaluation per entry of the latents",
+}
 
 
-def method_at(name: str, nfe: int, schedule: Schedule = SCHEDULE) -> tuple[Method, int]:
-    """A method of METHODS at about `nfe` evaluations, and the work of that, a backward pass counted as 2 evaluations.
+def reason_not_run(name: str, constraint: Constraint) -> str | None:
+    """Return why a method is not run with a constraint on latents, None if it is run."""
+    if not PRESETS[name].solver.supports(constraint):
+        return "the solver does not support this constraint"
+    return NOT_RUN.get((name, "decoded" if mask_of(constraint) is None else "known"))
 
-    Methods that move x_t spend 220 on the paper's 20 noise levels, 40 on 8; time travel shares them out likewise.
-    schedule: the model's; by its log-SNRs moment_matching shares its directions out.
+
+def sampler_for_budget(name: str, nfe: int, schedule: Schedule = SCHEDULE) -> tuple[Sampler, int]:
+    """Return a preset with the settings that take about `nfe` network evaluations.
+
+    At small budgets, the number of iterations or repeats per noise level is reduced until a noise level takes at most
+    MAX_LEVEL_NFE evaluations. Then the number of noise levels is chosen.
+
+    Args:
+        name: The name of the preset.
+        nfe: The budget.
+        schedule: The schedule of the model.
+
+    Returns:
+        The sampler, and its work: the number of evaluations plus two for each backward pass.
     """
-    method = METHODS[name]
-    solver, backward = method.solver, 0.0  # backward passes for each evaluation
-    first = level = 1  # evaluations of the first level, and of each other
-    if isinstance(solver, Descent):
-        moves = 5 if nfe >= 100 else 2
-        longer = FEW_MOVES.get(name, 1.0) if nfe < 100 else 1.0
-        K = moves if isinstance(solver, InexactNewton) else 2 * moves
-        solver = replace(solver, K=K, first=longer * solver.first, last=longer * solver.last)
-        first = level = 1 + 2 * moves
-        backward = solver.K / level if isinstance(solver, DPS) else 0.0
-    elif isinstance(solver, TimeTravel):
-        if isinstance(solver, RePaint):
-            solver = replace(solver, repeats=10 if nfe >= 100 else 5)
-        first = 2 if isinstance(solver, FreeDoM) else 1
-        level = first * solver.repeats
-        backward = 0.5 if isinstance(solver, FreeDoM) else 0.0
-    elif isinstance(solver, MomentMatching):
-        return _matching_at(method, solver, nfe, schedule)
-    elif isinstance(solver, MMPS):
-        backward = solver.m
-    elif isinstance(solver, DING):
-        level = 2
-    steps = max(1, round((nfe - first) / level + 1))
-    calls = first + (steps - 1) * level
-    return replace(method, solver=solver, steps=steps), calls + round(2 * backward * calls)
+    sampler = PRESETS[name]
+    if nfe < SMALL_BUDGET_NFE:
+        sampler = replace(sampler, solver=_cheaper(sampler.solver, STEP_SIZE_FACTORS.get(name)))
+    sampler = replace(sampler, num_steps=_num_steps(sampler, nfe, schedule))
+    return sampler, sampler.evaluations(schedule) + 2 * sampler.backward_passes(schedule)
 
 
-def _matching_at(method: Method, solver: MomentMatching, nfe: int, schedule: Schedule) -> tuple[Method, int]:
-    """As many levels as the budget has directions for, at least one."""
+def _cheaper(solver: Solver, step_size_factor: float | None) -> Solver:
+    """The solver with at most MAX_LEVEL_NFE evaluations per noise level, if its number of iterations is a setting."""
+    for setting in ("num_iterations", "repeats"):
+        while type(number := getattr(solver, setting, None)) is int and _level_nfe(solver) > MAX_LEVEL_NFE:
+            solver = replace(solver, **{setting: number - 1})  # pyright: ignore[reportArgumentType]
+    if step_size_factor is not None:
+        sizes = {name: step_size_factor * getattr(solver, name) for name in ("step_size_start", "step_size_end")}
+        solver = replace(solver, **sizes)  # pyright: ignore[reportArgumentType]
+    return solver
 
-    def cost(steps: int) -> int:
-        return sum(1 + solver.directions(log_snr(schedule, t)) for t in method.levels(schedule, steps))
 
-    steps = max((steps for steps in range(1, nfe + 1) if cost(steps) <= nfe), default=1)
-    return replace(method, steps=steps), cost(steps)
+def _level_nfe(solver: Solver) -> int:
+    """The evaluations of each noise level but the first."""
+    return solver.evaluations((0.0, 0.0)) - solver.evaluations((0.0,))
 
 
-def can_run(name: str, constraint: Constraint) -> bool:
-    """Whether a method is for such a constraint on pictures, at a cost that can be compared.
+def _num_steps(sampler: Sampler, nfe: int, schedule: Schedule) -> int:
+    """The number of noise levels for a budget.
 
-    Projection is for masks: through a decoder it would decode 30 times a level. psld is for measurements that go
-    through one, and known cells do not. newton_exact takes an evaluation for every entry of the latents.
+    If all noise levels take equally many evaluations, those of the run are as close to the budget as possible (an even
+    number of noise levels, if two are equally close). Otherwise they do not exceed the budget.
     """
-    solver = METHODS[name].solver
-    if isinstance(solver, NewtonExact):
-        return False
-    if isinstance(solver, PSLD):
-        return isinstance(constraint, Linear) and not is_masked(constraint)
-    return is_masked(constraint) if isinstance(solver, DDNM) else serves(solver, constraint)
+    evaluations = {steps: sampler.evaluations(schedule, steps) for steps in range(1, nfe + 1)}
+    if sampler.solver.evaluations((-5.0,)) != sampler.solver.evaluations((5.0,)):
+        return max((steps for steps in evaluations if evaluations[steps] <= nfe), default=1)
+    return min(evaluations, key=lambda steps: (abs(evaluations[steps] - nfe), steps % 2, -steps))
 
 
 def quiet_pipeline(model: str) -> ConstrainedPipeline:
-    """The model, without progress bars and without a word on packages that are not needed."""
+    """Load a model; progress bars and warnings about packages that are not needed are switched off."""
     set_verbosity(logging.ERROR)
     transformers_logging.set_verbosity(logging.ERROR)
     disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    pipe = ConstrainedPipeline.from_pretrained(model)
+    pipe = adhere.load(model)
     pipe.set_progress_bar_config(disable=True)  # type: ignore[attr-defined]
     return pipe
 
@@ -190,17 +192,28 @@ def quiet_pipeline(model: str) -> ConstrainedPipeline:
 def run(
     pipe: ConstrainedPipeline,
     constraint: Constraint,
-    method: Method,
-    conditioning: Conditioning,
+    sampler: Sampler,
+    prompts: PromptInputs,
     generators: list[Generator],
     decoder_backward: bool = False,
 ) -> tuple[Tensor, int, float]:
-    """Pictures (B, 3, H, W), about [-1, 1], one for each generator; evaluations, and seconds for all of them."""
+    """Sample one picture of 64x64 pixels per generator.
+
+    Args:
+        pipe: The model.
+        constraint: A constraint on pictures (B, 3, 64, 64).
+        sampler: The sampler.
+        prompts: The prompts and the guidance scale.
+        generators: One per sample.
+        decoder_backward: Whether gradients of the decoder are taken by autograd.
+
+    Returns:
+        Pictures (B, 3, 64, 64), about in [-1, 1]; the network evaluations; the seconds for the whole batch.
+    """
     begin = time.perf_counter()
-    size = (SIDE, SIDE)
-    denoiser = Counted(pipe.denoiser(conditioning, size))
-    lifted = pipe.lift(constraint, decoder_backward)
-    times = method.levels(denoiser.schedule, method.steps)
-    shape = (len(generators), *pipe.state_shape(size))
-    x0 = end_of(method.states(denoiser, lifted, shape, times, torch.empty(0), generators))
+    size = (SIZE_PIXELS, SIZE_PIXELS)
+    denoiser = CountingDenoiser(pipe.make_denoiser(prompts, size))
+    latent_constraint = pipe.to_latent_constraint(constraint, decoder_backward)
+    noise = randn((len(generators), *pipe.state_shape(size)), torch.empty(0), generators)
+    x0 = last_x0(sampler.trajectory(denoiser, latent_constraint, noise, generators))
     return pipe.decode(x0), denoiser.nfe, time.perf_counter() - begin

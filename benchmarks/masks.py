@@ -1,10 +1,10 @@
-"""The masks of the inpainting benchmark, for pictures of 256 x 256: True (white) is to be repainted.
+"""The masks of the inpainting benchmark, for pictures of 256x256 pixels: True (white) = inpaint.
 
     python -m benchmarks.masks        # writes benchmarks/masks/{text,strokes,hole}.png
 
-text: lines of overlaid lettering, its strokes 2 to 5 pixels wide; strokes: smooth random curves 8 pixels wide that
-cover 30 %; hole: one centred square of 48 pixels. They come from fixed seeds, Python's own random numbers and Pillow's
-own font, so everyone gets the same; the committed files are what the tables in the docs were measured with.
+text: lines of letters whose strokes are 2 to 5 pixels wide. strokes: smooth random curves 8 pixels wide that cover
+30 %. hole: one square of 48 pixels in the middle. The masks are reproducible, because they use a fixed seed, Python's
+random numbers and Pillow's own font. The tables in the docs were measured with the committed files.
 """
 
 import math
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool
 from PIL import Image, ImageDraw, ImageFont
 
-SIZE = 256
+SIZE_PIXELS = 256
 FOLDER = Path(__file__).with_name("masks")
 
 Mask = Bool[np.ndarray, "H W"]
@@ -33,38 +33,45 @@ LINES = (
 
 
 def text() -> Mask:
-    """Lines of lettering from edge to edge."""
-    fine = 4  # drawn four times as large, then shrunk: keeps the gaps in the letters
-    picture = Image.new("L", (fine * SIZE, fine * SIZE))
-    draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=26 * fine)
-    pitch = fine * SIZE / len(LINES)
+    """Return lines of letters from edge to edge."""
+    scale = 4  # drawn larger and reduced afterwards, which preserves the gaps in the letters
+    image = Image.new("L", (scale * SIZE_PIXELS, scale * SIZE_PIXELS))
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(size=26 * scale)
+    pitch = scale * SIZE_PIXELS / len(LINES)
     for i, line in enumerate(LINES):
-        draw.text((fine * SIZE / 2, (i + 0.5) * pitch), line, fill=255, font=font, anchor="mm", stroke_width=1)
-    return _boolean(picture.reduce(fine))
+        position = (scale * SIZE_PIXELS / 2, (i + 0.5) * pitch)
+        draw.text(position, line, fill=255, font=font, anchor="mm", stroke_width=1)
+    return _to_bool(image.reduce(scale))
 
 
 def strokes(fraction: float = 0.3, width: float = 8.0, seed: int = 10) -> Mask:
-    """Smooth curves of a round brush, drawn one after the other until they cover `fraction` of the picture."""
+    """Return smooth curves of a round brush, drawn one after another until they cover a fraction of the picture.
+
+    Args:
+        fraction: The fraction to cover.
+        width: The width of the brush in pixels.
+        seed: The seed of the random curves.
+    """
     rng = random.Random(seed)
-    y, x = np.mgrid[:SIZE, :SIZE] + 0.5  # pixel centres
-    mask = np.zeros((SIZE, SIZE), dtype=bool)
+    y, x = np.mgrid[:SIZE_PIXELS, :SIZE_PIXELS] + 0.5  # pixel centers
+    mask = np.zeros((SIZE_PIXELS, SIZE_PIXELS), dtype=bool)
     while True:
-        at_x, at_y = rng.uniform(0, SIZE), rng.uniform(0, SIZE)
-        heading, bend = rng.uniform(0, 2 * math.pi), 0.0
+        at_x, at_y = rng.uniform(0, SIZE_PIXELS), rng.uniform(0, SIZE_PIXELS)
+        heading, curvature = rng.uniform(0, 2 * math.pi), 0.0
         for _ in range(rng.randint(60, 180)):
             mask |= (x - at_x) ** 2 + (y - at_y) ** 2 <= (width / 2) ** 2
             if mask.mean() >= fraction:
                 return mask
-            bend = 0.9 * bend + rng.uniform(-0.02, 0.02)  # curvature per pixel, slowly varying
-            heading += bend
+            curvature = 0.9 * curvature + rng.uniform(-0.02, 0.02)  # per pixel; it varies slowly
+            heading += curvature
             at_x, at_y = at_x + math.cos(heading), at_y + math.sin(heading)
 
 
 def hole(side: int = 48) -> Mask:
-    """One square in the middle."""
-    mask = np.zeros((SIZE, SIZE), dtype=bool)
-    start = (SIZE - side) // 2
+    """Return one square of `side` pixels in the middle."""
+    mask = np.zeros((SIZE_PIXELS, SIZE_PIXELS), dtype=bool)
+    start = (SIZE_PIXELS - side) // 2
     mask[start : start + side, start : start + side] = True
     return mask
 
@@ -73,15 +80,19 @@ MASKS = {"text": text, "strokes": strokes, "hole": hole}
 
 
 def load(name: str) -> Mask:
-    """Read a committed mask, by its name in MASKS."""
+    """Return a committed mask, bool (256, 256), True = inpaint.
+
+    Raises:
+        ValueError: The name is not in MASKS.
+    """
     if name not in MASKS:
         raise ValueError(f"no mask is called '{name}': choose one of {list(MASKS)}")
-    return _boolean(Image.open(FOLDER / f"{name}.png"))
+    return _to_bool(Image.open(FOLDER / f"{name}.png"))
 
 
-def _boolean(picture: Image.Image) -> Mask:
-    """Compare, since np.array of a 1-bit picture holds bytes of 255 called bool, which crash or mislead C code."""
-    return np.array(picture.convert("L")) > 127
+def _to_bool(image: Image.Image) -> Mask:
+    """Compare instead of casting: np.array of a 1-bit image has bytes of 255 with dtype bool, which mislead C code."""
+    return np.array(image.convert("L")) > 127
 
 
 def write(folder: Path = FOLDER) -> None:
@@ -90,7 +101,7 @@ def write(folder: Path = FOLDER) -> None:
     for name, draw in MASKS.items():
         mask = draw()
         Image.fromarray(mask).save(folder / f"{name}.png", optimize=True)
-        print(f"{name}: {mask.mean():.1%} to repaint")
+        print(f"{name}: {mask.mean():.1%} masked")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Train the model of benchmarks.jacobian: Fashion-MNIST, 28x28 gray, small enough for its whole Jacobian.
+"""Train the model of benchmarks/jacobian.py: 28x28 gray images, small enough to compute its whole Jacobian.
 
     apt-get download dataset-fashion-mnist && dpkg -x dataset-fashion-mnist_*.deb data/fashion
     python -m training.fashion --data data/fashion/usr/share/datasets/fashion-mnist --run data/fashion/run
 
-A quarter of an hour on one core; run/model is then the network in float16, with a few pictures of the test set. Resumes
-from its checkpoint.
+The training takes 15 minutes on one CPU core. It writes the network in float16 to run/model, with a few images of the
+test set in clothes.npy. It resumes from its checkpoint.
 """
 
 import argparse
@@ -17,20 +17,28 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
 
-from training.levels import Levels
 from training.loop import Training
+from training.loss_weighting import LossWeighting
 from training.photo.train import new_scheduler
 
 
-def pictures(folder: Path, name: str) -> Tensor:
-    """(N, 1, 28, 28) in [-1, 1] from one of the IDX files, 'train' or 't10k'."""
-    content = gzip.decompress((folder / f"{name}-images-idx3-ubyte.gz").read_bytes())
+def load_images(folder: Path, split: str) -> Tensor:
+    """Load one of the IDX files of Fashion-MNIST.
+
+    Args:
+        folder: Folder of the files.
+        split: "train" or "t10k" (the test set).
+
+    Returns:
+        Images of shape (N, 1, 28, 28), in [-1, 1].
+    """
+    content = gzip.decompress((folder / f"{split}-images-idx3-ubyte.gz").read_bytes())
     pixels = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 1, 28, 28)
     return torch.from_numpy(pixels / np.float32(127.5) - 1)
 
 
 def new_network() -> UNet2DModel:
-    """0.9 M parameters; attention over the 7x7 of the middle."""
+    """Return the network with random weights: 0.9 M parameters, attention in the middle block only (7x7)."""
     return UNet2DModel(
         sample_size=28,
         in_channels=1,
@@ -44,39 +52,57 @@ def new_network() -> UNet2DModel:
     )
 
 
-def v_losses(network: Any, levels: Levels, x0: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
-    """Mean squared error of v for each picture, (B,)."""
-    alpha, sigma = levels.alpha[t, None, None, None], levels.sigma[t, None, None, None]
+def v_losses(network: Any, weighting: LossWeighting, x0: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the mean squared error of v = alpha_t eps - sigma_t x0 of each image.
+
+    Args:
+        network: The network.
+        weighting: Holds alpha_t and sigma_t.
+        x0: Clean images of shape (B, 1, 28, 28), in [-1, 1].
+        t: Timesteps of shape (B,).
+        generator: The generator of the noise.
+
+    Returns:
+        Losses of shape (B,).
+    """
+    alpha, sigma = weighting.alpha[t, None, None, None], weighting.sigma[t, None, None, None]
     eps = torch.randn(x0.shape, generator=generator)
     return (network(alpha * x0 + sigma * eps, t).sample - (alpha * eps - sigma * x0)).square().mean((1, 2, 3))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--run", type=Path, default=Path("data/fashion/run"))
-    parser.add_argument("--minutes", type=float, default=15)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the IDX files")
+    parser.add_argument("--run", type=Path, default=Path("data/fashion/run"), help="folder of the training run")
+    parser.add_argument("--minutes", type=float, default=15, help="duration of the training")
+    parser.add_argument("--batch", type=int, default=64, help="images per step")
+    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate at the start")
     args = parser.parse_args()
-    train, test = pictures(args.data, "train"), pictures(args.data, "t10k")[:512]
-    levels = Levels(new_scheduler().alphas_cumprod, mean=0, width=1.4, even=0.3, low=-3.5, high=4.5)
+    train, test = load_images(args.data, "train"), load_images(args.data, "t10k")[:512]
+    weighting = LossWeighting(
+        new_scheduler().alphas_cumprod,
+        mean_log_snr=0,
+        std_log_snr=1.4,
+        uniform_fraction=0.3,
+        log_snr_min=-3.5,
+        log_snr_max=4.5,
+    )
 
-    def loss(network: Any, step: int) -> Tensor:
-        generator = torch.Generator().manual_seed(step)
-        t = levels.spread(args.batch, generator)
+    def loss(network: Any, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        t = weighting.stratified_timesteps(args.batch, generator)
         x0 = train[torch.randint(len(train), (args.batch,), generator=generator)]
-        return levels.balanced(t, v_losses(network, levels, x0, t, generator)).mean()
+        return weighting.weight_losses(t, v_losses(network, weighting, x0, t, generator)).mean()
 
     @torch.inference_mode()
     def report(network: Any) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(0)
-        t = levels.spread(len(test), generator)
-        return {"test_v_loss": round(float(v_losses(network, levels, test, t, generator).mean()), 5)}
+        t = weighting.stratified_timesteps(len(test), generator)
+        return {"test_v_loss": round(float(v_losses(network, weighting, test, t, generator).mean()), 5)}
 
-    training = Training(new_network(), args.run, args.lr, ema=0.998)
+    training = Training(new_network(), args.run, args.lr, ema_decay=0.998)
     training.fit(loss, report, args.batch, minutes=args.minutes, cooldown=True)
-    training.average.half().save_pretrained(args.run / "model")  # type: ignore[operator]
+    training.ema_network.half().save_pretrained(args.run / "model")  # type: ignore[operator]
     np.save(args.run / "model" / "clothes.npy", ((test[:16, 0] + 1) * 127.5).round().byte().numpy())
 
 

@@ -1,9 +1,17 @@
-"""adhere: sample from a pre-trained diffusion model under a constraint nobody trained it for, by forward passes only.
+"""adhere samples from pre-trained diffusion models under constraints, without training and by forward passes only.
 
-from adhere import ConstrainedPipeline, Inpaint
-pipe = ConstrainedPipeline.from_pretrained(None)      # the small model that ships inside
-out = pipe(Inpaint("photo.jpg", "mask.png"))
-out.images[0].save("repaired.png")
+    import adhere
+
+    pipe = adhere.load()                                   # the photograph model that ships
+    out = pipe(adhere.Inpaint("photo.jpg", "mask.png"))
+    out.images[0].save("repaired.png")
+
+Models:          load, from_pipe, ConstrainedPipeline, ConstrainedOutput
+Tasks:           Inpaint, Restore, Upscale, Generate, Custom, Layout, Silhouette, Style
+Constraints:     Linear, Loss, Sum, Constraint
+Operators:       Mask, Downsample, Blur, Gray, Identity, operator, LinearOperator
+Solvers:         MomentMatching, InexactNewton, DDNM, Plain, Solver, Sampler, PRESETS, DDIM, DPMSolver2M
+Any network:     NetworkDenoiser, sample
 """
 
 from importlib import import_module
@@ -12,40 +20,87 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from adhere.core.constraints import Constraint, Linear, Loss, Sum
+    from adhere.core.denoisers import NetworkDenoiser
+    from adhere.core.operators import Blur, Downsample, Gray, Identity, LinearOperator, Mask, operator
+    from adhere.core.presets import PRESETS, sample
+    from adhere.core.sampling import Sampler
+    from adhere.core.solvers.base import Solver
+    from adhere.core.solvers.ddnm import DDNM
+    from adhere.core.solvers.inexact_newton import InexactNewton
+    from adhere.core.solvers.moment_matching import MomentMatching
+    from adhere.core.solvers.plain import Plain
+    from adhere.core.transitions import DDIM, DPMSolver2M
     from adhere.errors import AdhereError
-    from adhere.pipeline import ConstrainedOutput, ConstrainedPipeline
-    from adhere.tasks import Generate, Inpaint, Layout, Satisfy, Silhouette, Style, Upscale
+    from adhere.pipelines.base import ConstrainedOutput, ConstrainedPipeline
+    from adhere.pipelines.loading import from_pipe, load
+    from adhere.tasks import Custom, Generate, Inpaint, Layout, Restore, Silhouette, Style, Upscale
 
 __all__ = [
+    "DDIM",
+    "DDNM",
+    "PRESETS",
     "AdhereError",
+    "Blur",
     "ConstrainedOutput",
     "ConstrainedPipeline",
+    "Constraint",
+    "Custom",
+    "DPMSolver2M",
+    "Downsample",
     "Generate",
+    "Gray",
+    "Identity",
+    "InexactNewton",
     "Inpaint",
     "Layout",
-    "Satisfy",
+    "Linear",
+    "LinearOperator",
+    "Loss",
+    "Mask",
+    "MomentMatching",
+    "NetworkDenoiser",
+    "Plain",
+    "Restore",
+    "Sampler",
     "Silhouette",
+    "Solver",
     "Style",
+    "Sum",
     "Upscale",
     "__version__",
+    "from_pipe",
+    "load",
+    "operator",
+    "sample",
 ]
 
-_HOMES = {
-    "AdhereError": "adhere.errors",
-    "ConstrainedOutput": "adhere.pipeline",
-    "ConstrainedPipeline": "adhere.pipeline",
-    "Generate": "adhere.tasks",
-    "Inpaint": "adhere.tasks",
-    "Layout": "adhere.tasks",
-    "Satisfy": "adhere.tasks",
-    "Silhouette": "adhere.tasks",
-    "Style": "adhere.tasks",
-    "Upscale": "adhere.tasks",
+_MODULES = {
+    "adhere.core.constraints": ("Constraint", "Linear", "Loss", "Sum"),
+    "adhere.core.denoisers": ("NetworkDenoiser",),
+    "adhere.core.operators": ("Blur", "Downsample", "Gray", "Identity", "LinearOperator", "Mask", "operator"),
+    "adhere.core.presets": ("PRESETS", "sample"),
+    "adhere.core.sampling": ("Sampler",),
+    "adhere.core.solvers.base": ("Solver",),
+    "adhere.core.solvers.ddnm": ("DDNM",),
+    "adhere.core.solvers.inexact_newton": ("InexactNewton",),
+    "adhere.core.solvers.moment_matching": ("MomentMatching",),
+    "adhere.core.solvers.plain": ("Plain",),
+    "adhere.core.transitions": ("DDIM", "DPMSolver2M"),
+    "adhere.errors": ("AdhereError",),
+    "adhere.pipelines.base": ("ConstrainedOutput", "ConstrainedPipeline"),
+    "adhere.pipelines.loading": ("from_pipe", "load"),
+    "adhere.tasks": ("Custom", "Generate", "Inpaint", "Layout", "Restore", "Silhouette", "Style", "Upscale"),
 }
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> object:
-    """Import on first use: `adhere --help` must not wait for torch."""
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    """Import on first use, so that `adhere --help` does not wait for torch."""
+    if name in _MODULE_OF:
+        return getattr(import_module(_MODULE_OF[name]), name)
     raise AttributeError(f"module 'adhere' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,6 +1,6 @@
 """`python -m adhere` is the command `adhere`."""
 
-from adhere.cli import main
+from adhere.apps.cli import main
 
 if __name__ == "__main__":
     main()

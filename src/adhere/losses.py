@@ -1,9 +1,11 @@
-"""Losses of pictures: what no measurement y = A x0 says. Each maps (B, 3, H, W) in [-1, 1] to (B,), for `Loss(fn)`.
+"""Losses on pictures, for constraints that are not a measurement y = A x0.
 
-    GramDistance      how a picture is painted:   mean over l of |G_l(x) - G_l(ref)|_F / |G_l(ref)|_F,   G = F F^T / N
-    SilhouetteLoss    where something is:         cross-entropy of p = sigmoid((d - threshold) / softness) and the mask
+Each loss maps pictures (B, 3, H, W) in [-1, 1] to (B,) and becomes a constraint as `Loss(fn)`:
 
-with F_l (C, N) the features of layer l, and d the distance of a pixel's colour from the background's.
+    GramDistance      style of a picture:      mean over l of ||G_l(x) - G_l(ref)||_F / ||G_l(ref)||_F,  G = F F^T / N
+    SilhouetteLoss    position of an object:   cross-entropy of p = sigmoid((d - threshold) / softness) and the mask
+
+F_l (C, N) are the features of layer l at N positions; d is the RMS distance of a pixel's color from the background's.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,47 +17,49 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-Features = Callable[[Tensor], Sequence[Tensor]]  # pictures (B, 3, H, W) -> of each layer (B, C, N) or (B, C, h, w)
-
-
-def gram(features: Tensor) -> Float[Tensor, "B C C"]:
-    """(B, C, N) or (B, C, h, w) -> the means over positions of the products of channels: places are forgotten.
-
-    Gatys, Ecker and Bethge, *Image style transfer using convolutional neural networks* (2016), eq. 3.
-    """
-    flat = features.flatten(2)
-    return flat @ flat.mT / flat.shape[-1]
+Features = Callable[[Tensor], Sequence[Tensor]]  # pictures (B, 3, H, W) -> for each layer (B, C, N) or (B, C, h, w)
 
 
 @dataclass(frozen=True, eq=False)
 class GramDistance:
-    """Frobenius distance of Gram matrices from those of a reference (1 or B, 3, H, W), relative; means over layers.
+    """Relative Frobenius distance between the Gram matrices of a picture and of a reference, averaged over layers.
 
-    0: the same style; about 1: nothing in common. The style loss of Graikos et al., *Fast constrained sampling in
-    pre-trained diffusion models*, made relative so that layers count the same. The reference may be of another size.
+    The value is 0 for the same style and about 1 for unrelated styles. It is the style loss of Graikos et al., 'Fast
+    constrained sampling in pre-trained diffusion models' (2024), divided by the norm of the reference's Gram matrix so
+    that all layers have the same weight.
+
+    Args:
+        features: A differentiable function that returns the features of each layer.
+        reference: (1, 3, H, W) or (B, 3, H, W) in [-1, 1]; H and W may differ from those of the pictures.
     """
 
     features: Features
     reference: Float[Tensor, "n 3 H W"]
 
     @cached_property
-    def _grams(self) -> list[tuple[Tensor, Tensor]]:
-        """Of each layer, G(ref) and its norm; plain tensors, even if asked for under inference mode first."""
+    def _reference_grams(self) -> list[tuple[Tensor, Tensor]]:
+        """G(ref) and its norm for each layer; normal tensors, even when first computed in inference mode."""
         with torch.inference_mode(False), torch.no_grad():
-            grams = [gram(layer) for layer in self.features(self.reference)]
-            return [(one, torch.linalg.matrix_norm(one).clamp_min(1e-12)) for one in grams]
+            grams = [_gram(layer) for layer in self.features(self.reference)]
+            return [(gram, torch.linalg.matrix_norm(gram).clamp_min(1e-12)) for gram in grams]
 
     def __call__(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
-        layers = zip(self.features(x), self._grams, strict=True)
-        return torch.stack([torch.linalg.matrix_norm(gram(f) - g) / norm for f, (g, norm) in layers]).mean(0)
+        """Return the distance of each picture."""
+        layers = zip(self.features(x), self._reference_grams, strict=True)
+        return torch.stack([torch.linalg.matrix_norm(_gram(f) - g) / norm for f, (g, norm) in layers]).mean(0)
 
 
 @dataclass(frozen=True, eq=False)
 class SilhouetteLoss:
-    """Cross-entropy, in nats, between what stands out from the background and a mask (1 or B, 1, H, W) in [0, 1].
+    """Cross-entropy, in nats, between a mask and the part of a picture that differs from the background.
 
-    Inside and outside count the same, however large. background: (1, 3, 1, 1), in [-1, 1]. threshold: the RMS distance
-    of a colour from it that is as likely to be inside as outside. softness: that distance over one unit of the logit.
+    The two sides of the mask have the same total weight, whatever their areas.
+
+    Args:
+        mask: (1, 1, H, W) or (B, 1, H, W) in [0, 1], 1 = object.
+        background: The background's color, (1, 3, 1, 1) in [-1, 1].
+        threshold: The RMS color distance at which a pixel is object or background with equal probability.
+        softness: The RMS color distance that changes the logit by one.
     """
 
     mask: Float[Tensor, "n 1 H W"]
@@ -64,9 +68,19 @@ class SilhouetteLoss:
     softness: float = 0.1
 
     def __call__(self, x: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
-        distance = ((x - self.background).square().mean(1, keepdim=True) + 1e-6).sqrt()  # a gradient at 0 too
-        logits = (distance - self.threshold) / self.softness
+        """Return the loss of each picture."""
+        distance = ((x - self.background).square().mean(1, keepdim=True) + 1e-6).sqrt()  # differentiable at 0
+        logits = (distance - self.threshold) / self.softness  # (B, 1, H, W)
         inside, outside = self.mask, 1 - self.mask
         weight = (inside / inside.sum((1, 2, 3), keepdim=True) + outside / outside.sum((1, 2, 3), keepdim=True)) / 2
         losses = binary_cross_entropy_with_logits(logits, inside.expand_as(logits), reduction="none")
         return (weight * losses).sum((1, 2, 3))
+
+
+def _gram(features: Tensor) -> Float[Tensor, "B C C"]:
+    """Products of channels of (B, C, N) or (B, C, h, w), averaged over positions.
+
+    Gatys, Ecker and Bethge, 'Image style transfer using convolutional neural networks' (2016), eq. 3.
+    """
+    flat = features.flatten(2)  # (B, C, N)
+    return flat @ flat.mT / flat.shape[-1]

@@ -15,7 +15,7 @@ from adhere.pipeline import Conditioning
 from benchmarks import emoji, held_out, peak
 from benchmarks.emoji import ALL, Benchmark, Results
 from benchmarks.emoji_tasks import TASKS, can_run, method_at, quiet_pipeline, run
-from benchmarks.rows import load
+from benchmarks.tables import load
 from benchmarks.sheets import cut, label, sheet
 from tests.core.laws import backward_passes, evaluations
 from tests.tiny_latent_models import tiny_sd

@@ -1,11 +1,13 @@
-"""What the core tests share: seeded draws, random exact priors and a dense operator; float64 throughout."""
+"""What the tests of the core share: seeded random numbers, random exact priors and dense operators, all in float64."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor
 
-from adhere.core.priors import FactorMixture, Gaussian, GaussianMixture
+from adhere.core.operators import LinearOperator
+from adhere.testing.priors import FactorMixture, Gaussian, GaussianMixture
 
 
 def seeded(seed: int) -> Generator:
@@ -38,8 +40,8 @@ def random_factors(
     return FactorMixture(normal(g, components).softmax(0), normal(g, components, *shape), loadings, psi)
 
 
-class Matrix:
-    """The operator of a dense matrix A (m, n) on images of n numbers; its adjoint gives them `shape`."""
+class Matrix(LinearOperator):
+    """The operator of a dense matrix A (m, n) on images of n entries; its adjoint returns images of `shape`."""
 
     def __init__(self, A: Tensor, shape: tuple[int, ...] = ()):
         self.A, self.shape = A, shape
@@ -51,8 +53,8 @@ class Matrix:
         return (y @ self.A).reshape(-1, *self.shape)
 
 
-class Identical:
-    """A codec whose latents are the pictures."""
+class IdentityAutoencoder:
+    """An autoencoder whose latents are the pictures."""
 
     dtype = torch.float64
 
@@ -63,11 +65,12 @@ class Identical:
         return z
 
 
-def matrix_of(function, shape: tuple[int, ...]) -> Tensor:
-    """The dense matrix (m, n) of a linear function of images of `shape`."""
+def matrix_of(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor:
+    """Return the dense matrix (m, n) of a linear function of images of `shape`."""
     n = math.prod(shape)
     return function(torch.eye(n, dtype=torch.float64).reshape(n, *shape)).reshape(n, -1).T
 
 
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> None:
+def assert_close(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> None:
+    """Assert that each entry of a is that of b, with the same relative and absolute tolerance."""
     torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)

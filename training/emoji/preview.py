@@ -1,4 +1,4 @@
-"""Draw what adhere-emoji draws, by plain diffusers: a row of samples for each prompt, then reconstructions.
+"""Draw samples of adhere-emoji with diffusers: one row per prompt, then held-out images and their reconstructions.
 
 python -m training.emoji.preview --model src/adhere/models/adhere-emoji --data data/emoji --out out/emoji.png
 """
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from PIL import Image
 
-from benchmarks.sheets import sheet
-from training.emoji.autoencoder import reconstruct, to_pictures, to_tensor
+from training.emoji.autoencoder import image_grid, reconstruct, to_tensor, to_uint8
 from training.emoji.data import Emoji
 
 PROMPTS = (
@@ -24,15 +24,16 @@ PROMPTS = (
     "pizza",
     "tree, 3d",
     "blue car",
-    "blue heart",  # held out, as are the next two
+    "blue heart",  # this prompt and the next two name held-out bases
     "tiger",
     "carrot, flat",
     "",
 )
+MAGNIFICATION = 2
 
 
 def load(folder: Path) -> Any:
-    """The pipeline, quiet."""
+    """Return the pipeline without a progress bar."""
     pipe: Any = StableDiffusionPipeline.from_pretrained(
         folder, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
@@ -40,14 +41,14 @@ def load(folder: Path) -> Any:
     return pipe
 
 
-def samples(pipe: Any, prompt: str, count: int, guidance_scale: float, steps: int) -> np.ndarray:
-    """(count, 64, 64, 3) uint8, from seed 0."""
+def draw_samples(pipe: Any, prompt: str, count: int, guidance_scale: float, num_inference_steps: int) -> np.ndarray:
+    """Return `count` samples with seed 0, shape (count, 64, 64, 3), uint8."""
     generator = torch.Generator().manual_seed(0)
     out = pipe(
         prompt,
         num_images_per_prompt=count,
         guidance_scale=guidance_scale,
-        num_inference_steps=steps,
+        num_inference_steps=num_inference_steps,
         generator=generator,
         output_type="np",
     )
@@ -56,20 +57,22 @@ def samples(pipe: Any, prompt: str, count: int, guidance_scale: float, steps: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=Path("src/adhere/models/adhere-emoji"))
-    parser.add_argument("--data", type=Path, default=Path("data/emoji"))
-    parser.add_argument("--out", type=Path, default=Path("out/emoji.png"))
-    parser.add_argument("--count", type=int, default=8, help="samples of each prompt")
+    parser.add_argument("--model", type=Path, default=Path("src/adhere/models/adhere-emoji"), help="model folder")
+    parser.add_argument("--data", type=Path, default=Path("data/emoji"), help="folder that training.emoji.fetch wrote")
+    parser.add_argument("--out", type=Path, default=Path("out/emoji.png"), help="the image to write")
+    parser.add_argument("--count", type=int, default=8, help="samples per prompt")
     parser.add_argument("--guidance-scale", type=float, default=3.0)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=30, help="number of inference steps")
     args = parser.parse_args()
     pipe = load(args.model)
-    rows = [samples(pipe, prompt, args.count, args.guidance_scale, args.steps) for prompt in PROMPTS]
-    held_out = to_tensor(Emoji.load(args.data, "held_out").thinned(args.count).pictures)
-    rows += [to_pictures(held_out), to_pictures(reconstruct(pipe.vae, held_out))]
+    rows = [draw_samples(pipe, prompt, args.count, args.guidance_scale, args.steps) for prompt in PROMPTS]
+    held_out = to_tensor(Emoji.load(args.data, "held_out").subset(args.count).images)
+    rows += [to_uint8(held_out), to_uint8(reconstruct(pipe.vae, held_out))]
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    sheet(rows, scale=2).save(args.out)
-    print(args.out, "rows:", ", ".join(repr(prompt) for prompt in PROMPTS), "held-out, reconstructed")
+    grid = image_grid(rows)
+    size = (MAGNIFICATION * grid.width, MAGNIFICATION * grid.height)
+    grid.resize(size, Image.Resampling.NEAREST).save(args.out)
+    print(f"{args.out}: rows", ", ".join(repr(prompt) for prompt in PROMPTS), "held out, reconstructed")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The text side of adhere-emoji: a byte-level BPE vocabulary fitted to the captions, and a small CLIP text encoder."""
+"""Tokenizer and text encoder of adhere-emoji: byte-level BPE fitted to the captions, and a small CLIP text encoder."""
 
 import json
 from collections.abc import Iterable
@@ -11,19 +11,27 @@ from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-LENGTH = 20  # tokens, the two at the ends included
-BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+MAX_TOKENS = 20  # per caption, including the start and the end token
+START_TOKEN, END_TOKEN = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 
 
-def fit_tokenizer(captions: Iterable[str], size: int = 2048) -> CLIPTokenizer:
-    """A CLIPTokenizer with about `size` tokens; any text can be written with it, as every byte is a token."""
-    backend = CLIPTokenizer().backend_tokenizer  # for CLIP's way of splitting text into words
-    backend.model = BPE(unk_token=END, end_of_word_suffix=WORD_END)
+def fit_tokenizer(captions: Iterable[str], vocab_size: int = 2048) -> CLIPTokenizer:
+    """Fit a tokenizer to captions.
+
+    Args:
+        captions: The captions.
+        vocab_size: Approximate number of tokens.
+
+    Returns:
+        A tokenizer that can represent any text, because every byte is a token.
+    """
+    backend = CLIPTokenizer().backend_tokenizer  # splits text into words as CLIP does
+    backend.model = BPE(unk_token=END_TOKEN, end_of_word_suffix=WORD_END)
     alphabet = sorted(ByteLevel.alphabet())
     trainer = BpeTrainer(
-        vocab_size=size - len(alphabet),
-        special_tokens=[BEGIN, END],
+        vocab_size=vocab_size - len(alphabet),
+        special_tokens=[START_TOKEN, END_TOKEN],
         initial_alphabet=alphabet,
         end_of_word_suffix=WORD_END,
         show_progress=False,
@@ -31,43 +39,60 @@ def fit_tokenizer(captions: Iterable[str], size: int = 2048) -> CLIPTokenizer:
     backend.train_from_iterator(captions, trainer)
     model = json.loads(backend.to_str())["model"]
     vocab, merges = model["vocab"], [tuple(pair) for pair in model["merges"]]
-    for byte in alphabet:  # else a byte that ends no word of the captions would be read as the end of the text
+    for byte in alphabet:  # a byte that ends no word of the captions would otherwise become the unknown token
         vocab.setdefault(byte + WORD_END, len(vocab))
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH)  # pyright: ignore[reportArgumentType]
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)  # pyright: ignore[reportArgumentType]
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write the tokenizer with vocab.json and merges.txt, which older releases of transformers read."""
+    """Write a tokenizer, including vocab.json and merges.txt, which older releases of transformers read.
+
+    Args:
+        tokenizer: The tokenizer.
+        folder: The folder to write to.
+    """
     tokenizer.save_pretrained(folder)
     tokenizer.backend_tokenizer.model.save(str(folder))
 
 
 def token_ids(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
-    """(B, LENGTH), padded as StableDiffusionPipeline pads."""
+    """Return the token ids of B texts, padded as in StableDiffusionPipeline: (B, MAX_TOKENS)."""
     length = tokenizer.model_max_length
     return tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
 
 
-def new_text_encoder(tokenizer: CLIPTokenizer, hidden: int = 192, layers: int = 4, heads: int = 4) -> CLIPTextModel:
-    """The text encoder, freshly drawn."""
-    begin, end = tokenizer("").input_ids
+def new_text_encoder(
+    tokenizer: CLIPTokenizer, hidden_size: int = 192, num_layers: int = 4, num_heads: int = 4
+) -> CLIPTextModel:
+    """Return the text encoder with random weights.
+
+    Args:
+        tokenizer: The tokenizer of its input.
+        hidden_size: Size of the embedding of a token.
+        num_layers: Number of transformer layers.
+        num_heads: Number of attention heads.
+
+    Returns:
+        The text encoder, in training mode.
+    """
+    start, end = tokenizer("").input_ids
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
-            hidden_size=hidden,
-            intermediate_size=4 * hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
+            hidden_size=hidden_size,
+            intermediate_size=4 * hidden_size,
+            num_hidden_layers=num_layers,
+            num_attention_heads=num_heads,
             max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=begin,
+            bos_token_id=start,
             eos_token_id=end,
             pad_token_id=end,
-            projection_dim=hidden,
+            projection_dim=hidden_size,
             attention_dropout=0.0,
         )
     ).train()
 
 
 def embed(text_encoder: CLIPTextModel, ids: Tensor) -> Tensor:
-    """What the network attends to: (B, LENGTH, hidden)."""
+    """Return the embeddings for cross-attention: token ids (B, MAX_TOKENS) -> (B, MAX_TOKENS, hidden_size), float32."""
     return text_encoder(ids).last_hidden_state.to(torch.float32)

@@ -1,13 +1,15 @@
-"""Train adhere-emoji's network and text encoder on the latents that training.emoji.latents wrote.
+"""Train the network and the text encoder of adhere-emoji on the latents that training.emoji.latents wrote.
 
     python -m training.emoji.train --data data/emoji --latents data/emoji/run_autoencoder --run data/emoji/run
 
-The network predicts v = alpha_t eps - sigma_t z0 (Salimans & Ho, 2022) under the linear DDPM schedule. Log-SNR lambda =
-log(alpha/sigma) is drawn, evenly over each batch, from 0.75 N(-0.5, 1.3^2) + 0.25 U(-4, 4); how losses are weighted:
-training.levels. A tenth of the captions is empty, for guidance.
+The network predicts v = alpha_t eps - sigma_t z0 (Salimans & Ho, "Progressive Distillation for Fast Sampling of
+Diffusion Models", 2022) under the linear DDPM schedule. The log-SNR lambda = log(alpha_t / sigma_t) follows
+0.75 N(-0.5, 1.3^2) + 0.25 U(-4, 4), stratified over each batch. The module training.loss_weighting describes the
+weights of the losses. A tenth of the captions is empty, for classifier-free guidance.
 
-The run folder holds checkpoint.pt (resumed from when it exists), log.jsonl and tokenizer/. `--cooldown` brings the
-learning rate linearly to zero over the run: branch from a copy of the run folder for it.
+The run folder holds checkpoint.pt, log.jsonl and tokenizer/. A run resumes from its checkpoint. `--cooldown` decreases
+the learning rate linearly to zero over the run; use a copy of the run folder for it if the training is to continue
+afterwards at the full rate.
 """
 
 import argparse
@@ -27,35 +29,50 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from training.emoji.data import Emoji, all_captions, caption
 from training.emoji.latents import encode
 from training.emoji.text import embed, fit_tokenizer, new_text_encoder, save_tokenizer, token_ids
-from training.levels import Levels
 from training.loop import Training
+from training.loss_weighting import LossWeighting
+
+REPORTED_LOG_SNRS = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0)
 
 
 def new_network(
-    text_size: int, blocks: tuple[int, ...] = (64, 128, 192), heads: tuple[int, ...] = (2, 4, 6), groups: int = 16
+    text_size: int,
+    channels: tuple[int, ...] = (64, 128, 192),
+    num_heads: tuple[int, ...] = (2, 4, 6),
+    norm_groups: int = 16,
 ) -> UNet2DConditionModel:
-    """The network, freshly drawn: text is attended to from 8x8 down."""
-    deep = len(blocks) - 1
+    """Return the network with random weights. It has cross-attention at all resolutions but the finest.
+
+    Args:
+        text_size: Size of the text embedding of a token.
+        channels: Channels at each resolution, from the finest (16x16).
+        num_heads: Attention heads at each resolution.
+        norm_groups: Groups of the group normalization.
+
+    Returns:
+        The network.
+    """
+    num_coarse = len(channels) - 1
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
         out_channels=4,
-        block_out_channels=blocks,
+        block_out_channels=channels,
         layers_per_block=1,
-        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * deep,
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * num_coarse,
         mid_block_type="UNetMidBlock2DCrossAttn",
-        up_block_types=("CrossAttnUpBlock2D",) * deep + ("UpBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",) * num_coarse + ("UpBlock2D",),
         cross_attention_dim=text_size,
-        attention_head_dim=heads,  # pyright: ignore[reportArgumentType]
-        addition_embed_type="text",  # pooled, and added to the time's: what is drawn is known to every layer at once
+        attention_head_dim=num_heads,  # pyright: ignore[reportArgumentType]
+        addition_embed_type="text",  # adds the pooled text to the time embedding, which every layer receives
         addition_embed_type_num_heads=4,
-        norm_num_groups=groups,
+        norm_num_groups=norm_groups,
         use_linear_projection=True,
     )
 
 
 def new_scheduler() -> DDIMScheduler:
-    """The schedule of the noise, for training and for the pipeline."""
+    """Return the noise schedule of the training and of the pipeline."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_schedule="linear",
@@ -67,70 +84,140 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-def new_levels() -> Levels:
-    """The noise levels, as drawn in training."""
-    return Levels(new_scheduler().alphas_cumprod, mean=-0.5, width=1.3, even=0.25, low=-4, high=4)
+def new_loss_weighting() -> LossWeighting:
+    """Return the distribution of timesteps and the loss weighting of the training."""
+    return LossWeighting(
+        new_scheduler().alphas_cumprod,
+        mean_log_snr=-0.5,
+        std_log_snr=1.3,
+        uniform_fraction=0.25,
+        log_snr_min=-4,
+        log_snr_max=4,
+    )
 
 
 class TextToImage(nn.Module):
-    """All that is trained together, and the running mean of each level's loss, kept with it in the checkpoint."""
+    """The modules that are trained together. It keeps the running mean losses in the checkpoint.
 
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, levels: Levels):
+    Args:
+        unet: The network.
+        text_encoder: The text encoder.
+        weighting: The loss weighting, whose `mean_loss` becomes a buffer.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, weighting: LossWeighting):
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
-        unet.set_attn_processor(AttnProcessor())  # a third faster to train on a CPU than the fused attention
-        self.register_buffer("level_loss", levels.loss)
+        unet.set_attn_processor(AttnProcessor())  # on a CPU a third faster to train than the fused attention
+        self.register_buffer("level_loss", weighting.mean_loss)  # the name in existing checkpoints
 
     def forward(self, x_t: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        """Predict v.
+
+        Args:
+            x_t: Noisy latents of shape (B, 4, 16, 16).
+            t: Timesteps of shape (B,).
+            ids: Token ids of shape (B, MAX_TOKENS).
+
+        Returns:
+            v of shape (B, 4, 16, 16).
+        """
         return self.unet(x_t, t, embed(self.text_encoder, ids)).sample
 
 
 def loss_function(
-    latents: np.ndarray, emoji: Emoji, tokenizer: CLIPTokenizer, levels: Levels, batch: int
+    latents: np.ndarray, emoji: Emoji, tokenizer: CLIPTokenizer, weighting: LossWeighting, batch_size: int
 ) -> Callable[[Any, int], Tensor]:
-    """The loss above, as a function of a TextToImage and the step."""
+    """Return the loss that the docstring of this module describes.
 
-    def loss(model: TextToImage, step: int) -> Tensor:
-        rng, generator = np.random.default_rng(step), torch.Generator().manual_seed(step)
-        index = rng.choice(len(emoji), batch, p=emoji.weight)
-        z0 = torch.from_numpy(latents[rng.integers(len(latents), size=batch), index]).float()
+    Args:
+        latents: V versions of the latents of the training images, shape (V, N, 4, 16, 16).
+        emoji: The N training images.
+        tokenizer: The tokenizer.
+        weighting: Draws the timesteps and weights the losses.
+        batch_size: Latents per step.
+
+    Returns:
+        A function of (model, seed) that returns a scalar loss.
+    """
+
+    def loss(model: TextToImage, seed: int) -> Tensor:
+        rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+        index = rng.choice(len(emoji), batch_size, p=emoji.probabilities)
+        z0 = torch.from_numpy(latents[rng.integers(len(latents), size=batch_size), index]).float()
         ids = token_ids(tokenizer, [caption(emoji.rows[i], rng) for i in index])
-        t = levels.spread(batch, generator)
-        losses = v_losses(model, levels, z0, t, ids, generator)
-        return levels.balanced(t, losses).mean()
+        t = weighting.stratified_timesteps(batch_size, generator)
+        losses = v_losses(model, weighting, z0, t, ids, generator)
+        return weighting.weight_losses(t, losses).mean()
 
     return loss
 
 
-def v_losses(model: Any, levels: Levels, z0: Tensor, t: Tensor, ids: Tensor, generator: torch.Generator) -> Tensor:
-    """Mean squared error of v for each latent, (B,)."""
-    alpha, sigma = levels.alpha[t, None, None, None], levels.sigma[t, None, None, None]
+def v_losses(
+    model: Any, weighting: LossWeighting, z0: Tensor, t: Tensor, ids: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Return the mean squared error of v of each example.
+
+    Args:
+        model: A TextToImage.
+        weighting: Holds alpha_t and sigma_t.
+        z0: Clean latents of shape (B, 4, 16, 16).
+        t: Timesteps of shape (B,).
+        ids: Token ids of shape (B, MAX_TOKENS).
+        generator: The generator of the noise.
+
+    Returns:
+        Losses of shape (B,).
+    """
+    alpha, sigma = weighting.alpha[t, None, None, None], weighting.sigma[t, None, None, None]
     eps = torch.randn(z0.shape, generator=generator)
     with torch.autocast("cpu", torch.bfloat16):
-        out = model(alpha * z0 + sigma * eps, t, ids)
-    return (out.float() - (alpha * eps - sigma * z0)).square().mean((1, 2, 3))
+        v = model(alpha * z0 + sigma * eps, t, ids)
+    return (v.float() - (alpha * eps - sigma * z0)).square().mean((1, 2, 3))
 
 
 def report_function(
-    latents: np.ndarray, emoji: Emoji, tokenizer: CLIPTokenizer, levels: Levels
+    latents: np.ndarray, emoji: Emoji, tokenizer: CLIPTokenizer, weighting: LossWeighting
 ) -> Callable[[Any], dict[str, Any]]:
-    """v loss of held-out pictures with their plain names, by level: the same noise each time."""
+    """Return a function that measures the v loss on held-out images, with the same noise at every call.
+
+    Args:
+        latents: Latents of the held-out images, shape (N, 4, 16, 16).
+        emoji: The N held-out images; the captions are their plain names.
+        tokenizer: The tokenizer.
+        weighting: Holds alpha_t and sigma_t.
+
+    Returns:
+        A function of the model that returns the mean loss at each of `REPORTED_LOG_SNRS`.
+    """
     z0 = torch.from_numpy(latents).float()
     ids = token_ids(tokenizer, [all_captions(row)[0] for row in emoji.rows])
-    lams = torch.tensor([-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0]).repeat(len(z0) // 8 + 1)[: len(z0)]
-    t = (levels.lam[None] - lams[:, None]).abs().argmin(1)
+    count = len(REPORTED_LOG_SNRS)
+    log_snrs = torch.tensor(REPORTED_LOG_SNRS).repeat(len(z0) // count + 1)[: len(z0)]
+    t = (weighting.log_snr[None] - log_snrs[:, None]).abs().argmin(1)
 
     @torch.inference_mode()
     def report(model: Any) -> dict[str, Any]:
-        losses = v_losses(model, levels, z0, t, ids, torch.Generator().manual_seed(0))
-        by_level = {f"{lam:+.0f}": round(float(losses[lams == lam].mean()), 4) for lam in lams[:8].tolist()}
-        return {"held_out_v_loss": by_level}
+        losses = v_losses(model, weighting, z0, t, ids, torch.Generator().manual_seed(0))
+        means = {
+            f"{log_snr:+.0f}": round(float(losses[log_snrs == log_snr].mean()), 4)
+            for log_snr in log_snrs[:count].tolist()
+        }
+        return {"held_out_v_loss": means}
 
     return report
 
 
 def load_tokenizer(run: Path, emoji: Emoji) -> CLIPTokenizer:
-    """The run's tokenizer; fitted to the captions when the run is new."""
+    """Load the tokenizer of a run. A new run gets one that is fitted to the captions.
+
+    Args:
+        run: The run folder.
+        emoji: The training images.
+
+    Returns:
+        The tokenizer.
+    """
     folder = run / "tokenizer"
     if not folder.exists():
         save_tokenizer(fit_tokenizer(sorted({text for row in emoji.rows for text in all_captions(row)})), folder)
@@ -139,29 +226,33 @@ def load_tokenizer(run: Path, emoji: Emoji) -> CLIPTokenizer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data/emoji"))
-    parser.add_argument("--latents", type=Path, default=Path("data/emoji/run_autoencoder"))
-    parser.add_argument("--run", type=Path, default=Path("data/emoji/run"))
-    parser.add_argument("--minutes", type=float, default=90)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--ema", type=float, default=0.999, help="decay of the weight average")
-    parser.add_argument("--compile", action="store_true", help="a third faster, after five minutes of compiling")
-    parser.add_argument("--cooldown", action="store_true", help="learning rate falls linearly to zero over this run")
+    parser.add_argument("--data", type=Path, default=Path("data/emoji"), help="folder that training.emoji.fetch wrote")
+    parser.add_argument(
+        "--latents", type=Path, default=Path("data/emoji/run_autoencoder"), help="folder training.emoji.latents wrote"
+    )
+    parser.add_argument("--run", type=Path, default=Path("data/emoji/run"), help="folder of the training run")
+    parser.add_argument("--minutes", type=float, default=90, help="duration of the training")
+    parser.add_argument("--batch", type=int, default=16, help="latents per step")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate after the warm-up")
+    parser.add_argument("--ema", type=float, default=0.999, help="decay of the weight average per step")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the network: five minutes at the start, then a third faster"
+    )
+    parser.add_argument("--cooldown", action="store_true", help="decrease the learning rate linearly to zero")
     args = parser.parse_args()
     torch.manual_seed(0)
-    emoji, held_out = Emoji.load(args.data, "train"), Emoji.load(args.data, "held_out").thinned(128)
+    emoji, held_out = Emoji.load(args.data, "train"), Emoji.load(args.data, "held_out").subset(128)
     tokenizer = load_tokenizer(args.run, emoji)
-    levels = new_levels()
+    weighting = new_loss_weighting()
     text_encoder = new_text_encoder(tokenizer)
-    model = TextToImage(new_network(text_encoder.config.hidden_size), text_encoder, levels)
+    model = TextToImage(new_network(text_encoder.config.hidden_size), text_encoder, weighting)
     training = Training(model, args.run, args.lr, args.ema)
     if args.compile:
-        model.unet.compile()  # the average, copied before, is not
+        model.unet.compile()  # the EMA network was copied before and is not compiled
     autoencoder = AutoencoderKL.from_pretrained(args.latents / "autoencoder")
-    report = report_function(encode(autoencoder, held_out.pictures), held_out, tokenizer, levels)
+    report = report_function(encode(autoencoder, held_out.images), held_out, tokenizer, weighting)
     latents = np.load(args.latents / "latents.npy", mmap_mode="r")
-    loss = loss_function(latents, emoji, tokenizer, levels, args.batch)
+    loss = loss_function(latents, emoji, tokenizer, weighting, args.batch)
     training.fit(loss, report, args.batch, args.minutes, cooldown=args.cooldown)
 
 

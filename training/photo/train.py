@@ -1,18 +1,21 @@
-"""Train adhere-photo, a fully convolutional pixel-space prior of photographs, on a CPU.
+"""Train adhere-photo, a fully convolutional pixel-space diffusion model of photographs, on a CPU.
 
     python -m training.photo.fetch --to data/photo
     python -m training.photo.train --data data/photo --run data/photo/run --minutes 60
     python -m training.photo.train --data data/photo --run data/photo/run --minutes 20 --crop 128 --batch 4 --cooldown
 
-The network is a `UNet2DModel`, with attention in the middle only, on 2x2 pixel-unshuffled RGB in [-1, 1]; unshuffling
-is orthogonal, so white noise stays white and the diffusion is that of the pixels. It predicts v = alpha_t eps - sigma_t
-x0 (Salimans & Ho, 2022) under the linear DDPM schedule. Noise levels are drawn where pictures are decided: log-SNR
-lambda = log(alpha/sigma) from 0.7 N(mean, 1.4^2) + 0.3 U(-3.5, 4.6), mean 0.7 by default; how losses are weighted:
-training.levels.
+The network is a `UNet2DModel` with attention in the middle block only. Its input is RGB in [-1, 1], pixel-unshuffled
+2x2 to 12 channels. Pixel unshuffling is orthogonal, so white noise stays white and the diffusion process equals that of
+the pixels. The network predicts v = alpha_t eps - sigma_t x0 (Salimans & Ho, "Progressive Distillation for Fast
+Sampling of Diffusion Models", 2022) under the linear DDPM schedule.
 
-The run folder holds checkpoint.pt (resumed from when it exists), log.jsonl and model/, the averaged weights as a
-diffusers folder. `--cooldown` brings the learning rate linearly to zero over the run: branch from a copy of the run
-folder for it.
+The log-SNR lambda = log(alpha_t / sigma_t) of a training example follows 0.7 N(mean, 1.4^2) + 0.3 U(-3.5, 4.6). The
+mean is 0.7 by default, near the noise levels at which the content of an image is determined. The module
+training.loss_weighting describes the weights of the losses.
+
+The run folder holds checkpoint.pt, log.jsonl and model/, the averaged weights in the layout of diffusers. A run resumes
+from its checkpoint. `--cooldown` decreases the learning rate linearly to zero over the run; use a copy of the run
+folder for it if the training is to continue afterwards at the full rate.
 """
 
 import argparse
@@ -31,15 +34,29 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from PIL import Image, ImageDraw, ImageFilter
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss, pixel_unshuffle
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from training.levels import Levels
-from training.loop import Training, courteous_threads
+from adhere.metrics import psnr
+from training.loop import Training, available_threads
+from training.loss_weighting import LossWeighting
+
+WARMUP_STEPS = 300
+LOG_INTERVAL_SECONDS = 120
+SAVE_INTERVAL_SECONDS = 300
+SCALE_WEIGHTS = {  # short side in pixels: relative probability; larger scales are mostly out-of-focus background
+    256: 1.0,
+    384: 2.0,
+    512: 2.0,
+    768: 1.0,
+    1024: 0.5,
+    1536: 0.3,
+}
+TEST_NOISE_STD = 25 / 255  # on images in [0, 1]
 
 
 def new_network() -> UNet2DModel:
-    """The network, freshly drawn: 12 = 3 colours of 2x2 pixels."""
+    """Return the network with random weights, on the 12 channels of 2x2 pixel-unshuffled RGB."""
     network = UNet2DModel(
         in_channels=12,
         out_channels=12,
@@ -47,14 +64,14 @@ def new_network() -> UNet2DModel:
         layers_per_block=1,
         down_block_types=("DownBlock2D",) * 4,
         up_block_types=("UpBlock2D",) * 4,
-        attention_head_dim=32,  # in the middle only, over 16x16 pixels a token: an outline goes on across a hole
+        attention_head_dim=32,  # middle block only, 16x16 pixels per token: continues an outline across a hole
         norm_num_groups=16,
     )
     return convert_conv2d_weight_memory_format(network, torch.channels_last)
 
 
 def new_scheduler() -> DDIMScheduler:
-    """The schedule of the noise, for training and for the model's folder."""
+    """Return the noise schedule of the training and of the saved model."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_schedule="linear",
@@ -65,55 +82,72 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-class Crops:
-    """Random crops of the picture pyramids, augmented; a batch is (B, 3, crop, crop) in [-1, 1]."""
+class RandomCrops:
+    """Random augmented crops of the images that training.photo.fetch wrote.
+
+    Args:
+        folder: The data folder, with the images in `folder`/pyramid.
+        seed: Seed of all random numbers.
+
+    Raises:
+        SystemExit: If there are no images.
+    """
 
     def __init__(self, folder: Path, seed: int):
         files = sorted((folder / "pyramid").glob("*.png"))
         if not files:
-            raise SystemExit(f"no pictures in {folder / 'pyramid'}: run training.photo.fetch first")
-        self.pictures = [np.asarray(Image.open(file)) for file in files]
-        sides = np.array([min(picture.shape[:2]) for picture in self.pictures])
-        liking = {256: 1.0, 384: 2.0, 512: 2.0, 768: 1.0, 1024: 0.5, 1536: 0.3}  # what a screen shows, not bokeh
-        weight = np.array([liking[int(side)] for side in sides])
-        self.weight = weight / weight.sum()
+            raise SystemExit(f"no images in {folder / 'pyramid'}: run python -m training.photo.fetch --to {folder}")
+        self.images = [np.asarray(Image.open(file)) for file in files]
+        short_sides = np.array([min(image.shape[:2]) for image in self.images])
+        weights = np.array([SCALE_WEIGHTS[int(side)] for side in short_sides])
+        self.probabilities = weights / weights.sum()
         self.rng = np.random.default_rng(seed)
 
-    def _one(self, size: int) -> np.ndarray:
-        picture = self.pictures[self.rng.choice(len(self.pictures), p=self.weight)]
-        height, width = picture.shape[:2]
+    def _crop(self, size: int) -> np.ndarray:
+        """Return a random crop of shape (size, size, 3)."""
+        image = self.images[self.rng.choice(len(self.images), p=self.probabilities)]
+        height, width = image.shape[:2]
         top, left = self.rng.integers(height - size + 1), self.rng.integers(width - size + 1)
-        return picture[top : top + size, left : left + size]
+        return image[top : top + size, left : left + size]
 
-    def _occluded(self, behind: np.ndarray, before: np.ndarray) -> np.ndarray:
-        """One picture seen through a bar, an ellipse or a polygon cut from another, its edge sharp or soft.
+    def _occlude(self, background: np.ndarray, foreground: np.ndarray) -> np.ndarray:
+        """Cover part of one crop by a bar, an ellipse or a polygon of another, with a sharp or a soft edge.
 
-        The photographs are landscapes and close-ups: without this the prior hardly knows an outline that goes on.
+        The photographs are landscapes and close-ups. Without these shapes the model sees few long outlines.
         """
-        size = len(behind)
+        size = len(background)
         mask = Image.new("L", (2 * size, 2 * size))
-        angle, centre = self.rng.uniform(0, math.pi), self.rng.uniform(0.2, 1.8, 2) * size
-        across = self.rng.uniform(0.1, 0.6) * size
-        along = size * self.rng.choice([3, self.rng.uniform(0.2, 1.0)])
+        angle, center = self.rng.uniform(0, math.pi), self.rng.uniform(0.2, 1.8, 2) * size
+        half_width = self.rng.uniform(0.1, 0.6) * size
+        half_length = size * self.rng.choice([3, self.rng.uniform(0.2, 1.0)])
         corners = int(self.rng.choice([4, 40, int(self.rng.integers(3, 8))]))
-        turn = 2 * math.pi * (np.arange(corners) + 0.5) / corners
-        u, v = along * np.cos(turn), across * np.sin(turn)
-        x = centre[0] + u * math.cos(angle) - v * math.sin(angle)
-        y = centre[1] + u * math.sin(angle) + v * math.cos(angle)
+        phase = 2 * math.pi * (np.arange(corners) + 0.5) / corners
+        u, v = half_length * np.cos(phase), half_width * np.sin(phase)
+        x = center[0] + u * math.cos(angle) - v * math.sin(angle)
+        y = center[1] + u * math.sin(angle) + v * math.cos(angle)
         ImageDraw.Draw(mask).polygon(list(zip(x.tolist(), y.tolist(), strict=True)), fill=255)
         mask = mask.filter(ImageFilter.GaussianBlur(int(self.rng.choice([1, 1, 2, 6]))))
         weight = np.asarray(mask.resize((size, size), Image.Resampling.BOX), np.float32)[..., None] / 255
-        return (weight * before + (1 - weight) * behind + 0.5).astype(np.uint8)
+        return (weight * foreground + (1 - weight) * background + 0.5).astype(np.uint8)
 
     def batch(self, count: int, size: int) -> Tensor:
+        """Draw a batch.
+
+        Args:
+            count: Number of crops B.
+            size: Height and width of the crops in pixels.
+
+        Returns:
+            Crops of shape (B, 3, size, size), in [-1, 1].
+        """
         crops = []
         for _ in range(count):
-            crop = self._one(size)
-            if self.rng.random() < 0.8:  # skies and blurred backgrounds teach little: prefer the busier of two
-                other = self._one(size)
+            crop = self._crop(size)
+            if self.rng.random() < 0.8:  # prefer detail: skies and out-of-focus backgrounds contain little information
+                other = self._crop(size)
                 crop = other if other[..., 1].std() > crop[..., 1].std() else crop
             if self.rng.random() < 0.3:
-                crop = self._occluded(crop, self._one(size))
+                crop = self._occlude(crop, self._crop(size))
             if self.rng.random() < 0.5:
                 crop = crop[:, ::-1]
             if self.rng.random() < 0.3:
@@ -121,130 +155,181 @@ class Crops:
             if self.rng.random() < 0.2:
                 crop = crop[..., self.rng.permutation(3)]
             crops.append(np.ascontiguousarray(crop))
-        return self._recolour(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255)
+        return self._jitter_color(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255)
 
-    def _recolour(self, x: Tensor) -> Tensor:
-        """Random gamma, contrast and saturation for half of the crops, in [0, 1] -> [-1, 1]."""
-        draw = lambda low, high: torch.from_numpy(self.rng.uniform(low, high, (len(x), 1, 1, 1))).float()  # noqa: E731
+    def _jitter_color(self, x: Tensor) -> Tensor:
+        """Change gamma, contrast, brightness and saturation of half of the crops: [0, 1] -> [-1, 1]."""
+        uniform = lambda low, high: torch.from_numpy(  # noqa: E731
+            self.rng.uniform(low, high, (len(x), 1, 1, 1))
+        ).float()
         gray = x.mean(1, keepdim=True)
         mean = x.mean((1, 2, 3), keepdim=True)
-        changed = gray + draw(0.2, 1.4) * (x - gray)
-        changed = (mean + draw(0.7, 1.3) * (changed - mean) + draw(-0.1, 0.1)).clamp(0, 1) ** draw(0.75, 1.3)
-        return torch.where(draw(0, 1) < 0.5, changed, x) * 2 - 1
+        changed = gray + uniform(0.2, 1.4) * (x - gray)
+        changed = mean + uniform(0.7, 1.3) * (changed - mean) + uniform(-0.1, 0.1)
+        changed = changed.clamp(0, 1) ** uniform(0.75, 1.3)
+        return torch.where(uniform(0, 1) < 0.5, changed, x) * 2 - 1
 
 
-def pull(network: nn.Module, x_t: Tensor, t: Tensor) -> Tensor:
-    """v, unshuffled: (B, 12, H/2, W/2) for x_t (B, 3, H, W) and t (B,)."""
+def predict_v(network: nn.Module, x_t: Tensor, t: Tensor) -> Tensor:
+    """Predict v = alpha_t eps - sigma_t x0.
+
+    Args:
+        network: The network.
+        x_t: Noisy images of shape (B, 3, H, W).
+        t: Timesteps of shape (B,).
+
+    Returns:
+        The prediction, pixel-unshuffled, of shape (B, 12, H/2, W/2).
+    """
     return network(pixel_unshuffle(x_t, 2).contiguous(memory_format=torch.channels_last), t).sample
 
 
-def denoising_psnr(network: nn.Module, levels: Levels) -> float:
-    """PSNR at sigma = 25/255 of a picture that is neither trained on nor in a benchmark (motorcycle, 256x256)."""
+def denoising_psnr(network: nn.Module, weighting: LossWeighting) -> float:
+    """Measure denoising of scikit-image's motorcycle (256x256), which is in neither the training set nor a benchmark.
+
+    Args:
+        network: The network.
+        weighting: Holds alpha_t and sigma_t.
+
+    Returns:
+        PSNR in dB at a noise of standard deviation `TEST_NOISE_STD`.
+    """
     from skimage import data_dir
 
-    picture = np.asarray(Image.open(Path(data_dir) / "motorcycle_left.png").convert("RGB"))[120:376, 200:456]
-    x0 = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
-    t = int((levels.sigma / levels.alpha - 50 / 255).abs().argmin())
-    alpha, sigma = levels.alpha[t], levels.sigma[t]
+    image = np.asarray(Image.open(Path(data_dir) / "motorcycle_left.png").convert("RGB"))[120:376, 200:456]
+    x0 = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    t = int((weighting.sigma / weighting.alpha - 2 * TEST_NOISE_STD).abs().argmin())
+    alpha, sigma = weighting.alpha[t], weighting.sigma[t]
     x_t = alpha * x0 + sigma * torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        out = torch.nn.functional.pixel_shuffle(pull(network, x_t, torch.tensor([t])), 2)
-    return float(10 * torch.log10(4 / mse_loss((alpha * x_t - sigma * out).clamp(-1, 1), x0)))
+        v = pixel_shuffle(predict_v(network, x_t, torch.tensor([t])), 2)
+    return float(psnr((alpha * x_t - sigma * v).clamp(-1, 1), x0))
 
 
-def save_folder(network: Any, folder: Path) -> None:
-    """Write a diffusers folder with float16 weights, the layout of an unconditional DDIM pipeline."""
+def save_model(network: Any, folder: Path) -> None:
+    """Write the model with float16 weights in the layout of an unconditional DDIM pipeline of diffusers.
+
+    Args:
+        network: The network.
+        folder: The folder to write to. It is created if it does not exist.
+    """
     (folder / "unet").mkdir(parents=True, exist_ok=True)
     network.save_config(folder / "unet")
     weights = {name: value.half().contiguous() for name, value in network.state_dict().items()}
-    part = folder / "unet" / "part.safetensors"
-    save_file(weights, part, metadata={"format": "pt"})
-    os.replace(part, folder / "unet" / "diffusion_pytorch_model.safetensors")
+    partial = folder / "unet" / "part.safetensors"
+    save_file(weights, partial, metadata={"format": "pt"})
+    os.replace(partial, folder / "unet" / "diffusion_pytorch_model.safetensors")
     new_scheduler().save_pretrained(folder / "scheduler")
     index = {
         "_class_name": "DDIMPipeline",
         "_diffusers_version": "0.30.0",
         "unet": ["diffusers", "UNet2DModel"],
         "scheduler": ["diffusers", "DDIMScheduler"],
-        "octaves": 2,  # the pyramid's scales, so far as measured to help: adhere.core.octaves
+        "max_downsamplings": 2,  # of adhere's MultiscaleDenoiser; more were not measured to help
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 class PhotoTraining(Training):
-    """Writes the diffusers folder with every checkpoint."""
+    """A training run that also writes the model in the layout of diffusers with every checkpoint."""
 
-    seen = "crops_seen"
+    images_seen_key = "crops_seen"
 
     def save(self) -> None:
         super().save()
-        save_folder(self.average, self.run / "model")
+        save_model(self.ema_network, self.run / "model")
 
 
-def v_losses(network: nn.Module, levels: Levels, x0: Tensor, t: Tensor) -> Tensor:
-    """Mean squared error of v for each crop, (B,)."""
-    alpha, sigma = levels.alpha[t, None, None, None], levels.sigma[t, None, None, None]
+def v_losses(network: nn.Module, weighting: LossWeighting, x0: Tensor, t: Tensor) -> Tensor:
+    """Return the mean squared error of v of each crop.
+
+    Args:
+        network: The network.
+        weighting: Holds alpha_t and sigma_t.
+        x0: Clean crops of shape (B, 3, H, W), in [-1, 1].
+        t: Timesteps of shape (B,).
+
+    Returns:
+        Losses of shape (B,).
+    """
+    alpha, sigma = weighting.alpha[t, None, None, None], weighting.sigma[t, None, None, None]
     eps = torch.randn_like(x0)
     target = pixel_unshuffle(alpha * eps - sigma * x0, 2)
     with torch.autocast("cpu", torch.bfloat16):
-        out = pull(network, alpha * x0 + sigma * eps, t)
-    return (out.float() - target).square().mean((1, 2, 3))
+        v = predict_v(network, alpha * x0 + sigma * eps, t)
+    return (v.float() - target).square().mean((1, 2, 3))
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train until the time is over, or SIGTERM or SIGINT comes; then save."""
+    """Train until the time is over, or SIGTERM or SIGINT arrives; then save."""
     torch.set_flush_denormal(True)
     training = PhotoTraining(new_network(), args.run, args.lr, args.ema)
-    levels = Levels(new_scheduler().alphas_cumprod, args.log_snr, width=1.4, even=0.3, low=-3.5, high=4.6)
-    crops = Crops(args.data, seed=training.step)
+    weighting = LossWeighting(
+        new_scheduler().alphas_cumprod,
+        mean_log_snr=args.log_snr,
+        std_log_snr=1.4,
+        uniform_fraction=0.3,
+        log_snr_min=-3.5,
+        log_snr_max=4.6,
+    )
+    crops = RandomCrops(args.data, seed=training.step)
     torch.manual_seed(training.step)
-    bins: dict[int, list[float]] = {}
+    losses_by_log_snr: dict[int, list[float]] = {}  # the log-SNR rounded to an integer
 
-    def loss(network: nn.Module, step: int) -> Tensor:
-        x0, t = crops.batch(args.batch, args.crop), levels.draw(args.batch)
-        losses = v_losses(network, levels, x0, t)
-        for lam, one in zip(levels.lam[t].round().int().tolist(), losses.detach().tolist(), strict=True):
-            bins.setdefault(lam, []).append(one)
-        return levels.balanced(t, losses).mean()
+    def loss(network: nn.Module, seed: int) -> Tensor:
+        x0, t = crops.batch(args.batch, args.crop), weighting.sample_timesteps(args.batch)
+        losses = v_losses(network, weighting, x0, t)
+        log_snrs = weighting.log_snr[t].round().int().tolist()
+        for log_snr, value in zip(log_snrs, losses.detach().tolist(), strict=True):
+            losses_by_log_snr.setdefault(log_snr, []).append(value)
+        return weighting.weight_losses(t, losses).mean()
 
-    stop: list[int] = []
+    signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: stop.append(number))
-    begin = said = saved = time.monotonic()
-    most = torch.get_num_threads()
-    while not stop and (elapsed := time.monotonic() - begin) < args.minutes * 60:
-        if (threads := courteous_threads(most)) != torch.get_num_threads():
+        signal.signal(number, lambda number, _: signals.append(number))
+    start = last_log = last_save = time.monotonic()
+    max_threads = torch.get_num_threads()
+    while not signals and (elapsed := time.monotonic() - start) < args.minutes * 60:
+        if (threads := available_threads(max_threads)) != torch.get_num_threads():
             torch.set_num_threads(threads)
-        rate = args.lr * min(1, (training.step + 1) / 300) * (1 - elapsed / (args.minutes * 60) if args.cooldown else 1)
-        training.take_step(loss, rate)
-        training.pictures_seen += args.batch
+        warmup = min(1, (training.step + 1) / WARMUP_STEPS)
+        lr = args.lr * warmup * (1 - elapsed / (args.minutes * 60) if args.cooldown else 1)
+        training.take_step(loss, lr)
+        training.images_seen += args.batch
         now = time.monotonic()
-        if now - said > 120:
-            row = dict(step=training.step, crops=training.pictures_seen, minutes=round((now - begin) / 60, 1), lr=rate)
-            row["psnr"] = round(denoising_psnr(training.average, levels), 2)
-            row["v_loss"] = {lam: round(sum(v) / len(v), 4) for lam, v in sorted(bins.items())}
+        if now - last_log > LOG_INTERVAL_SECONDS:
+            row = {
+                "step": training.step,
+                "crops_seen": training.images_seen,
+                "minutes": round((now - start) / 60, 1),
+                "lr": lr,
+                "denoising_psnr_db": round(denoising_psnr(training.ema_network, weighting), 2),
+                "v_loss_by_log_snr": {
+                    log_snr: round(sum(v) / len(v), 4) for log_snr, v in sorted(losses_by_log_snr.items())
+                },
+            }
             training.log(row)
-            said = now
-            bins.clear()
-        if now - saved > 300:
+            last_log = now
+            losses_by_log_snr.clear()
+        if now - last_save > SAVE_INTERVAL_SECONDS:
             training.save()
-            saved = now
+            last_save = now
     training.save()
-    psnr = denoising_psnr(training.average, levels)
-    print(f"step {training.step}, {training.pictures_seen} crops, PSNR {psnr:.2f}", flush=True)
+    psnr_db = denoising_psnr(training.ema_network, weighting)
+    print(f"step {training.step}, {training.images_seen} crops seen, denoising PSNR {psnr_db:.2f} dB", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data/photo"))
-    parser.add_argument("--run", type=Path, default=Path("data/photo/run"))
-    parser.add_argument("--minutes", type=float, default=60)
-    parser.add_argument("--crop", type=int, default=64, help="crop side in pixels, a multiple of 16")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--log-snr", type=float, default=0.7, help="mean log-SNR of most noise levels")
-    parser.add_argument("--ema", type=float, default=0.9995, help="decay of the weight average")
-    parser.add_argument("--cooldown", action="store_true", help="learning rate falls linearly to zero over this run")
+    parser.add_argument("--data", type=Path, default=Path("data/photo"), help="folder that training.photo.fetch wrote")
+    parser.add_argument("--run", type=Path, default=Path("data/photo/run"), help="folder of the training run")
+    parser.add_argument("--minutes", type=float, default=60, help="duration of the training")
+    parser.add_argument("--crop", type=int, default=64, help="height and width of the crops, a multiple of 16 pixels")
+    parser.add_argument("--batch", type=int, default=16, help="crops per step")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate after the warm-up")
+    parser.add_argument("--log-snr", type=float, default=0.7, help="mean of the normal distribution of the log-SNR")
+    parser.add_argument("--ema", type=float, default=0.9995, help="decay of the weight average per step")
+    parser.add_argument("--cooldown", action="store_true", help="decrease the learning rate linearly to zero")
     train(parser.parse_args())
 
 

@@ -1,1 +1,5 @@
-"""The mathematics: torch only (and jaxtyping, for shapes). Read schedule, denoise, constraints, sample, a solver."""
+"""The method, with torch as its only dependency.
+
+Read in this order: schedules, denoisers, operators, constraints, solvers/moment_matching, transitions, sampling,
+presets.
+"""

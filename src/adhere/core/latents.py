@@ -1,18 +1,19 @@
-"""Constraints on latents z, made of constraints on the pictures x = decode(z) they stand for.
+"""Constraints on latents z, made from constraints on the pictures x = decode(z).
 
-    direction:  e = -grad_z C(decode(z)) = (d decode / dz)^T r,       r = -grad C(x)       by autograd (backward=True)
-                e = [encode(x + delta r) - encode(x)] / delta                              VAE-Newton (backward=False)
+With r = -grad C(x) at x = decode(z), the negative gradient with respect to z is taken in one of two ways:
 
-VAE-Newton takes the step through the encoder, which about inverts the decoder, so nothing is differentiated: Graikos,
-Jojic and Samaras, *Fast constrained sampling in pre-trained diffusion models*, and their inexact Newton's J e for the
-decoder. Neither way goes through the denoising network.
+    e = (d decode / dz)^T r                              by autograd through the decoder (backward=True)
+    e = [encode(x + delta r) - encode(x)] / delta        by a finite difference of the encoder (backward=False)
 
-A linear constraint y = A x + noise becomes A decode(z), which near z is linear again, with the products
+The second, VAE-Newton, differentiates nothing, since the encoder approximately inverts the decoder. Neither goes
+through the denoising network. A linear constraint y = A x + noise is nonlinear in z; near z, its operator is
 
-    A' v = A [decode(z + delta v) - decode(z)] / delta,      A'^T u = the direction above, with r = A^T u.
+    A' v = A [decode(z + delta v) - decode(z)] / delta,      A'^T u = e for r = A^T u.
+
+Source: Graikos, Jojic and Samaras, *Fast constrained sampling in pre-trained diffusion models* (2025).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -20,111 +21,141 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adhere.core.constraints import Constraint, Linear, Tangent, is_linearisable, linearise
-from adhere.core.denoise import difference_step, forward_difference, pullback
-from adhere.core.operators import Operator
+from adhere.core.constraints import Constraint, Linear, Linearization
+from adhere.core.derivatives import finite_difference_step, forward_difference, vjp
+from adhere.core.linalg import repeat_samples
+from adhere.core.operators import LinearOperator
 
 
 @runtime_checkable
-class Codec(Protocol):
-    """An autoencoder between pictures (B, 3, H, W) in [-1, 1] and latents of about unit variance; deterministic."""
+class Autoencoder(Protocol):
+    """A deterministic autoencoder between pictures (B, 3, H, W) in [-1, 1] and latents of about unit variance."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """Its arithmetic, from which the finite-difference steps are chosen; tensors come and go in the caller's."""
+        """The dtype it computes in, which decides the step of finite differences. Tensors keep the caller's dtype."""
         ...
 
     def encode(self, x: Tensor) -> Tensor:
-        """Pictures -> latents: the mean of the encoder's distribution, scaled as the denoiser expects them."""
+        """Return the latents of pictures: the mean of the encoder's distribution, scaled for the denoiser."""
         ...
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents -> pictures."""
+        """Return the pictures of latents."""
         ...
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Recoded(Linear):
-    """The codes of the known part of a picture, as latents under a `Mask`; coded anew while its rest takes shape.
+class KnownLatents(Linear):
+    """The latents of the known part of a picture, under a `Mask`; they are re-encoded while the rest takes shape.
 
-    An encoder sees the whole picture, by its attention and its group norms, so the codes of what is known depend on
-    what stands beside it: next to a smooth fill, those of half an emoji are off by 0.4 of their deviation, and the
-    other half comes out pale. So at each log-SNR of `refresh`, which rise, y becomes
+    The attention and the group norms of an encoder see the whole picture, so the latents of the known part depend on
+    what is beside it. Beside a smooth fill, those of half an emoji are off by 0.4 of their standard deviation, and the
+    other half becomes pale. At each log-SNR of `reencode_at`, y therefore becomes
     encode(picture where known, decode(x0) elsewhere).
 
-    picture (B or 1, 3, H, W), known (1, 1, H, W) of zeros and ones.
+    Attributes:
+        autoencoder: encodes and decodes.
+        picture: (B or 1, 3, H, W) in [-1, 1].
+        known: (1, 1, H, W), 1 = known pixel, 0 = unknown.
+        reencode_at: log-SNRs in nats, increasing.
     """
 
-    codec: Codec
+    autoencoder: Autoencoder
     picture: Tensor
     known: Tensor
-    refresh: tuple[float, ...]
+    reencode_at: tuple[float, ...]
 
-    def renewed(self, x0: Tensor, log_snr: float) -> "Recoded":
-        later = tuple(level for level in self.refresh if level > log_snr)
-        if later == self.refresh:
+    def update(self, x0: Tensor, log_snr: float) -> "KnownLatents":
+        remaining = tuple(level for level in self.reencode_at if level > log_snr)
+        if remaining == self.reencode_at:
             return self
-        z = self.codec.encode(torch.where(self.known == 1, self.picture, self.codec.decode(x0)))
-        return replace(self, y=self.operator(z), refresh=later)
+        z = self.autoencoder.encode(torch.where(self.known == 1, self.picture, self.autoencoder.decode(x0)))
+        return replace(self, y=self.operator(z), reencode_at=remaining)
+
+    def stack(self, others: Sequence[Constraint], repeats: int) -> Linear | None:
+        stacked = super().stack(others, repeats)
+        if stacked is None or not others:
+            return stacked
+        parts = [self, *(other for other in others if isinstance(other, KnownLatents))]
+        if any(part.reencode_at != self.reencode_at for part in parts):
+            return None
+        picture = repeat_samples([part.picture for part in parts], repeats)
+        return replace(stacked, picture=picture, known=repeat_samples([part.known for part in parts], repeats))
 
 
 @dataclass(frozen=True)
-class Through:
-    """`inner`, asked of decode(z). Errors are inner's own.
+class DecodedConstraint(Constraint):
+    """The constraint `inner` on the picture decode(z); residual norms are those of `inner`.
 
-    backward: take directions by autograd through the decoder, rather than by differences of the encoder: exact, but
-    slower, and it holds the decoder's activations. noise_floor: the least noise its linearisation assumes, in the units
-    of inner's measurement: no decoder meets a picture exactly (Stable Diffusion's misses by about 0.05), and asking it
-    to drives latents off their manifold.
+    Attributes:
+        inner: a constraint on pictures (B, 3, H, W) in [-1, 1].
+        autoencoder: encodes and decodes.
+        backward: whether gradients are taken by autograd through the decoder instead of by differences of the encoder:
+            exact, but slower, and it holds the decoder's activations in memory.
+        noise_floor: the smallest noise of the linearization, in units of the inner measurement. No decoder meets a
+            picture exactly (Stable Diffusion's misses by about 0.05), and forcing it to gives unnatural latents.
     """
 
     inner: Constraint
-    codec: Codec
+    autoencoder: Autoencoder
     backward: bool = False
     noise_floor: float = 0.01
 
-    def direction(self, z: Tensor) -> Tensor:
-        x, transpose = transposed_decoder(self.codec, z, self.backward)
-        return transpose(self.inner.direction(x))
+    def neg_grad(self, z: Tensor) -> Tensor:
+        x, transposed = _decode_with_transpose(self.autoencoder, z, self.backward)
+        return transposed(self.inner.neg_grad(x))
 
-    def error(self, z: Tensor) -> Float[Tensor, " b"]:
-        return self.inner.error(self.codec.decode(z))
+    def residual_norm(self, z: Tensor) -> Float[Tensor, " b"]:
+        return self.inner.residual_norm(self.autoencoder.decode(z))
+
+    def stack(self, others: Sequence[Constraint], repeats: int) -> "DecodedConstraint | None":
+        decoded = [other for other in others if isinstance(other, DecodedConstraint)]
+        inner = self.inner.stack([other.inner for other in decoded], repeats)
+        same = all(replace(other, inner=self.inner) == self for other in decoded) and len(decoded) == len(others)
+        return replace(self, inner=inner) if same and inner is not None else None
 
     @property
-    def linearisable(self) -> bool:
-        return is_linearisable(self.inner)
+    def is_linearizable(self) -> bool:
+        return self.inner.is_linearizable
 
-    def linearise(self, z: Tensor) -> "Tangent":
-        """Costs a decoding, and an encoding unless `backward`; so does every product with its operator's A' or A'^T."""
-        x, transpose = transposed_decoder(self.codec, z, self.backward)
-        linear = linearise(self.inner, x, "a constraint linearised through a decoder")
-        operator = DecodedOperator(linear.operator, self.codec, z, x, transpose)
+    def linearize(self, z: Tensor) -> Linearization:
+        """Return the linear constraint at z.
+
+        This takes one decoding, and one encoding unless `backward`; so does each product with its operator.
+        """
+        x, transposed = _decode_with_transpose(self.autoencoder, z, self.backward)
+        linear = self.inner.linearize(x)
+        operator = _DecodedOperator(linear.operator, self.autoencoder, z, x, transposed)
         noise = max(linear.noise, self.noise_floor)
-        return Tangent(operator, linear.residual(x), noise, origin=z, radius=linear.radius)
+        return Linearization(operator, linear.residual(x), noise, origin=z, max_step_rms=linear.max_step_rms)
 
 
 @dataclass(frozen=True)
-class DecodedOperator:
-    """A' = A d decode / dz at z, by differences of the decoder; its transpose as `transposed_decoder` gives it."""
+class _DecodedOperator(LinearOperator):
+    """A' = A (d decode / dz) at z, by differences of the decoder, with the transpose of `_decode_with_transpose`."""
 
-    inner: Operator
-    codec: Codec
+    inner: LinearOperator
+    autoencoder: Autoencoder
     z: Tensor
-    x: Tensor  # decode(z)
-    transpose: Callable[[Tensor], Tensor]
+    decoded: Tensor  # decode(z)
+    transposed: Callable[[Tensor], Tensor]
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.inner(forward_difference(self.codec.decode, self.z, self.x, x, difference_step(self.codec.dtype)))
+        h = finite_difference_step(self.autoencoder.dtype)
+        return self.inner(forward_difference(self.autoencoder.decode, self.z, self.decoded, x, h))
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self.transpose(self.inner.adjoint(y))
+        return self.transposed(self.inner.adjoint(y))
 
 
-def transposed_decoder(codec: Codec, z: Tensor, backward: bool) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """decode(z), and r -> (d decode / dz)^T r at z: by autograd, or in its place the encoder's difference along r."""
+def _decode_with_transpose(
+    autoencoder: Autoencoder, z: Tensor, backward: bool
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return decode(z), and r -> (d decode / dz)^T r by autograd, or its replacement by the encoder's difference."""
     if backward:
-        return pullback(codec.decode, z, reuse=True)
-    x = codec.decode(z)
-    encoded = codec.encode(x)
-    h = difference_step(codec.dtype)
-    return x, lambda r: forward_difference(codec.encode, x, encoded, r, h)
+        return vjp(autoencoder.decode, z, retain_graph=True)
+    x = autoencoder.decode(z)
+    encoded = autoencoder.encode(x)
+    h = finite_difference_step(autoencoder.dtype)
+    return x, lambda r: forward_difference(autoencoder.encode, x, encoded, r, h)

@@ -1,51 +1,85 @@
-"""Linear operators A with adjoints: what a measurement y = A x0 sees of an image.
+"""Linear operators A with their adjoints: what a measurement y = A x0 contains of an image.
 
-An operator maps (B, C, H, W) to its measurement space sample by sample; `adjoint` is the exact transpose (tested by
-<A x, y> = <x, A^T y>). Composition is `Compose(outer, inner)`. A newcomer adds one with these two methods.
+An operator maps images (B, C, H, W) to measurements sample by sample, and `adjoint` is its exact transpose,
+<A x, y> = <x, A^T y> (`adhere.testing.check_operator` tests it). `outer @ inner` is the composition. A new operator is
+a subclass of `LinearOperator` with these two methods, or `operator(fn, shape)`, whose adjoint autograd derives.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from operator import add
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 from torch.nn.functional import conv1d, conv2d, conv_transpose2d, pad
 
-Images = Float[Tensor, "b c h w"]
-Small = Float[Tensor, "b c h_small w_small"]
+from adhere.core.derivatives import vjp
+from adhere.core.linalg import conjugate_residuals, repeat_samples
 
 
-@runtime_checkable
-class Operator(Protocol):
-    """A linear map of images, with its transpose."""
+class LinearOperator(ABC):
+    """Base of linear maps from images to measurements."""
 
+    @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
-        """y = A x."""
-        ...
+        """Return y = A x for images x (B, C, H, W)."""
 
+    @abstractmethod
     def adjoint(self, y: Tensor) -> Tensor:
-        """x = A^T y."""
-        ...
+        """Return x = A^T y for measurements y (B, ...)."""
+
+    def __matmul__(self, inner: "LinearOperator") -> "Composition":
+        """Return the operator x -> self(inner(x))."""
+        return Composition(self, inner)
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether A A^T is known to be a multiple of the identity on the range of A."""
+        return False
+
+    def solve_normal(self, r: Tensor, damping: float, max_iterations: int = 30, tolerance: float = 1e-5) -> Tensor:
+        """Return (A A^T + damping I)^-1 r, by conjugate residuals unless the operator has a closed form.
+
+        Args:
+            r: a measurement, (B, ...).
+            damping: a variance, at least 0.
+            max_iterations: the largest number of products with A A^T.
+            tolerance: a sample stops once its residual is this small, relative to r.
+        """
+
+        def normal(u: Tensor) -> Tensor:
+            return torch.add(self(self.adjoint(u)), u, alpha=damping)
+
+        return conjugate_residuals(normal, r, max_iterations, tolerance)
+
+    def stack(self, others: Sequence["LinearOperator"], repeats: int) -> "LinearOperator | None":
+        """Return the operator of a batch with `repeats` samples for self and each other one, None if there is none."""
+        return self if all(other is self or _equal_settings(self, other) for other in others) else None
+
+    def measurement_support(self, y: Tensor) -> Bool[Tensor, "..."]:
+        """Return which entries of a measurement shaped like y depend on the image: their row of A is not zero.
+
+        A is applied to one random image; an entry whose row is not zero gets exactly 0 with probability 0.
+        """
+        image = self.adjoint(torch.ones_like(y))  # only for its shape
+        x = torch.rand(image.shape, generator=Generator().manual_seed(0), dtype=image.dtype)
+        return self(x.to(image.device)) != 0
 
 
-@runtime_checkable
-class Invertible(Operator, Protocol):
-    """An operator that knows the inverse of A A^T, but for a multiple of the identity, in closed form."""
-
-    def even_out(self, y: Tensor, variance: float) -> Tensor:
-        """(A A^T + variance I)^-1 y, for a variance above 0."""
-        ...
+def _equal_settings(a: LinearOperator, b: LinearOperator) -> bool:
+    """Return whether two operators of one class have equal numbers and names, and nothing else, as attributes."""
+    settings = (int, float, str, tuple)
+    return type(a) is type(b) and all(isinstance(value, settings) for value in vars(a).values()) and a == b
 
 
 @dataclass(frozen=True)
-class Identity:
-    """A = I: the image itself is measured (denoising)."""
+class Identity(LinearOperator):
+    """A x = x: the image itself is measured (denoising)."""
 
     def __call__(self, x: Tensor) -> Tensor:
         return x
@@ -53,10 +87,18 @@ class Identity:
     def adjoint(self, y: Tensor) -> Tensor:
         return y
 
+    @property
+    def is_tight(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True)
-class Mask:
-    """Keeps what is known: A x = known * x, with `known` of zeros and ones broadcastable to x. Its own adjoint."""
+class Mask(LinearOperator):
+    """A x = known * x, where `known` is 1 for measured pixels and 0 for the others (diffusers' mask, inverted).
+
+    Attributes:
+        known: zeros and ones, broadcastable to x (B, C, H, W).
+    """
 
     known: Tensor
 
@@ -66,10 +108,22 @@ class Mask:
     def adjoint(self, y: Tensor) -> Tensor:
         return self.known * y
 
+    @property
+    def is_tight(self) -> bool:
+        return True
+
+    def stack(self, others: Sequence[LinearOperator], repeats: int) -> "Mask | None":
+        masks = [other.known for other in (self, *others) if isinstance(other, Mask)]
+        return Mask(repeat_samples(masks, repeats)) if len(masks) == 1 + len(others) else None
+
 
 @dataclass(frozen=True)
-class Functional:
-    """A x = <row, x>: one number of each sample, (B, 1, ..., 1). row: (B or 1, ...), shaped like x."""
+class InnerProduct(LinearOperator):
+    """A x = <row, x>: one number per sample, (B, 1, ..., 1).
+
+    Attributes:
+        row: (B or 1, ...), shaped like x.
+    """
 
     row: Tensor
 
@@ -79,16 +133,71 @@ class Functional:
     def adjoint(self, y: Tensor) -> Tensor:
         return self.row * y
 
+    @property
+    def is_tight(self) -> bool:
+        return True
 
-class Separable(ABC):
-    """Base of operators that filter columns and rows with one kernel, at every `stride`-th place, edges repeated."""
+
+@dataclass(frozen=True)
+class _FunctionOperator(LinearOperator):
+    """A linear function as an operator on images (B, *shape)."""
+
+    fn: Callable[[Tensor], Tensor]
+    shape: tuple[int, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.fn(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        zero, transposed = vjp(self.fn, y.new_zeros(len(y), *self.shape))
+        if zero.shape != y.shape:
+            raise ValueError(f"y has shape {tuple(y.shape)}, but the operator returns {tuple(zero.shape)}")
+        return transposed(y)
+
+
+def operator(fn: Callable[[Tensor], Tensor], shape: Sequence[int]) -> LinearOperator:
+    """Return a linear function as an operator, whose adjoint is derived by autograd.
+
+    Args:
+        fn: maps images (B, *shape) to measurements (B, ...), sample by sample; linear and differentiable.
+        shape: of one image, (C, H, W).
+    """
+    return _FunctionOperator(fn, tuple(shape))
+
+
+@dataclass(frozen=True)
+class Unpad(LinearOperator):
+    """Keeps the top left part of padded images: (B, C, H, W) -> (B, C, height, width).
+
+    Attributes:
+        padded: (H, W).
+        size: (height, width), at most (H, W).
+    """
+
+    padded: tuple[int, int]
+    size: tuple[int, int]
+
+    def __call__(self, x: Float[Tensor, "b c h w"]) -> Tensor:
+        return x[..., : self.size[0], : self.size[1]]
+
+    def adjoint(self, y: Float[Tensor, "b c h w"]) -> Tensor:
+        (height, width), (bottom, right) = self.padded, self.size
+        return pad(y, (0, width - right, 0, height - bottom))
+
+    @property
+    def is_tight(self) -> bool:
+        return True
+
+
+class _SeparableFilter(LinearOperator):
+    """Base of operators that filter rows and columns with one kernel at every `stride`-th pixel, edges repeated."""
 
     stride = 1
 
     @property
     @abstractmethod
     def kernel(self) -> tuple[float, ...]:
-        """Its entries sum to 1."""
+        """The filter's coefficients, which sum to 1."""
 
     def __call__(self, x: Tensor) -> Tensor:
         return _separable(x, self.kernel, self.stride)
@@ -96,24 +205,31 @@ class Separable(ABC):
     def adjoint(self, y: Tensor) -> Tensor:
         return _separable_adjoint(y, self.kernel, self.stride)
 
-    def even_out(self, y: Tensor, variance: float) -> Tensor:
-        """(A A^T + variance I)^-1 y by the eigenvectors of the filter of one column and of one row: exact.
+    def solve_normal(self, r: Tensor, damping: float, max_iterations: int = 30, tolerance: float = 1e-5) -> Tensor:
+        """Return (A A^T + damping I)^-1 r, in closed form if damping > 0: A A^T is a Kronecker product.
 
-        A variance below the rounding of y's dtype counts as that: it would make noise of the rounding.
+        The damping is at least the machine epsilon of r, since less would amplify rounding errors.
         """
-        variance = max(variance, torch.finfo(y.dtype).eps)
-        spectra = (_spectrum(self.kernel, self.stride, size, y.dtype, y.device) for size in y.shape[-2:])
-        (down, columns), (across, rows) = spectra
-        weights = columns.mT @ y @ rows / (down[:, None] * across + variance)
-        return columns @ weights @ rows.mT
+        if damping == 0:
+            return super().solve_normal(r, damping, max_iterations, tolerance)
+        damping = max(damping, torch.finfo(r.dtype).eps)
+        spectra = (_spectrum(self.kernel, self.stride, size, r.dtype, r.device) for size in r.shape[-2:])
+        (lambda_rows, U_rows), (lambda_columns, U_columns) = spectra
+        weights = U_rows.mT @ r @ U_columns / (lambda_rows[:, None] * lambda_columns + damping)
+        return U_rows @ weights @ U_columns.mT
 
 
 @dataclass(frozen=True)
-class Downsample(Separable):
-    """Down-sampling by a whole `factor` per side, by area means or by an anti-aliased bicubic (Keys, a = -1/2).
+class Downsample(_SeparableFilter):
+    """Down-samples both sides by an integer factor: (B, C, H, W) -> (B, C, H/factor, W/factor).
 
-    Edges repeat. Height and width must be multiples of `factor`. Shapes: (B, C, H, W) -> (B, C, H/factor, W/factor).
-    Raises ValueError when factor < 1.
+    Attributes:
+        factor: at least 1; it must divide H and W.
+        kind: 'area' for means over factor x factor pixels, or 'bicubic' for the antialiased kernel of Keys (1981) with
+            a = -1/2 and repeated edges.
+
+    Raises:
+        ValueError: if factor < 1, or for images whose sides it does not divide.
     """
 
     factor: int
@@ -121,7 +237,7 @@ class Downsample(Separable):
 
     def __post_init__(self) -> None:
         if self.factor < 1:
-            raise ValueError(f"factor = {self.factor}: down-sampling takes a whole factor of at least 1")
+            raise ValueError(f"factor = {self.factor}: down-sampling takes an integer of at least 1")
 
     @property
     def stride(self) -> int:
@@ -131,34 +247,51 @@ class Downsample(Separable):
     def kernel(self) -> tuple[float, ...]:
         if self.kind == "area":
             return (1 / self.factor,) * self.factor
-        length = 4 * self.factor - self.factor % 2  # an odd factor has its centre on a pixel
-        return _normalised([_keys(abs(i - (length - 1) / 2) / self.factor) for i in range(length)])
+        length = 4 * self.factor - self.factor % 2  # the kernel of an odd factor is centered on a pixel
+        return _normalized([_keys(abs(i - (length - 1) / 2) / self.factor) for i in range(length)])
 
-    def __call__(self, x: Images) -> Small:
+    @property
+    def is_tight(self) -> bool:
+        return self.kind == "area"
+
+    def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h_small w_small"]:
         if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
-            raise ValueError(f"down-sampling by {self.factor}: {tuple(x.shape[-2:])} is no multiple of it; pad first")
+            raise ValueError(
+                f"down-sampling by {self.factor}: {tuple(x.shape[-2:])} is not a multiple of it; pad first"
+            )
         return super().__call__(x)
 
 
 @dataclass(frozen=True)
-class Blur(Separable):
-    """Gaussian blur of `sigma` pixels, edges repeated. Raises ValueError unless sigma > 0."""
+class Blur(_SeparableFilter):
+    """Gaussian blur, edges repeated.
+
+    Attributes:
+        sigma: the standard deviation in pixels, above 0.
+
+    Raises:
+        ValueError: unless sigma > 0.
+    """
 
     sigma: float
 
     def __post_init__(self) -> None:
         if not self.sigma > 0:
-            raise ValueError(f"sigma = {self.sigma}: a blur is wider than 0 pixels")
+            raise ValueError(f"sigma = {self.sigma}: the standard deviation of a blur must be above 0 pixels")
 
     @property
     def kernel(self) -> tuple[float, ...]:
-        reach = max(1, math.ceil(3 * self.sigma))
-        return _normalised([math.exp(-0.5 * (i / self.sigma) ** 2) for i in range(-reach, reach + 1)])
+        radius = max(1, math.ceil(3 * self.sigma))
+        return _normalized([math.exp(-0.5 * (i / self.sigma) ** 2) for i in range(-radius, radius + 1)])
 
 
 @dataclass(frozen=True)
-class Gray:
-    """RGB to one luma channel, ITU-R BT.601 weights: (B, 3, H, W) -> (B, 1, H, W)."""
+class Gray(LinearOperator):
+    """The luma of RGB images, (B, 3, H, W) -> (B, 1, H, W).
+
+    Attributes:
+        weights: of red, green and blue; those of ITU-R BT.601 by default.
+    """
 
     weights: tuple[float, float, float] = (0.299, 0.587, 0.114)
 
@@ -168,13 +301,17 @@ class Gray:
     def adjoint(self, y: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 3 h w"]:
         return y * y.new_tensor(self.weights).view(1, 3, 1, 1)
 
+    @property
+    def is_tight(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True)
-class Compose:
-    """A x = outer(inner(x)): `Compose(Gray(), Mask(known))` sees the gray values of the known pixels."""
+class Composition(LinearOperator):
+    """A x = outer(inner(x)), written outer @ inner: `Gray() @ Mask(known)` measures the luma of the known pixels."""
 
-    outer: Operator
-    inner: Operator
+    outer: LinearOperator
+    inner: LinearOperator
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.outer(self.inner(x))
@@ -184,56 +321,45 @@ class Compose:
 
 
 @dataclass(frozen=True)
-class Stacked:
-    """Several measurements as one: A x = (w_1 A_1 x, w_2 A_2 x, ...), (B, n). shapes: of each A_i x, without B."""
+class Stacked(LinearOperator):
+    """Several measurements as one vector: A x = (w_1 A_1 x, w_2 A_2 x, ...), (B, n).
 
-    operators: tuple[Operator, ...]
+    Attributes:
+        operators: A_i.
+        weights: w_i.
+        shapes: of each A_i x, without the batch dimension.
+    """
+
+    operators: tuple[LinearOperator, ...]
     weights: tuple[float, ...]
     shapes: tuple[tuple[int, ...], ...]
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.stack([operator(x) for operator in self.operators])
+        return self.concatenate([A(x) for A in self.operators])
 
-    def stack(self, parts: Sequence[Tensor]) -> Tensor:
-        """Measurements of each as one of all."""
+    def concatenate(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return the measurements y_i (B, ...) of all A_i as one vector, (B, n)."""
         return torch.cat([w * part.flatten(1) for w, part in zip(self.weights, parts, strict=True)], 1)
 
     def adjoint(self, y: Tensor) -> Tensor:
         parts = y.split([math.prod(shape) for shape in self.shapes], 1)
         terms = zip(self.operators, self.weights, self.shapes, parts, strict=True)
-        return reduce(add, [w * operator.adjoint(part.reshape(-1, *shape)) for operator, w, shape, part in terms])
-
-
-def is_even(operator: Operator) -> bool:
-    """Whether A A^T is known to be a multiple of the identity where it is not zero: to no measurement it is another."""
-    if isinstance(operator, Downsample):
-        return operator.kind == "area"
-    return isinstance(operator, (Identity, Mask, Gray, Functional))
-
-
-def measured(operator: Operator, y: Tensor) -> Bool[Tensor, "..."]:
-    """Which entries of a measurement shaped like y see anything: those whose row of A is not zero.
-
-    A x of one random image x tells: zero where the row is, and elsewhere only by a chance that does not occur.
-    """
-    image = operator.adjoint(torch.ones_like(y))  # for its shape
-    x = torch.rand(image.shape, generator=Generator().manual_seed(0), dtype=image.dtype)
-    return operator(x.to(image.device)) != 0
+        return reduce(add, [w * A.adjoint(part.reshape(-1, *shape)) for A, w, shape, part in terms])
 
 
 def _keys(x: float) -> float:
-    """Keys' cubic convolution kernel, a = -1/2 (Keys, 1981, eq. 15)."""
+    """Return the cubic convolution kernel with a = -1/2 at x >= 0 (Keys, 1981, equation 15)."""
     if x < 1:
         return 1.5 * x**3 - 2.5 * x**2 + 1
     return -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0.0
 
 
-def _normalised(kernel: list[float]) -> tuple[float, ...]:
+def _normalized(kernel: list[float]) -> tuple[float, ...]:
     return tuple(value / sum(kernel) for value in kernel)
 
 
 def _separable(x: Tensor, kernel: Sequence[float], stride: int) -> Tensor:
-    """Correlate rows and columns with `kernel`, edges repeated, at every `stride`-th place."""
+    """Return x (..., H, W) correlated with the kernel along both axes at every `stride`-th pixel, edges repeated."""
     margin = (len(kernel) - stride) // 2
     flat = x.reshape(-1, 1, *x.shape[-2:])  # (B C, 1, H, W)
     taps = x.new_tensor(kernel)
@@ -243,7 +369,7 @@ def _separable(x: Tensor, kernel: Sequence[float], stride: int) -> Tensor:
 
 
 def _separable_adjoint(y: Tensor, kernel: Sequence[float], stride: int) -> Tensor:
-    """The transpose of `_separable`: spread, then fold the repeated margins back onto the edge they repeat."""
+    """Return the transpose of `_separable`: spread y, then add the margins to the edges which they repeat."""
     margin = (len(kernel) - stride) // 2
     flat = y.reshape(-1, 1, *y.shape[-2:])
     taps = y.new_tensor(kernel)
@@ -268,10 +394,10 @@ def _fold_margin(x: Tensor, margin: int, dim: int) -> Tensor:
 def _spectrum(
     kernel: tuple[float, ...], stride: int, size: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Eigenvalues (size,) and eigenvectors (size, size) of K K^T, where K filters one row of size * stride pixels."""
-    with torch.inference_mode(False):  # it is kept, and later runs may want gradients
+    """Return eigenvalues (size,) and eigenvectors (size, size) of K K^T; K filters a row of size * stride pixels."""
+    with torch.inference_mode(False):  # the cached tensors may later take part in autograd
         margin = (len(kernel) - stride) // 2
-        pixels = torch.eye(size * stride, dtype=torch.float64)[:, None]  # each alone in a row
+        pixels = torch.eye(size * stride, dtype=torch.float64)[:, None]  # rows with a single pixel of 1
         taps = torch.tensor(kernel, dtype=torch.float64).view(1, 1, -1)
         K_T = conv1d(pad(pixels, (margin, margin), "replicate"), taps, stride=stride)[:, 0]
         values, vectors = torch.linalg.eigh(K_T.mT @ K_T)

@@ -1,63 +1,71 @@
-"""Moving x_t until its denoised image meets the constraint: a direction times a step length, K times a noise level.
+"""Moves of x_t until the denoised image meets the constraint, along a direction that defines the method.
 
     x0, product <- the denoiser at x_t
-    e = constraint.direction(x0),      g = product(e)
-    x_t <- x_t + min(lambda_k, sigma_t) g / |g|_inf           per sample, never over the batch
+    e = -grad C(x0),      g = product(e)
+    x_t <- x_t + min(step_size_k, sigma_t) g / |g|_inf           per sample
 
-Solving J dx = e, J = d x0 / d x_t, would be Newton's method. What stands in for J^-1 is the *product*, and makes the
-method: J e (`inexact_newton`), J^T e (`dps`), e itself (`mpgd`). The loop is that of Graikos, Jojic and Samaras, *Fast
-constrained sampling in pre-trained diffusion models*, algorithm 1.
+Newton's method for the constraint would solve J dx = e, where J = d x0 / d x_t. The `product` replaces J^-1: J e in
+`inexact_newton`, J^T e in `dps`, e itself in `mpgd`.
+
+Source of the loop: Graikos, Jojic and Samaras, *Fast constrained sampling in pre-trained diffusion models* (2025),
+algorithm 1.
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from adhere.core.constraints import Constraint
-from adhere.core.denoise import Denoiser, largest_entry, per_sample
-from adhere.core.sample import Memory
-
-
-@runtime_checkable
-class DirectionProduct(Protocol):
-    """How x_t should move for its x0 to move along e."""
-
-    def __call__(self, denoiser: Denoiser, x_t: Tensor, t: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """x0 = D(x_t, t), one evaluation, and e -> g, both shaped like x_t."""
-        ...
+from adhere.core.denoisers import Denoiser
+from adhere.core.linalg import max_norm, per_sample
+from adhere.core.solvers.base import Solver
 
 
 @dataclass(frozen=True)
-class Descent:
-    """K moves per noise level with lambda falling linearly from `first` to `last`.
+class Descent(Solver[None]):
+    """Base of solvers that move x_t several times per noise level.
 
-    `within_sigma`: no entry moves by more than sigma_t, the noise's own size. The paper's lambda has no such bound, and
-    at low noise can leave the data manifold (docs/lab/solvers-on-photographs.md). `tolerance`: a sample whose
-    constraint error is at most this is not moved further at that level; when none is left the level ends early.
+    Attributes:
+        num_iterations: the moves per noise level.
+        step_size_start: the largest entry of the first move.
+        step_size_end: the largest entry of the last move; in between it is linear.
+        clip_to_sigma: whether no entry moves by more than sigma_t. The paper has no such bound; without it, moves at
+            low noise can leave the data manifold (docs/experiments/solvers-on-photographs.md).
+        tolerance: a sample whose residual norm is at most this is not moved further at that noise level.
     """
 
-    product: DirectionProduct = field(kw_only=True)
-    K: int = 5
-    first: float = 0.5
-    last: float = 0.1
-    within_sigma: bool = True
+    num_iterations: int = 5
+    step_size_start: float = 0.5
+    step_size_end: float = 0.1
+    clip_to_sigma: bool = True
     tolerance: float = 0.0
 
+    @abstractmethod
+    def product(self, denoiser: Denoiser, x_t: Tensor, t: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Return x0 = D(x_t, t), which takes one evaluation, and the map e -> g."""
+
     def __call__(
-        self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Memory
-    ) -> tuple[Tensor, Tensor, Memory]:
-        bound = denoiser.schedule(t)[1] if self.within_sigma else math.inf
+        self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: None
+    ) -> tuple[Tensor, Tensor, None]:
+        max_step = denoiser.schedule(t)[1] if self.clip_to_sigma else math.inf
         x0, product = self.product(denoiser, x_t, t)
-        for k in range(self.K):
-            unmet = constraint.error(x0) > self.tolerance if self.tolerance > 0 else x_t.new_ones(len(x_t))
-            moving = per_sample(unmet.to(x_t.dtype), x_t)  # 1 or 0: (B, 1, ..., 1)
-            if not moving.any():
+        for k in range(self.num_iterations):
+            active = self._active(constraint, x0)  # (B, 1, ..., 1), 1 or 0
+            if not active.any():
                 break
-            g = product(constraint.direction(x0))
-            step = self.first + (self.last - self.first) * k / max(1, self.K - 1)
-            x_t = x_t + min(step, bound) * moving / largest_entry(g) * g
+            g = product(constraint.neg_grad(x0))
+            x_t = x_t + min(self._step_size(k), max_step) * active / max_norm(g) * g
             x0, product = self.product(denoiser, x_t, t)
         return x_t, x0, None
+
+    def _step_size(self, k: int) -> float:
+        return self.step_size_start + (self.step_size_end - self.step_size_start) * k / max(1, self.num_iterations - 1)
+
+    def _active(self, constraint: Constraint, x0: Tensor) -> Tensor:
+        """Return 1 for the samples that are still moved and 0 for the others, (B, 1, ..., 1)."""
+        if self.tolerance == 0:
+            return per_sample(x0.new_ones(len(x0)), x0)
+        return per_sample((constraint.residual_norm(x0) > self.tolerance).to(x0.dtype), x0)

@@ -1,31 +1,31 @@
-"""Inexact Newton: move x_t along J e, a forward directional derivative of the denoiser, never a backward pass.
-
-Graikos, Jojic and Samaras, *Fast constrained sampling in pre-trained diffusion models*, algorithm 1. Solving J dx = e
-would be Newton's method on the constraint; J is nearly a covariance, and J e itself already points the right way:
+"""Inexact Newton: moves of x_t along J e, a forward directional derivative of the denoiser, without a backward pass.
 
     g = [D(x_t + delta e) - x0] / delta          the paper's finite difference, one evaluation
 
-The loop around it is `Descent`: 1 + 2K evaluations a noise level. It approaches the constraint but does not sample the
-exact posterior: in closed form the samples vary too little (docs, and `python -m benchmarks.truth`).
+Newton's method for the constraint would solve J dx = e. J is nearly a covariance, so J e is a descent direction. The
+method approaches the constraint, but does not sample the exact posterior: the variance of its samples is too small
+(`python -m benchmarks.posterior`).
+
+Source: Graikos, Jojic and Samaras, *Fast constrained sampling in pre-trained diffusion models* (2025), algorithm 1.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from adhere.core.denoise import Denoiser, jacobian_product
-from adhere.core.solvers.descent import Descent, DirectionProduct
-
-
-def derivative_along(denoiser: Denoiser, x_t: Tensor, t: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """x0, and e -> J e by a forward difference, one evaluation each."""
-    x0 = denoiser(x_t, t)
-    return x0, lambda e: jacobian_product(denoiser, x_t, t, x0, e)
+from adhere.core.denoisers import Denoiser
+from adhere.core.derivatives import jvp
+from adhere.core.solvers.descent import Descent
 
 
 @dataclass(frozen=True)
 class InexactNewton(Descent):
-    """`Descent` along J e."""
+    """`Descent` along J e: 1 + 2 num_iterations evaluations per noise level."""
 
-    product: DirectionProduct = field(default=derivative_along, kw_only=True)
+    def product(self, denoiser: Denoiser, x_t: Tensor, t: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        x0 = denoiser(x_t, t)
+        return x0, lambda e: jvp(denoiser, x_t, t, x0, e)
+
+    def evaluations(self, log_snrs: Sequence[float], state_size: int = 0) -> int:
+        return len(log_snrs) * (1 + 2 * self.num_iterations)

@@ -1,142 +1,142 @@
-"""Moment matching, forward only: the conditional mean E[x0 | x_t, y] of a linear constraint y = A x0 + noise, by GMRES.
+"""Moment matching: the conditional mean E[x0 | x_t, y] of a linear constraint y = A x0 + noise, by forward passes only.
 
-With V_t = Cov[x0 | x_t] = (sigma_t^2 / alpha_t) J (Tweedie's second-order formula) and a Gaussian approximation of
-x0 given x_t (exact for a Gaussian prior),
+With V_t = Cov[x0 | x_t] = (sigma_t^2 / alpha_t) J, where J is the Jacobian of the denoiser (Tweedie's second-order
+formula), and a Gaussian approximation of x0 given x_t, which is exact for a Gaussian prior,
 
-    E[x0 | x_t, y] = x0 + V_t A^T u,     (noise^2 I + A V_t A^T) u = y - A x0            (1)
+    E[x0 | x_t, y] = x0 + V_t A^T u,     (noise^2 I + A V_t A^T) u = y - A x0.            (1)
 
-as in TMPD (Boys et al., 2023) and MMPS (Rozet et al., 2024), which apply J^T by backpropagation. Here every product
-V_t A^T q is one forward difference of the denoiser, J A^T q, legitimate because J of the exact denoiser is symmetric.
-A trained network's J is only nearly so, hence GMRES (Saad & Schultz, 1986), which needs no symmetry, and not conjugate
-gradients. m iterations cost m evaluations, and their products already give V_t A^T u for free: 1 + m per noise level.
+The system is solved by m iterations of GMRES. Each takes one product J A^T q, a forward difference of the denoiser, and
+the products also give V_t A^T u, so a noise level takes 1 + m evaluations. The exact J is symmetric, so J replaces the
+J^T of TMPD and MMPS; the J of a trained network is only nearly symmetric, hence GMRES and not conjugate gradients.
 
-A Gaussian is a poor account of what is open where there is much noise: x_t leaves many kinds of picture, y but one or
-two of them. There the last level's mean r says more of x0 than x_t does. So while snr_t = alpha_t^2 / sigma_t^2 is
-below `snr_floor`, (1) is taken about r: of x_t and r together, as if r were x0 + n / gamma^(1/2), which are what
+At high noise, a Gaussian is a poor approximation: x_t is compatible with many pictures, of which y selects a few. There
+the previous conditional mean m says more of x0 than x_t does. While snr_t = alpha_t^2 / sigma_t^2 is below
+`fusion_snr`, m is used as an independent observation of x0 with precision gamma = fusion_snr - snr_t. Together with x_t
+it is equivalent to the state
 
-    x = (sigma^2 / alpha) (alpha_t / sigma_t^2 x_t + gamma r),     gamma = snr_floor - snr_t                      (2)
+    x = (sigma^2 / alpha) (alpha_t / sigma_t^2 x_t + gamma m)                             (2)
 
-is at the time of `snr_floor`. It costs no evaluation, and where r is E[x0 | x_t, y] of a Gaussian prior, so is what
-comes out. Otherwise it is pulled towards r, all the more the less y says; with nothing asked, a run settles early and
-varies too little, and x has less noise than the network is told. With a mixture that is the lesser evil (in runs on
-exact priors, docs/lab/solvers-on-exact-priors.md, errors of the mean fall from 1.7 to 1.3 times the floor, from 2.9 to
-2.1 times); with trained networks only a little of it is. Factors that look alike are expectation propagation's (Minka,
-2001).
+at the time of `fusion_snr`, whose coefficients are alpha and sigma. This takes no evaluation, and it changes nothing
+for a Gaussian prior. For other priors it draws x0 towards m, which reduces the variance of samples.
 
-Where the directions go matters more than how many levels there are (same page): V_t is far from a multiple of I where
-the picture is decided, and nearly one at the end. So `m` can vary with the noise.
+Details:
+- The number of iterations may depend on the noise level, since V_t is far from a multiple of the identity at middle
+  noise levels and nearly one at low noise (docs/experiments/solvers-on-exact-priors.md).
+- An operator that is not tight, such as a blur, gets a preconditioner that takes no evaluation: the system (1) for
+  V_t = v I.
+- A loss has one direction only. Further iterations linearize it again at the current mean: Newton's method along V_t e.
+- A measurement without noise is met exactly: the mean is projected onto it.
 
-An operator that sees some of the image much more weakly than the rest, as a blur does, needs many directions. They
-are fewer by a preconditioner that costs no evaluation: the system of an image of independent pixels, solved in closed
-form for `Invertible` operators, by some thirty products with A and A^T for others. Stand-ins of curved constraints and
-of sums are not preconditioned.
-
-A loss is a single measurement, <e, x0' - x0> / |e| = C(x0) / |e|, and has no second direction: further evaluations
-take its tangent anew at the last mean and go on from there: Newton's method for C = 0 along V_t e. (With noise that
-would count the measurement several times.) Where little noise is left V_t is nearly a multiple of I, and two tangents
-more go along e itself: no evaluation, though through a decoder a decoding and an encoding each.
-
-A measurement without noise fixes what it sees: there the conditional mean is y itself, whatever V_t. So the result is
-projected onto y at the end, which costs no evaluation; the few Krylov directions tell the unseen part.
+Source: TMPD: Boys et al. (2023); MMPS: Rozet et al. (2024); GMRES: Saad and Schultz (1986); observations as factors:
+Minka, *Expectation propagation* (2001).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
-from adhere.core.constraints import Constraint, Linear, Tangent, dot, is_linearisable, linearise, ratio, sum_of, within
-from adhere.core.denoise import Denoiser, jacobian_product, per_sample
-from adhere.core.operators import is_even
-from adhere.core.sample import Memory
-from adhere.core.schedule import Schedule, check_signal
+from adhere.core.constraints import Constraint, Linear, Linearization
+from adhere.core.denoisers import Denoiser
+from adhere.core.derivatives import jvp
+from adhere.core.linalg import clip_rms, dot, gmres, safe_divide
+from adhere.core.schedules import Schedule, check_signal, log_snr
+from adhere.core.solvers.base import Solver
 
-LITTLE_NOISE = 2.0  # a log-SNR
-USUAL_VARIANCE = 0.1  # of an image, for the preconditioner: thirty times less does as well
+_PRECONDITIONER_VARIANCE = 0.1  # prior variance of a pixel; a thirtieth of it works as well
+_LOSS_REFINE_MIN_LOG_SNR = 2.0  # above it V_t is nearly a multiple of the identity, so steps along e need no product
 
 
 @dataclass(frozen=True)
-class MomentMatching:
-    """`m` GMRES iterations per noise level: as many at all, or pairs (log-SNR, m), between which m is interpolated.
+class MomentMatching(Solver[Tensor]):
+    """The conditional mean (1) at each noise level; its memory is the mean of the previous one.
 
-    `noise_floor`: the least measurement noise assumed in (1), in units of the image; it keeps the small system well
-    conditioned when the constraint is exact. `snr_floor`: see (2); a ratio of variances, exp(2 log-SNR); 0 never
-    looks at the last mean. Raises ValueError for settings that mean nothing, TypeError for a constraint that is not
-    `Linearisable`.
+    Attributes:
+        num_iterations: GMRES iterations per noise level, at least 1: one number, or pairs (log-SNR, number) with
+            increasing log-SNR, between which the number is interpolated.
+        noise_floor: the smallest measurement noise in (1), in image units. It keeps the system well conditioned.
+        fusion_snr: the SNR exp(2 log-SNR) below which the previous mean is fused by (2); 0 never fuses.
+
+    Raises:
+        ValueError: for settings out of range.
     """
 
-    m: int | tuple[tuple[float, int], ...] = 3
+    num_iterations: int | tuple[tuple[float, int], ...] = ((-2.0, 2), (0.2, 1))
     noise_floor: float = 0.01
-    snr_floor: float = 0.0
+    fusion_snr: float = 0.05
 
     def __post_init__(self) -> None:
-        pairs = self.m if isinstance(self.m, tuple) else ((0.0, self.m),)
+        pairs = self._pairs
         if not pairs or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
-            raise ValueError(f"m = {self.m!r}: a number of directions, or a tuple of pairs (log-SNR, directions)")
-        if not all(type(m) is int and m >= 1 for _, m in pairs):
-            raise ValueError(f"m = {self.m!r}: whole numbers of directions, at least one GMRES iteration is needed")
-        if not all(a < b for (a, _), (b, _) in pairwise((*pairs, (math.inf, 1)))):
-            raise ValueError(f"m = {self.m!r}: pairs (log-SNR, directions), with rising log-SNR")
+            raise ValueError(f"num_iterations = {self.num_iterations!r}: give an integer, or pairs (log-SNR, integer)")
+        if not all(type(number) is int and number >= 1 for _, number in pairs):
+            raise ValueError(f"num_iterations = {self.num_iterations!r}: each must be an integer of at least 1")
+        if not all(a < b for (a, _), (b, _) in pairwise(pairs)):
+            raise ValueError(f"num_iterations = {self.num_iterations!r}: the log-SNRs of the pairs must increase")
         if not self.noise_floor >= 0:
-            raise ValueError(f"noise_floor = {self.noise_floor}: a standard deviation is at least 0")
-        if not 0 <= self.snr_floor < math.inf:
-            raise ValueError(f"snr_floor = {self.snr_floor}: a finite ratio of variances is needed, 0 or more")
+            raise ValueError(f"noise_floor = {self.noise_floor}: a standard deviation must be at least 0")
+        if not 0 <= self.fusion_snr < math.inf:
+            raise ValueError(f"fusion_snr = {self.fusion_snr}: a ratio of variances must be finite and at least 0")
 
-    def directions(self, log_snr: float) -> int:
-        """How many at this noise level."""
-        if isinstance(self.m, int):
-            return self.m
-        (left, m), *rest = self.m
+    @property
+    def _pairs(self) -> tuple[tuple[float, int], ...]:
+        return self.num_iterations if isinstance(self.num_iterations, tuple) else ((0.0, self.num_iterations),)
+
+    def iterations_at(self, log_snr: float) -> int:
+        """Return the number of GMRES iterations at a noise level."""
+        (left, m), *rest = self._pairs
         for right, n in rest:
             if log_snr < right:
                 return round(m + (n - m) * max(0.0, log_snr - left) / (right - left))
             left, m = right, n
         return m
 
-    def informed(self, schedule: Schedule, x_t: Tensor, t: float, mean: Tensor | None) -> tuple[Tensor, float]:
-        """(2) and its time; x_t and t where there is no last mean, or less noise than `snr_floor` has."""
+    def evaluations(self, log_snrs: Sequence[float], state_size: int = 0) -> int:
+        return sum(1 + self.iterations_at(one) for one in log_snrs)
+
+    def supports(self, constraint: Constraint) -> bool:
+        return constraint.is_linearizable
+
+    def fuse_previous_mean(
+        self, schedule: Schedule, x_t: Tensor, t: float, mean: Tensor | None
+    ) -> tuple[Tensor, float]:
+        """Return x of equation (2) and its time, or (x_t, t) if there is no mean or snr_t >= fusion_snr."""
         alpha_t, sigma_t = schedule(t)
         snr_t = (alpha_t / sigma_t) ** 2
-        if mean is None or snr_t >= self.snr_floor:
+        if mean is None or snr_t >= self.fusion_snr:
             return x_t, t
-        floor = schedule.time_at(math.log(self.snr_floor) / 2)
-        alpha, sigma = schedule(floor)
-        gamma = (alpha / sigma) ** 2 - snr_t  # a discrete schedule has only the nearest
-        return (sigma**2 / alpha) * (alpha_t / sigma_t**2 * x_t + gamma * mean), floor
-
-    def serves(self, constraint: Constraint) -> bool:
-        return is_linearisable(constraint)
+        s = schedule.t_from_log_snr(math.log(self.fusion_snr) / 2)
+        alpha, sigma = schedule(s)
+        gamma = (alpha / sigma) ** 2 - snr_t  # a discrete schedule has only the nearest time
+        return (sigma**2 / alpha) * (alpha_t / sigma_t**2 * x_t + gamma * mean), s
 
     def __call__(
-        self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Memory
-    ) -> tuple[Tensor, Tensor, Memory]:
-        alpha_t, sigma_t = denoiser.schedule(t)
-        check_signal(alpha_t, "moment_matching")
-        level = math.log(alpha_t / sigma_t)
-        m = self.directions(level)
-        x, t = self.informed(denoiser.schedule, x_t, t, memory)
-        alpha_t, sigma_t = denoiser.schedule(t)
-        x0 = denoiser(x, t)
-        linear = linearise(constraint, x0, "moment_matching")
-        product = partial(jacobian_product, denoiser, x, t, x0)  # J v, one evaluation
-        most = linear.y[0].numel()  # directions there are: of a loss, one
-        mean = conditional_mean(linear, x0, alpha_t, sigma_t, product, min(m, most), self.noise_floor)
-        if most == 1 and linear is not constraint and linear.noise <= self.noise_floor:
-            for _ in range(m - 1):
-                linear = linearise(constraint, mean, "moment_matching")
-                mean = conditional_mean(linear, mean, alpha_t, sigma_t, product, 1, self.noise_floor)
-            for _ in range(2 if level > LITTLE_NOISE else 0):
-                linear = linearise(constraint, mean, "moment_matching")
-                residual = linear.residual(mean)
-                step = linear.operator.adjoint(residual)
-                gain = ratio(dot(residual, linear.operator(step)), dot(residual, residual))  # 1 for a bare loss
-                mean = mean + within(linear.radius, step / gain.clamp_min(1))
-        exact = linear is constraint and linear.noise == 0
-        mean = linear.project(mean) if exact else mean
+        self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        lambda_t = log_snr(denoiser.schedule, t)
+        check_signal(denoiser.schedule(t)[0], "moment_matching")
+        num_iterations = self.iterations_at(lambda_t)
+
+        x, s = self.fuse_previous_mean(denoiser.schedule, x_t, t, memory)
+        x0 = denoiser(x, s)
+        linear = constraint.linearize(x0)
+        product = partial(jvp, denoiser, x, s, x0)  # v -> J v, one evaluation
+        solve = partial(conditional_mean, alpha_t=denoiser.schedule(s)[0], sigma_t=denoiser.schedule(s)[1])
+
+        measurement_size = linear.y[0].numel()
+        m = min(num_iterations, measurement_size)
+        mean = solve(linear, x0, product=product, num_iterations=m, noise_floor=self.noise_floor)
+        if not isinstance(linear, Linearization):
+            mean = linear.project(mean) if linear.noise == 0 else mean
+        elif measurement_size == 1 and linear.noise <= self.noise_floor:
+            for _ in range(num_iterations - 1):
+                linear = constraint.linearize(mean)
+                mean = solve(linear, mean, product=product, num_iterations=1, noise_floor=self.noise_floor)
+            if lambda_t > _LOSS_REFINE_MIN_LOG_SNR:
+                mean = _refine_loss(constraint, mean)
         return x_t, mean, mean
 
 
@@ -146,58 +146,37 @@ def conditional_mean(
     alpha_t: float,
     sigma_t: float,
     product: Callable[[Tensor], Tensor],
-    m: int,
+    num_iterations: int,
     noise_floor: float,
 ) -> Tensor:
-    """(1) by m GMRES iterations; product: v -> J v, image space to image space, for which `mmps` has J^T v."""
-    noise = max(linear.noise, noise_floor)
-    variance = noise**2 * alpha_t / sigma_t**2  # of (1), all divided by V_t / J
-    along = lambda q: product(linear.operator.adjoint(q))  # noqa: E731
-    precondition = None
-    if not (isinstance(linear, Tangent) or is_even(linear.operator)):  # a tangent's products may take a decoder
-        usual = 1 / (1 / USUAL_VARIANCE + (alpha_t / sigma_t) ** 2)
-        precondition = partial(linear.even_out, variance=noise**2 / usual, tolerance=0.01)
-    step = gmres_correction(along, linear.operator, variance, linear.residual(x0), m, precondition)
-    return x0 + within(linear.radius, step)
+    """Return the conditional mean (1), (B, ...), by GMRES.
 
-
-def gmres_correction(
-    product: Callable[[Tensor], Tensor],
-    operator: Callable[[Tensor], Tensor],
-    variance: float,
-    residual: Tensor,
-    m: int,
-    precondition: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """J A^T u for the u that minimises |residual - (variance I + A J A^T) u| over the m-dimensional Krylov space.
-
-    product: q -> J A^T q. Arnoldi with modified Gram-Schmidt, all samples at once, each with its own coefficients. A
-    sample whose Krylov space is exhausted (or whose residual is zero) gets zero further directions and stops changing.
-    precondition: from the right, and need not be linear (flexible GMRES: Saad, 1993).
+    Args:
+        linear: the linear constraint y = A x0 + noise.
+        x0: the denoised image, (B, ...).
+        alpha_t, sigma_t: the coefficients of the noise level.
+        product: v -> J v on images; `mmps` passes J^T v.
+        num_iterations: the number of products.
+        noise_floor: the smallest measurement noise, in image units.
     """
-    if m < 1:
-        raise ValueError(f"m = {m}: at least one GMRES iteration is needed")
-    tiny = torch.finfo(residual.dtype).tiny
-    beta = dot(residual, residual).sqrt()  # (B, 1, ..., 1)
-    basis = [residual / beta.clamp_min(tiny)]
-    products: list[Tensor] = []
-    batch = len(residual)
-    hessenberg = residual.new_zeros(batch, m + 1, m)
-    for j in range(m):
-        v = basis[j] if precondition is None else precondition(basis[j])
-        products.append(product(v))
-        w = torch.add(operator(products[j]), v, alpha=variance)
-        scale = dot(w, w).sqrt()
-        for i, q in enumerate(basis):
-            h = dot(q, w)
-            hessenberg[:, i, j] = h.flatten()
-            w = w - h * q
-        norm = dot(w, w).sqrt()
-        exhausted = norm <= 1e-6 * scale
-        hessenberg[:, j + 1, j] = torch.where(exhausted, 0, norm).flatten()
-        if j + 1 < m:
-            basis.append(w * torch.where(exhausted, 0, 1 / norm.clamp_min(tiny)))
-    target = residual.new_zeros(batch, m + 1, 1)
-    target[:, 0, 0] = beta.flatten()
-    coefficients = torch.linalg.pinv(hessenberg, rtol=1e-6) @ target  # (B, m, 1); pinv, as exhausted columns are zero
-    return sum_of([per_sample(coefficients[:, j, 0], part) * part for j, part in enumerate(products)])
+    A, noise = linear.operator, max(linear.noise, noise_floor)
+    damping = noise**2 * alpha_t / sigma_t**2  # (1) divided by sigma_t^2 / alpha_t, so that J stands for V_t
+    preconditioner = None
+    if not (isinstance(linear, Linearization) or A.is_tight):  # the products of a linearization may take a decoding
+        variance = 1 / (1 / _PRECONDITIONER_VARIANCE + (alpha_t / sigma_t) ** 2)  # of x0 given x_t, per pixel
+        preconditioner = partial(A.solve_normal, damping=noise**2 / variance, tolerance=0.01)
+    covariance_times_u = gmres(
+        lambda q: product(A.adjoint(q)), A, damping, linear.residual(x0), num_iterations, preconditioner
+    )
+    return x0 + clip_rms(covariance_times_u, linear.max_step_rms)
+
+
+def _refine_loss(constraint: Constraint, mean: Tensor) -> Tensor:
+    """Return the mean after two Newton steps along e itself, which take no evaluation."""
+    for _ in range(2):
+        linear = constraint.linearize(mean)
+        residual = linear.residual(mean)
+        step = linear.operator.adjoint(residual)
+        gain = safe_divide(dot(residual, linear.operator(step)), dot(residual, residual))  # 1 unless through a decoder
+        mean = mean + clip_rms(step / gain.clamp_min(1), linear.max_step_rms)
+    return mean

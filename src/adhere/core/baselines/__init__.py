@@ -1,0 +1,1 @@
+"""Solvers from the literature that the benchmarks compare with."""

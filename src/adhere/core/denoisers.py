@@ -1,0 +1,140 @@
+"""Denoisers D(x_t, t) = E[x0 | x_t]: a network as a denoiser, and denoisers that wrap denoisers.
+
+Samplers know a network only as a `Denoiser`: prompt, guidance, dtype and prediction type are bound to it beforehand.
+What concerns all solvers (counting, guidance, tiling, several scales) is a denoiser that wraps another one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from adhere.core.schedules import DDPMSchedule, PredictionType, Schedule, check_prediction_type, predict_x0
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """D(x_t, t) = E[x0 | x_t], for a batch at one noise level."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule, which defines t."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype the network computes in, which decides the step of finite differences. States may have another."""
+        ...
+
+    def __call__(self, x_t: Tensor, t: float) -> Tensor:
+        """Return x0 for x_t (B, ...), of the same shape and dtype."""
+        ...
+
+
+@dataclass(frozen=True)
+class NetworkDenoiser:
+    """A network of any prediction type as a denoiser.
+
+    Attributes:
+        network: called as network(x_t, t) with x_t (B, ...) in `dtype` and t (B,) in `t_dtype`; returns a tensor
+            shaped like x_t.
+        schedule: the noise schedule.
+        prediction_type: what the network predicts, see `predict_x0`.
+        dtype: the dtype of the network's input. States keep their own dtype.
+        t_dtype: the dtype of the network's t.
+
+    Raises:
+        ValueError: for an unknown prediction type.
+    """
+
+    network: Callable[[Tensor, Tensor], Tensor]
+    schedule: Schedule
+    prediction_type: PredictionType = "epsilon"
+    dtype: torch.dtype = torch.float32
+    t_dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        check_prediction_type(self.prediction_type)
+
+    @classmethod
+    def from_alphas_cumprod(
+        cls,
+        network: Callable[[Tensor, Tensor], Tensor],
+        alphas_cumprod: Tensor | Sequence[float],
+        prediction_type: PredictionType = "epsilon",
+        dtype: torch.dtype = torch.float32,
+    ) -> "NetworkDenoiser":
+        """Return the denoiser of a network that was trained under a discrete schedule.
+
+        Args:
+            network: called as network(x_t, t) with x_t (B, ...) and integer t (B,) in 0, ..., T - 1.
+            alphas_cumprod: (T,), decreasing, in [0, 1], as diffusers' `scheduler.alphas_cumprod`.
+            prediction_type: what the network predicts, see `predict_x0`.
+            dtype: the dtype of the network's input.
+        """
+        table = torch.as_tensor(alphas_cumprod, dtype=torch.float64).tolist()
+        return cls(network, DDPMSchedule(tuple(table)), prediction_type, dtype, torch.long)
+
+    def __call__(self, x_t: Tensor, t: float) -> Tensor:
+        times = torch.full((len(x_t),), t, dtype=self.t_dtype, device=x_t.device)
+        out = self.network(x_t.to(self.dtype), times).to(x_t.dtype)
+        return predict_x0(self.prediction_type, out, x_t, *self.schedule(t))
+
+
+class DenoiserWrapper:
+    """Base of denoisers that wrap `self.denoiser`: they have its schedule and dtype."""
+
+    denoiser: Denoiser
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.denoiser.schedule
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.denoiser.dtype
+
+
+@dataclass
+class CountingDenoiser(DenoiserWrapper):
+    """Counts network function evaluations and backward passes, each once per batch.
+
+    Attributes:
+        nfe: the number of calls so far.
+        num_backward: the number of backward passes so far.
+    """
+
+    denoiser: Denoiser
+    nfe: int = field(default=0, init=False)
+    num_backward: int = field(default=0, init=False)
+
+    def __call__(self, x_t: Tensor, t: float) -> Tensor:
+        self.nfe += 1
+        x0 = self.denoiser(x_t, t)
+        if x0.requires_grad:
+            x0.register_hook(self._count_backward)
+        return x0
+
+    def _count_backward(self, _: Tensor) -> None:
+        self.num_backward += 1
+
+
+@dataclass(frozen=True)
+class CFGDenoiser(DenoiserWrapper):
+    """Classifier-free guidance: x0 = uncond + guidance_scale (cond - uncond).
+
+    Attributes:
+        denoiser: takes both halves as one batch (2B, ...), the unconditional half first.
+        guidance_scale: 1 is no guidance.
+
+    Source: Ho and Salimans, *Classifier-free diffusion guidance* (2022).
+    """
+
+    denoiser: Denoiser
+    guidance_scale: float
+
+    def __call__(self, x_t: Tensor, t: float) -> Tensor:
+        uncond, cond = self.denoiser(torch.cat([x_t, x_t]), t).chunk(2)
+        return uncond + self.guidance_scale * (cond - uncond)

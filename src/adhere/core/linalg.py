@@ -1,0 +1,148 @@
+"""Linear algebra per sample: dot products, norms, and Krylov solvers for a batch of independent systems.
+
+Every function treats the samples of a batch (B, ...) as separate problems, so that a batch gives the results of single
+runs. Coefficients of samples have the shape (B, 1, ..., 1), which broadcasts over the samples.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+
+def per_sample(values: Shaped[Tensor, " b"], like: Tensor) -> Tensor:
+    """Return values (B,) as (B, 1, ..., 1), to scale the samples of `like` (B, ...)."""
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner product <a, b> of each sample, (B, 1, ..., 1)."""
+    return per_sample(torch.einsum("bn,bn->b", a.flatten(1), b.flatten(1)), a)
+
+
+def max_norm(x: Tensor) -> Tensor:
+    """Return the largest absolute entry of each sample, (B, 1, ..., 1), at least the smallest normal number."""
+    return per_sample(x.flatten(1).abs().amax(1).clamp_min(torch.finfo(x.dtype).tiny), x)
+
+
+def repeat_samples(parts: Sequence[Tensor], repeats: int) -> Tensor:
+    """Return a batch of `repeats` samples for each part (1 or repeats, ...), one part after the other."""
+    return torch.cat([part.expand(repeats, *part.shape[1:]) for part in parts])
+
+
+def safe_divide(a: Tensor, b: Tensor) -> Tensor:
+    """Return a / b where b > 0, and 0 elsewhere."""
+    return torch.where(b > 0, a / b, 0)
+
+
+def clip_rms(step: Tensor, max_rms: float) -> Tensor:
+    """Return the step (B, ...), each sample scaled down where its root mean square exceeds `max_rms`."""
+    if math.isinf(max_rms):
+        return step
+    rms = dot(step, step).div(step[0].numel()).sqrt()
+    return step * (max_rms / rms.clamp_min(max_rms))
+
+
+def conjugate_residuals(
+    matrix: Callable[[Tensor], Tensor], b: Tensor, max_iterations: int, tolerance: float = 1e-5
+) -> Tensor:
+    """Solve matrix(u) = b for a symmetric positive semi-definite matrix.
+
+    Each step takes the length that minimizes |r|, so |r| never grows, even where an inexact adjoint leaves the matrix
+    only nearly symmetric.
+
+    Args:
+        matrix: the linear map u -> matrix(u), (B, ...) to (B, ...).
+        b: the right-hand side, (B, ...).
+        max_iterations: the largest number of products with the matrix.
+        tolerance: a sample stops once |r| <= tolerance |b|.
+
+    Returns:
+        u, shaped like b.
+
+    Source: Stiefel (1955), in the form of GCR(1): Eisenstat, Elman and Schultz (1983), equation 2.5.
+    """
+    u, r = torch.zeros_like(b), b
+    p, matrix_p = b, matrix(b)
+    converged = tolerance**2 * dot(b, b)
+    active = converged > 0
+    for _ in range(max_iterations):
+        pp = dot(matrix_p, matrix_p)
+        step = torch.where(active, safe_divide(dot(r, matrix_p), pp), 0)
+        u, r = u + step * p, r - step * matrix_p
+        active = dot(r, r) > converged
+        if not active.any():
+            break
+        matrix_r = matrix(r)
+        beta = safe_divide(dot(matrix_r, matrix_p), pp)
+        p, matrix_p = r - beta * p, matrix_r - beta * matrix_p
+    return u
+
+
+def gmres(
+    product: Callable[[Tensor], Tensor],
+    operator: Callable[[Tensor], Tensor],
+    damping: float,
+    residual: Tensor,
+    num_iterations: int,
+    preconditioner: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Return product(u), where u solves (damping I + operator product) u = residual approximately.
+
+    u minimizes the norm of the remaining residual over a Krylov space of `num_iterations` dimensions (Arnoldi with
+    modified Gram-Schmidt). All samples run at once, each with its own coefficients. A sample whose Krylov space is
+    exhausted, or whose residual is zero, gets zero further directions.
+
+    Args:
+        product: the linear map q -> V A^T q, from measurements to images.
+        operator: the linear map A, from images to measurements.
+        damping: the multiple of the identity.
+        residual: the right-hand side, (B, ...).
+        num_iterations: the number of products, at least 1.
+        preconditioner: applied from the right; it need not be linear.
+
+    Raises:
+        ValueError: if num_iterations < 1.
+
+    Source: Saad and Schultz (1986); flexible preconditioning: Saad (1993).
+    """
+    if num_iterations < 1:
+        raise ValueError(f"num_iterations = {num_iterations}: at least one GMRES iteration is needed")
+    tiny = torch.finfo(residual.dtype).tiny
+    norm_residual = dot(residual, residual).sqrt()  # (B, 1, ..., 1)
+    basis = [residual / norm_residual.clamp_min(tiny)]
+    products: list[Tensor] = []
+    hessenberg = residual.new_zeros(len(residual), num_iterations + 1, num_iterations)
+    for j in range(num_iterations):
+        v = basis[j] if preconditioner is None else preconditioner(basis[j])
+        products.append(product(v))
+        w = torch.add(operator(products[j]), v, alpha=damping)
+        norm_before = dot(w, w).sqrt()
+        for i, q in enumerate(basis):
+            h = dot(q, w)
+            hessenberg[:, i, j] = h.flatten()
+            w = w - h * q
+        norm = dot(w, w).sqrt()
+        exhausted = norm <= 1e-6 * norm_before
+        hessenberg[:, j + 1, j] = torch.where(exhausted, 0, norm).flatten()
+        if j + 1 < num_iterations:
+            basis.append(w * torch.where(exhausted, 0, 1 / norm.clamp_min(tiny)))
+    return _combine(products, _least_squares(hessenberg, norm_residual))
+
+
+def _least_squares(hessenberg: Tensor, norm_residual: Tensor) -> Tensor:
+    """Return the coefficients (B, m) that minimize |norm_residual e_1 - H c| for H (B, m + 1, m)."""
+    target = hessenberg.new_zeros(*hessenberg.shape[:2], 1)
+    target[:, 0, 0] = norm_residual.flatten()
+    # The columns of exhausted directions are zero, so H may not have full rank.
+    return (torch.linalg.pinv(hessenberg, rtol=1e-6) @ target)[..., 0]
+
+
+def _combine(products: list[Tensor], coefficients: Tensor) -> Tensor:
+    """Return the sum of c_j products[j] per sample, for coefficients (B, m)."""
+    total = per_sample(coefficients[:, 0], products[0]) * products[0]
+    for j, part in enumerate(products[1:], 1):
+        total = total + per_sample(coefficients[:, j], part) * part
+    return total

@@ -1,0 +1,55 @@
+"""A coarse-to-fine denoiser: at high noise, the network sees a smaller version of the picture.
+
+The mean over f x f pixels of x_t keeps its coarse structure and divides the standard deviation of its white noise by f.
+Times f, it is a noisy picture again, at a log-SNR that is higher by log f:
+
+    D_f(x_t, t) = up(D((sigma_s / sigma_t) f mean_f(x_t), s)),      alpha_s / sigma_s = f alpha_t / sigma_t
+
+This is E[x0 | x_t] without the details finer than f pixels, which cannot be seen at that noise level. A network that
+was trained on pictures at several scales sees an f times wider context this way, at 1/f^2 of the cost. `up` repeats
+each value f x f times, which is f^2 times the transpose of the mean, so the Jacobian stays symmetric.
+
+Source: cascades train one network per scale for the same purpose (Ho et al., *Cascaded diffusion models*, 2022).
+"""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate
+
+from adhere.core.denoisers import Denoiser, DenoiserWrapper
+from adhere.core.schedules import log_snr
+
+
+@dataclass(frozen=True)
+class MultiscaleDenoiser(DenoiserWrapper):
+    """Evaluates the network on states (B, C, H, W) down-sampled by f, the largest power of two that is allowed.
+
+    Attributes:
+        max_downsamplings: f is at most 2 ** max_downsamplings, and must divide H and W.
+        max_log_snr: the network is shown a log-SNR of at most this, in nats, where f > 1.
+    """
+
+    denoiser: Denoiser
+    max_downsamplings: int
+    max_log_snr: float
+
+    def __call__(self, x_t: Tensor, t: float) -> Tensor:
+        f = self.factor(x_t, t)
+        if f == 1:
+            return self.denoiser(x_t, t)
+        s = self.schedule.t_from_log_snr(log_snr(self.schedule, t) + math.log(f))
+        sigma_t, sigma_s = self.schedule(t)[1], self.schedule(s)[1]
+        x0 = self.denoiser(f * sigma_s / sigma_t * avg_pool2d(x_t, f), s)
+        return interpolate(x0, scale_factor=f, mode="nearest")
+
+    def factor(self, x_t: Tensor, t: float) -> int:
+        """Return f at time t; 1 is the full size."""
+        lambda_t = log_snr(self.schedule, t)
+        f = 1
+        while f < 2**self.max_downsamplings and lambda_t + math.log(2 * f) <= self.max_log_snr:
+            if any(side % (2 * f) for side in x_t.shape[-2:]):
+                break
+            f *= 2
+        return f

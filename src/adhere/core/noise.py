@@ -1,0 +1,38 @@
+"""White noise from explicit generators, alike for a batch and for single runs."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from adhere.core.schedules import Schedule
+
+Generators = Generator | Sequence[Generator]  # one for the whole batch, or one per sample
+
+
+def randn(shape: Sequence[int], like: Tensor, generator: Generators) -> Tensor:
+    """Return white noise in the dtype and on the device of `like`, drawn on the generator's device.
+
+    Args:
+        shape: (B, ...).
+        like: any tensor of the dtype and device to return.
+        generator: one, or one per sample; then a batch draws what single runs would.
+
+    Raises:
+        ValueError: if the number of generators is not B.
+    """
+    if isinstance(generator, Generator):
+        return torch.randn(*shape, dtype=like.dtype, device=generator.device, generator=generator).to(like.device)
+    if len(generator) != shape[0]:
+        raise ValueError(f"{len(generator)} generators for a batch of {shape[0]}: give one, or one per sample")
+    return torch.cat([randn((1, *shape[1:]), like, one) for one in generator])
+
+
+def initial_noise(schedule: Schedule, t: float, noise: Tensor) -> Tensor:
+    """Return x_T for a run that begins at time t: white noise scaled to the variance of x_t for x0 of unit variance.
+
+    The factor is sqrt(alpha_t^2 + sigma_t^2), which is 1 for a variance-preserving schedule.
+    """
+    alpha_t, sigma_t = schedule(t)
+    return math.sqrt(alpha_t**2 + sigma_t**2) * noise

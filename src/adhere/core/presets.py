@@ -1,0 +1,136 @@
+"""Presets: samplers by name, with the settings that were measured to suit them, and `sample`, which runs one.
+
+The command line, the pipelines, the benchmarks and the tests against exact priors read `PRESETS`.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from adhere.core.baselines.ding import DING, Decoupled
+from adhere.core.baselines.dps import DPS
+from adhere.core.baselines.freedom import FreeDoM
+from adhere.core.baselines.mmps import MMPS
+from adhere.core.baselines.mpgd import MPGD
+from adhere.core.baselines.newton_exact import NewtonExact
+from adhere.core.baselines.psld import PSLD
+from adhere.core.baselines.repaint import RePaint
+from adhere.core.constraints import Constraint, Unconstrained
+from adhere.core.denoisers import Denoiser
+from adhere.core.noise import Generators, randn
+from adhere.core.sampling import Sampler, last_x0
+from adhere.core.schedules import log_snr_spacing, uniform_spacing
+from adhere.core.solvers.base import Solver
+from adhere.core.solvers.ddnm import DDNM
+from adhere.core.solvers.inexact_newton import InexactNewton
+from adhere.core.solvers.moment_matching import MomentMatching
+from adhere.core.solvers.plain import Plain
+from adhere.core.transitions import DDIM, DPMSolver2M
+
+PRESETS: dict[str, Sampler] = {
+    # The default, best with small trained priors (benchmarks.photo and benchmarks.emoji): lower variance by
+    # temperature 0.5, and a second direction at high noise only. 24 evaluations.
+    "moment_matching": Sampler(
+        MomentMatching(num_iterations=((-2.0, 2), (0.2, 1)), fusion_snr=0.05),
+        DPMSolver2M(temperature=0.5),
+        partial(log_snr_spacing, log_snr_min=-3.5, log_snr_max=4.0),
+        num_steps=10,
+        multiscale_max_log_snr=1.0,
+    ),
+    # Closest to the exact posterior (benchmarks.posterior): the full variance of the prior. 39 evaluations.
+    "moment_matching_posterior": Sampler(
+        MomentMatching(num_iterations=((-3.2, 4), (-1.0, 7), (0.2, 8), (2.0, 1)), fusion_snr=0.2),
+        DPMSolver2M(),
+        partial(log_snr_spacing, log_snr_min=-3.2, log_snr_max=4.5),
+        num_steps=8,
+        multiscale_max_log_snr=1.0,
+    ),
+    # The paper's method: 220 evaluations.
+    "inexact_newton": Sampler(InexactNewton(num_iterations=5), DDIM(), uniform_spacing),
+    # 220 evaluations like inexact_newton, and 200 backward passes.
+    "dps": Sampler(DPS(num_iterations=10), DDIM(), uniform_spacing),
+    "mpgd": Sampler(MPGD(num_iterations=10), DDIM(), uniform_spacing),
+    "psld": Sampler(PSLD(num_iterations=10), DDIM(), uniform_spacing),
+    # About as many evaluations, divided among noise levels, moves and time travel.
+    "freedom": Sampler(FreeDoM(repeats=2), DDIM(), uniform_spacing, num_steps=50),
+    "repaint": Sampler(RePaint(repeats=10), DDIM(), uniform_spacing),
+    # The mean of moment_matching, by backward passes.
+    "mmps": Sampler(MMPS(num_iterations=3), DPMSolver2M(), log_snr_spacing),
+    "ding": Sampler(DING(), Decoupled(), uniform_spacing, num_steps=25),
+    # One evaluation per entry of the state: for priors of a few hundred dimensions.
+    "newton_exact": Sampler(NewtonExact(), DDIM(), uniform_spacing),
+    "ddnm": Sampler(DDNM(), DDIM(eta=0.85), log_snr_spacing, num_steps=50),
+    "plain": Sampler(Plain(), DDIM(eta=0.0), uniform_spacing),
+}
+DEFAULT_PRESET = "moment_matching"
+_RENAMED_PRESETS = {"moment_matching_calm": "moment_matching"}
+
+
+def default_preset(constraint: Constraint) -> str:
+    """Return the name of the preset that is used for a constraint when no solver is given."""
+    if isinstance(constraint, Unconstrained):
+        return "plain"
+    return DEFAULT_PRESET if PRESETS[DEFAULT_PRESET].solver.supports(constraint) else "inexact_newton"
+
+
+def get_sampler(solver: str | Solver | Sampler) -> Sampler:
+    """Return the sampler of a preset's name or of a solver object; a sampler is returned as it is.
+
+    A solver object gets the transition, the timesteps and the number of steps of the first preset with a solver of its
+    class, and the defaults of `Sampler` if there is none.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the presets.
+    """
+    if isinstance(solver, Sampler):
+        return solver
+    if isinstance(solver, Solver):
+        similar = [sampler for sampler in PRESETS.values() if type(sampler.solver) is type(solver)]
+        return replace(similar[0], solver=solver) if similar else Sampler(solver)
+    if solver not in PRESETS:
+        if solver in _RENAMED_PRESETS:
+            raise ValueError(f"solver '{solver}' is now called '{_RENAMED_PRESETS[solver]}'")
+        near = difflib.get_close_matches(solver, PRESETS, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise ValueError(f"unknown solver '{solver}': {hint}choose one of {', '.join(PRESETS)}")
+    return PRESETS[solver]
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    constraint: Constraint,
+    shape: Sequence[int],
+    *,
+    solver: str | Solver | Sampler | None = None,
+    num_inference_steps: int | None = None,
+    generator: Generators | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Return samples of a denoiser under a constraint, (B, ...).
+
+    Args:
+        denoiser: D, such as a `NetworkDenoiser`.
+        constraint: on samples x0 (B, ...).
+        shape: of the samples, (B, ...).
+        solver: a preset's name, a solver or a sampler; chosen by the constraint if None.
+        num_inference_steps: the number of noise levels, the sampler's own by default.
+        generator: one, or one per sample; a random seed is drawn from torch's global generator if None.
+        dtype: of the state.
+        device: of the state; that of the generator by default.
+
+    Raises:
+        ValueError: for an unknown solver's name or an impossible number of steps.
+        TypeError: if the solver does not support the constraint.
+    """
+    sampler = get_sampler(solver or default_preset(constraint))
+    generator = generator or torch.Generator().manual_seed(int(torch.randint(2**62, (1,))))
+    first = generator if isinstance(generator, torch.Generator) else generator[0]
+    like = torch.empty(0, dtype=dtype, device=device or first.device)
+    noise = randn(shape, like, generator)
+    return last_x0(sampler.trajectory(denoiser, constraint, noise, generator, num_inference_steps))

@@ -1,0 +1,161 @@
+"""Sampling under a constraint: one loop for all solvers.
+
+    x_T --solver--> (x_t, x0) --transition--> x_s --solver--> ... --> x0
+          at t                    t -> s
+
+A solver works at one noise level. A transition takes its result to the next, lower noise level. What either keeps from
+one noise level to the next is passed in and returned. `trajectory` yields a `State` per noise level, which serves
+progress bars, previews, interruption and tests.
+"""
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field, replace
+
+from jaxtyping import Float
+from torch import Tensor
+
+from adhere.core.constraints import Constraint, Linear
+from adhere.core.denoisers import Denoiser
+from adhere.core.noise import Generators, initial_noise
+from adhere.core.schedules import Schedule, Spacing, is_decreasing_noise, log_snr, log_snr_spacing
+from adhere.core.solvers.base import Solver, StochasticSolver
+from adhere.core.transitions import DPMSolver2M, Transition
+
+
+@dataclass(frozen=True)
+class State:
+    """One noise level of a run; after the last one, `x0` is the sample.
+
+    Attributes:
+        step: from 0 to num_steps - 1.
+        num_steps: the number of noise levels of the run.
+        t: the time.
+        x_t: the state, (B, ...).
+        x0: the denoised image or conditional mean, (B, ...).
+        constraint: the constraint at this noise level.
+    """
+
+    step: int
+    num_steps: int
+    t: float
+    x_t: Tensor
+    x0: Tensor
+    constraint: Constraint
+
+    @property
+    def residual_norm(self) -> Float[Tensor, " b"]:
+        """The constraint's residual norm of x0. It is computed at each access, and may take a decoding."""
+        return self.constraint.residual_norm(self.x0)
+
+
+StateGenerator = Generator[State, State | None, None]
+
+
+def trajectory(
+    denoiser: Denoiser,
+    constraint: Constraint,
+    solver: Solver,
+    x_T: Tensor,
+    timesteps: Sequence[float],
+    transition: Transition,
+    generator: Generators,
+) -> StateGenerator:
+    """Yield the `State` of each noise level of a run; the x0 of the last one is the sample.
+
+    A state that is sent into the generator replaces the one it yielded: its x_t and x0 are used from there on.
+
+    Args:
+        denoiser: D.
+        constraint: a constraint that the solver supports.
+        solver: what is done at each noise level.
+        x_T: the noise at time timesteps[0], (B, ...), see `initial_noise`.
+        timesteps: from high noise to low.
+        transition: the step from one noise level to the next.
+        generator: for all noise after x_T.
+
+    Raises:
+        ValueError: when timesteps are empty or the noise does not decrease.
+        TypeError: when the solver does not support the constraint.
+    """
+    if not timesteps or not is_decreasing_noise(denoiser.schedule, timesteps):
+        raise ValueError(f"timesteps = {list(timesteps)}: give at least one, from high noise to low, each once")
+    _check_supported(solver, constraint)
+    if isinstance(solver, StochasticSolver):
+        solver = replace(solver, generator=generator)
+    x_t, solver_memory, transition_memory = x_T, None, None
+    for step, t in enumerate(timesteps):
+        x_t, x0, solver_memory = solver(denoiser, constraint, x_t, t, solver_memory)
+        replacement = yield State(step, len(timesteps), t, x_t, x0, constraint)
+        if replacement is not None:
+            x_t, x0 = replacement.x_t, replacement.x0
+        if step + 1 < len(timesteps):
+            s = timesteps[step + 1]
+            constraint = constraint.update(x0, log_snr(denoiser.schedule, s))
+            x_t, transition_memory = transition(denoiser.schedule, x_t, x0, t, s, transition_memory, generator)
+
+
+def _check_supported(solver: Solver, constraint: Constraint) -> None:
+    if not solver.supports(constraint):
+        given = type(constraint).__name__
+        if isinstance(constraint, Linear):
+            given += f" constraint with {type(constraint.operator).__name__}"
+        raise TypeError(f"{type(solver).__name__} does not support a {given}: try the solver inexact_newton")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A solver together with the transition, the timesteps and the number of steps that suit it.
+
+    Attributes:
+        solver: what is done at each noise level.
+        transition: the step from one noise level to the next.
+        timesteps: maps (schedule, num_steps) to timesteps, from high noise to low.
+        num_steps: the default number of noise levels.
+        multiscale_max_log_snr: `max_log_snr` of the `MultiscaleDenoiser`, for models that support several scales.
+    """
+
+    solver: Solver
+    transition: Transition = field(default_factory=DPMSolver2M)
+    timesteps: Spacing = log_snr_spacing
+    num_steps: int = 20
+    multiscale_max_log_snr: float = -math.inf
+
+    def trajectory(
+        self,
+        denoiser: Denoiser,
+        constraint: Constraint,
+        noise: Tensor,
+        generator: Generators,
+        num_steps: int | None = None,
+    ) -> StateGenerator:
+        """Yield the states of a whole run, see the function `trajectory`.
+
+        Args:
+            noise: white noise of unit variance, (B, ...), in the dtype and on the device of the run.
+            num_steps: the number of noise levels, the sampler's own by default.
+        """
+        timesteps = self.timesteps(denoiser.schedule, self.num_steps if num_steps is None else num_steps)
+        x_T = initial_noise(denoiser.schedule, timesteps[0], noise)
+        return trajectory(denoiser, constraint, self.solver, x_T, timesteps, self.transition, generator)
+
+    def evaluations(self, schedule: Schedule, num_steps: int | None = None, state_size: int = 0) -> int:
+        """Return the number of network evaluations of a run, at most."""
+        return self.solver.evaluations(self._log_snrs(schedule, num_steps), state_size)
+
+    def backward_passes(self, schedule: Schedule, num_steps: int | None = None) -> int:
+        """Return the number of backward passes through the network of a run."""
+        return self.solver.backward_passes(self._log_snrs(schedule, num_steps))
+
+    def _log_snrs(self, schedule: Schedule, num_steps: int | None) -> list[float]:
+        timesteps = self.timesteps(schedule, self.num_steps if num_steps is None else num_steps)
+        return [log_snr(schedule, t) for t in timesteps]
+
+
+def last_x0(states: StateGenerator) -> Tensor:
+    """Return the sample of a run, the x0 of its last noise level; earlier states are freed."""
+    x0 = None
+    for state in states:
+        x0 = state.x0
+    assert x0 is not None  # a trajectory yields at least once or raises
+    return x0

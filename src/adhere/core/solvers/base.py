@@ -1,0 +1,69 @@
+"""The base of solvers: what a solver does at one noise level."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from torch import Tensor
+
+from adhere.core.constraints import Constraint
+from adhere.core.denoisers import Denoiser
+from adhere.core.noise import Generators
+
+Memory = TypeVar("Memory")
+
+
+class Solver(ABC, Generic[Memory]):
+    """Base of solvers; the type parameter is that of `memory`, what is kept from one noise level to the next.
+
+    A solver either moves x_t, so that the denoised image meets the constraint better, or returns a conditional mean
+    E[x0 | x_t, y] in place of x0. It keeps nothing between calls, so one object serves several runs at once.
+    """
+
+    @abstractmethod
+    def __call__(
+        self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Memory | None
+    ) -> tuple[Tensor, Tensor, Memory | None]:
+        """Return (x_t, x0, memory) at one noise level.
+
+        Args:
+            denoiser: D.
+            constraint: a constraint that `supports` accepts.
+            x_t: the state at time t, (B, ...).
+            memory: what the last call returned, None at first.
+        """
+
+    @abstractmethod
+    def evaluations(self, log_snrs: Sequence[float], state_size: int = 0) -> int:
+        """Return the number of network evaluations of a run, at most.
+
+        Args:
+            log_snrs: the noise levels of the run, in nats.
+            state_size: the number of entries of one sample's state.
+        """
+
+    def backward_passes(self, log_snrs: Sequence[float]) -> int:
+        """Return the number of backward passes through the network of a run."""
+        return 0
+
+    def supports(self, constraint: Constraint) -> bool:
+        """Return whether the solver can be used with this constraint."""
+        return True
+
+
+@dataclass(frozen=True)
+class StochasticSolver(Solver[Memory]):
+    """Base of solvers that draw noise.
+
+    Attributes:
+        generator: `trajectory` sets it to the generators of its run.
+    """
+
+    generator: Generators | None = field(default=None, kw_only=True)
+
+    @property
+    def _source(self) -> Generators:
+        if self.generator is None:
+            raise ValueError(f"{type(self).__name__} draws noise: run it by trajectory, or give it a generator")
+        return self.generator

@@ -1,0 +1,1 @@
+"""Picture files: reading, masks, crops around masked regions, and writing files atomically."""

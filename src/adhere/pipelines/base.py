@@ -1,0 +1,344 @@
+"""The constrained pipeline: one call for all tasks, families and solvers.
+
+    task --crops--> constraint on pictures --to_latent_constraint--> constraint on states --\\
+    model, prompts --make_denoiser--> E[x0 | x_t] ------------------------------------------- trajectory --> x0
+    solver, steps, generator ---------------------------------------------------------------/               |
+                            pictures, and what they cost <--postprocess-- pixels <--decode------------------/
+
+A family subclasses this class together with the matching diffusers pipeline, so that loading, devices, prompts and
+saving are diffusers' own. It says what its states are: pixels, or the latents of an autoencoder.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal, TypedDict, Unpack, overload
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils.outputs import BaseOutput
+from torch import Generator, Tensor
+
+from adhere.core.constraints import Constraint
+from adhere.core.denoisers import CountingDenoiser, Denoiser
+from adhere.core.multiscale import MultiscaleDenoiser
+from adhere.core.noise import initial_noise
+from adhere.core.sampling import Sampler, StateGenerator, trajectory
+from adhere.core.schedules import Schedule
+from adhere.core.solvers.base import Solver
+from adhere.core.tiling import TiledDenoiser
+from adhere.errors import keyword_hints
+from adhere.pipelines.checks import FiniteDenoiser, check_generator, check_names, check_steps, explain_errors
+from adhere.pipelines.prompts import PromptInputs
+from adhere.pipelines.runs import Batch, Images, Results, RunOptions, RunPlan, plan_runs, requested_size
+from adhere.tasks.base import Task
+
+
+@dataclass
+class ConstrainedOutput(BaseOutput):
+    """The pictures of one call, and what they cost.
+
+    Attributes:
+        images: one per sample: PIL images, an array (N, H, W, C), a tensor (N, C, H, W), or the latents.
+        residual: for each sample, the root mean square of y - A x0 in [-1, 1] units, before known pixels are put back;
+            for a loss, its value.
+        nfe: network evaluations, each for a whole batch; with classifier-free guidance each holds two passes.
+        seconds: the wall time of sampling and decoding.
+        num_steps: the noise levels of a run. A discrete schedule may have fewer than were asked for.
+        solver: the name of the preset, or of the solver's class.
+    """
+
+    images: Images
+    residual: list[float]
+    nfe: int
+    seconds: float
+    num_steps: int
+    solver: str
+
+
+class CallOptions(TypedDict, total=False):
+    """The keyword arguments of `ConstrainedPipeline.__call__`, for type checkers."""
+
+    height: int | None
+    width: int | None
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    num_images_per_prompt: int
+    generator: Generator | Sequence[Generator] | None
+    latents: Tensor | None
+    prompt_embeds: Tensor | None
+    negative_prompt_embeds: Tensor | None
+    pooled_prompt_embeds: Tensor | None
+    negative_pooled_prompt_embeds: Tensor | None
+    solver: str | Solver | Sampler | None
+    decoder_backward: bool
+    output_type: str
+    callback_on_step_end: "Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor] | None] | None"
+    callback_on_step_end_tensor_inputs: Sequence[str]
+
+
+class ConstrainedPipeline(DiffusionPipeline):
+    """Base of the model families; `adhere.load` and `adhere.from_pipe` return the right one."""
+
+    network: ClassVar[str] = "unet"  # the name of the component that denoises
+    saved_as: ClassVar[str | None] = None  # the class in model_index.json, if it is not diffusers' own
+    tile_size: int | None = None  # the network sees at most tiles of this side, in entries of the state; None: no tiles
+    max_downsamplings: int = 0  # the network may see the state down-sampled by 2 up to this many times
+    _callback_tensor_inputs = ["latents", "x0", "residual"]  # noqa: RUF012  # as in diffusers
+    _interrupt = False
+
+    # --- What a family defines.
+
+    @property
+    def multiple(self) -> int:
+        """Heights and widths of pictures must be multiples of this, in pixels."""
+        raise TypeError(f"{type(self).__name__} is not a model family: use adhere.load")
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the pictures the model was trained on."""
+        raise TypeError(f"{type(self).__name__} is not a model family: use adhere.load")
+
+    def make_denoiser(self, prompts: PromptInputs | None = None, size: tuple[int, int] | None = None) -> Denoiser:
+        """Return the network as E[x0 | x_t], with prompts and guidance bound to it.
+
+        Args:
+            prompts: of the batch; none by default.
+            size: (height, width) of the pictures in pixels, which the schedule may depend on; native by default.
+
+        Raises:
+            AdhereError: for prompts that the model cannot read.
+        """
+        raise TypeError(f"{type(self).__name__} is not a model family: use adhere.load")
+
+    def schedule(self, size: tuple[int, int] | None = None) -> Schedule:
+        """Return the noise schedule for pictures of (height, width), native by default."""
+        raise TypeError(f"{type(self).__name__} is not a model family: use adhere.load")
+
+    def vae_in_float32(self) -> AbstractContextManager[None]:
+        """Return a context in which the autoencoder computes in float32 if it would overflow in float16."""
+        return nullcontext()
+
+    def state_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """Return (channels, height, width) of the state of a picture of (height, width) pixels."""
+        return (3, *size)
+
+    def to_latent_constraint(self, constraint: Constraint, backward: bool = False) -> Constraint:
+        """Return a constraint on pictures as a constraint on states.
+
+        Args:
+            constraint: on pictures (B, 3, H, W) in [-1, 1].
+            backward: whether gradients through a decoder are taken by autograd.
+        """
+        return constraint
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """Return the pictures (B, 3, H, W), in about [-1, 1], of states."""
+        return x0
+
+    # --- What all families share.
+
+    @property
+    def execution_device(self) -> torch.device:
+        """The device of the states: that of the network, also while diffusers offloads it."""
+        return self._execution_device
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the current run ends after this step; set `pipe._interrupt = True` in a callback, as in diffusers."""
+        return self._interrupt
+
+    @overload
+    def __call__(
+        self,
+        task: Task | Sequence[Task],
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        *,
+        return_dict: Literal[True] = True,
+        **options: Unpack[CallOptions],
+    ) -> ConstrainedOutput: ...
+    @overload
+    def __call__(
+        self,
+        task: Task | Sequence[Task],
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        *,
+        return_dict: Literal[False],
+        **options: Unpack[CallOptions],
+    ) -> tuple[Images]: ...
+    @torch.no_grad()  # under inference_mode, weights that are moved meanwhile could not take part in autograd later
+    @explain_errors()
+    @keyword_hints(
+        image="write pipe(adhere.Inpaint(image, mask))",
+        mask_image="write pipe(adhere.Inpaint(image, mask))",
+        mask="write pipe(adhere.Inpaint(image, mask))",
+        strength="there is no strength: the task's constraint decides what changes",
+        seed="write generator=torch.Generator().manual_seed(seed)",
+        batch_size="write num_images_per_prompt=",
+        steps="write num_inference_steps=",
+        size="write height= and width=",
+        callback="write callback_on_step_end=",
+    )
+    def __call__(
+        self,
+        task: Task | Sequence[Task],
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generator | Sequence[Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        pooled_prompt_embeds: Tensor | None = None,
+        negative_pooled_prompt_embeds: Tensor | None = None,
+        solver: str | Solver | Sampler | None = None,
+        decoder_backward: bool = False,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents", "x0"),
+    ) -> ConstrainedOutput | tuple[Images]:
+        """Sample pictures that meet the constraint of a task.
+
+        The arguments that diffusers also has mean what they mean there.
+
+        Args:
+            task: what is asked for. Of several tasks, those whose crops have one size share a batch.
+            prompt, negative_prompt: for models that read text; one, or one per task. Several prompts for one task give
+                one picture each.
+            height, width: in pixels, for tasks without a picture of their own size.
+            num_inference_steps: the number of noise levels, the solver's own by default.
+            guidance_scale: above 0; up to 1, guidance is off. The default is that of the model or its family.
+            num_images_per_prompt: the number of samples for each task and prompt.
+            generator: one, or one per sample; then a batch gives the pictures of single runs. By default the seed is
+                drawn from torch's global generator, so that `torch.manual_seed` makes runs reproducible.
+            latents: the initial noise of unit variance, (N, ...), for tasks with one crop.
+            prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds: as diffusers'
+                `encode_prompt` returns them, instead of texts.
+            solver: a name in `adhere.PRESETS`, a solver or a `Sampler`.
+            decoder_backward: whether gradients through the decoder are taken by autograd instead of by differences of
+                the encoder.
+            output_type: 'pil'; 'np', float (N, H, W, C) in [0, 1]; 'pt', float (N, C, H, W) in [0, 1], not quantized;
+                or 'latent', the states.
+            return_dict: whether a `ConstrainedOutput` is returned instead of a tuple of the images.
+            callback_on_step_end: called as f(pipe, step, t, tensors) at each noise level. Returned 'latents' and 'x0'
+                replace the run's own.
+            callback_on_step_end_tensor_inputs: the tensors that it gets: 'latents', 'x0', and 'residual', which may
+                take a decoding.
+
+        Raises:
+            ValueError: for an unknown solver or name, or an impossible number of steps or generators.
+            TypeError: for arguments of a wrong type, or if the solver does not support the task.
+            AdhereError: for a prompt or a size that the model cannot use, or if the network returns NaN.
+            OutOfMemory: if the picture or the batch is too large.
+        """
+        check_names(output_type, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        embeds = (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds)
+        batch = Batch.of(task, prompt, negative_prompt, embeds, guidance_scale, num_images_per_prompt)
+        options = RunOptions(
+            solver,
+            check_steps(num_inference_steps),
+            check_generator(generator, batch.size),
+            latents,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
+        crops = [one.crops(self, requested_size(self, height, width)) for one in batch.tasks]
+        if (output_type == "latent" or latents is not None) and any(len(parts) > 1 for parts in crops):
+            raise ValueError("latents: a task has several crops, each with its own latents")
+        self._interrupt = False
+        begin = time.perf_counter()
+        with self.vae_in_float32():
+            lift = partial(self.to_latent_constraint, backward=decoder_backward)
+            runs = self._prepare(plan_runs(crops, lift, batch.num_images), batch, options)
+            samples = self._sample(runs, options)
+            pictures = [self.decode(x0) for x0 in samples]
+            results = Results(batch, crops, [run.plan for run in runs], pictures)
+            residual = results.residual()
+        seconds = time.perf_counter() - begin
+        images = results.latents(samples) if output_type == "latent" else results.images(output_type)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return (images,)
+        nfe = sum(run.denoiser.nfe for run in runs)
+        return ConstrainedOutput(images, residual, nfe, seconds, len(runs[0].timesteps), runs[0].name)
+
+    def _prepare(self, plans: list[RunPlan], batch: Batch, options: RunOptions) -> "list[_Run]":
+        denoisers: dict[tuple[int, ...], Denoiser] = {}  # prompts are encoded once per set of samples
+        runs = []
+        for plan in plans:
+            key = tuple(plan.samples)
+            if key not in denoisers:
+                denoisers[key] = self.make_denoiser(batch.prompts.select(plan.samples), plan.size)
+            name, sampler = options.sampler_for(plan.constraint)
+            timesteps = sampler.timesteps(self.schedule(plan.size), options.num_steps_for(sampler))
+            denoiser = denoisers[key]
+            if self.tile_size is not None:
+                denoiser = TiledDenoiser(denoiser, self.tile_size, self.tile_size // 8)
+            if self.max_downsamplings:
+                denoiser = MultiscaleDenoiser(denoiser, self.max_downsamplings, sampler.multiscale_max_log_snr)
+            denoiser = CountingDenoiser(FiniteDenoiser(denoiser, timesteps))
+            runs.append(_Run(plan, name, sampler, denoiser, timesteps))
+        return runs
+
+    def _sample(self, runs: "list[_Run]", options: RunOptions) -> list[Tensor]:
+        """Return the samples of each run; every run begins with the generators as they were given."""
+        initial_states = options.generator_states()
+        samples = []
+        with self.progress_bar(total=sum(len(run.timesteps) for run in runs)) as bar:  # pyright: ignore[reportCallIssue]
+            for run in runs:
+                options.restore_generators(initial_states)
+                shape = (len(run.plan.samples), *self.state_shape(run.plan.size))
+                states = run.states(options, shape, torch.empty(0, device=self.execution_device))
+                samples.append(self._last_x0(states, options, bar.update))
+        return samples
+
+    def _last_x0(self, states: StateGenerator, options: RunOptions, update: Callable[[], object]) -> Tensor:
+        """Return the x0 of the last noise level, with the callback called at each one."""
+        state, replacement = None, None
+        while not self._interrupt or state is None:
+            try:
+                state = states.send(replacement)
+            except StopIteration:
+                break
+            update()
+            replacement = options.call_back(self, state)
+            state = replacement or state
+        assert state is not None  # a trajectory yields at least once or raises
+        return state.x0
+
+    def to_json_string(self) -> str:
+        """Return the configuration as it is saved: under the diffusers class, so that diffusers loads the folder."""
+        config = json.loads(super().to_json_string())
+        diffusers_class = next(c.__name__ for c in type(self).__mro__ if not issubclass(c, ConstrainedPipeline))
+        config["_class_name"] = self.saved_as or diffusers_class
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run that is ready to start."""
+
+    plan: RunPlan
+    name: str
+    sampler: Sampler
+    denoiser: CountingDenoiser
+    timesteps: list[float]
+
+    def states(self, options: RunOptions, shape: tuple[int, ...], like: Tensor) -> StateGenerator:
+        """Yield the states of the run, in the dtype and on the device of `like`."""
+        generator = options.generator_for(self.plan.samples)
+        noise = options.noise_for(self.plan.samples, shape, like, generator)
+        x_T = initial_noise(self.denoiser.schedule, self.timesteps[0], noise)
+        solver, transition = self.sampler.solver, self.sampler.transition
+        return trajectory(self.denoiser, self.plan.constraint, solver, x_T, self.timesteps, transition, generator)

@@ -1,0 +1,92 @@
+"""Checks of a call's arguments, of the network's output, and of the errors that a call may raise."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from adhere.core.denoisers import Denoiser, DenoiserWrapper
+from adhere.errors import AdhereError, OutOfMemory
+
+_OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def check_names(output_type: str, tensor_inputs: Sequence[str], allowed: Sequence[str]) -> None:
+    """Raise ValueError for an unknown output type, or unknown tensors for a callback."""
+    if output_type not in _OUTPUT_TYPES:
+        raise ValueError(f"output_type = '{output_type}': choose one of {', '.join(map(repr, _OUTPUT_TYPES))}")
+    if unknown := sorted(set(tensor_inputs) - set(allowed)):
+        raise ValueError(
+            f"callback_on_step_end_tensor_inputs: '{unknown[0]}' is unknown; there are {', '.join(allowed)}"
+        )
+
+
+def check_steps(num_inference_steps: object) -> int | None:
+    """Return the number of steps; raise TypeError if it is not an integer."""
+    if num_inference_steps is None or type(num_inference_steps) is int:
+        return num_inference_steps
+    raise TypeError(f"num_inference_steps = {num_inference_steps!r}: give an integer, such as 20")
+
+
+def check_generator(generator: object, batch_size: int) -> Generator | list[Generator]:
+    """Return the generator or the list of generators of a batch; None gets a seed from torch's global generator.
+
+    Raises:
+        TypeError: for anything but generators.
+        ValueError: for another number of generators than samples.
+    """
+    if generator is None:
+        return Generator().manual_seed(int(torch.randint(2**62, (1,))))
+    if isinstance(generator, Generator):
+        return generator
+    if isinstance(generator, int):
+        raise TypeError(f"generator = {generator}: write generator=torch.Generator().manual_seed({generator})")
+    if not isinstance(generator, Sequence) or not all(isinstance(one, Generator) for one in generator):
+        raise TypeError(f"generator is a {type(generator).__name__}: give a torch.Generator, or a list of them")
+    if len(generator) != batch_size:
+        raise ValueError(f"{len(generator)} generators for a batch of {batch_size}: give one, or one per sample")
+    return list(generator)
+
+
+@dataclass(frozen=True)
+class FiniteDenoiser(DenoiserWrapper):
+    """Raises AdhereError where the network returns NaN or infinity, which solvers would pass on.
+
+    Attributes:
+        timesteps: of the run, for the message.
+    """
+
+    denoiser: Denoiser
+    timesteps: Sequence[float]
+
+    def __call__(self, x_t: Tensor, t: float) -> Tensor:
+        x0 = self.denoiser(x_t, t)
+        if not x0.sum().isfinite():  # a sum takes one pass, and sums of finite pictures do not overflow
+            where = f"t = {t:g}"  # a solver may evaluate between the timesteps
+            if t in self.timesteps:
+                where = f"step {self.timesteps.index(t) + 1} of {len(self.timesteps)} ({where})"
+            raise AdhereError(f"the network returned NaN or infinity at {where}; try float32, or check the weights")
+        return x0
+
+
+@contextmanager
+def explain_errors() -> Iterator[None]:
+    """Raise AdhereError with one line of advice for lack of memory, and for half precision where there is none."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        message = str(error)
+        if "not implemented for 'Half'" in message or "not implemented for 'BFloat16'" in message:
+            raise AdhereError(
+                f"this device does not compute in half precision ({message.splitlines()[0]}): load with "
+                "torch_dtype=torch.float32"
+            ) from error
+        phrases = ("out of memory", "not enough memory", "allocate memory")
+        if isinstance(error, MemoryError) or any(phrase in message for phrase in phrases):
+            raise OutOfMemory(
+                "out of memory; cheaper are a smaller batch or picture, pipe.enable_model_cpu_offload(), "
+                "pipe.vae.enable_tiling(), torch_dtype=torch.bfloat16"
+            ) from error
+        raise

@@ -1,0 +1,206 @@
+"""What the latent families share: states are the latents z of an autoencoder, scaled to about unit variance.
+
+    z = (Enc(x) - shift) scale,     x = Dec(z / scale + shift)
+
+A known part of a picture becomes a known part of the latents, as in the paper (Graikos et al., section 5.1): the cells
+whose pixels are all known, with the latents of the picture. Where a masked region is wide, they are re-encoded during
+the run (`KnownLatents`), which the paper does not do. Any other constraint on pictures, and a known part that is
+scattered over most cells, is applied through the decoder (`DecodedConstraint`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
+
+from adhere.core.constraints import Constraint, Linear, Unconstrained, mask_of
+from adhere.core.denoisers import CFGDenoiser, Denoiser, NetworkDenoiser
+from adhere.core.latents import DecodedConstraint, KnownLatents
+from adhere.core.operators import Mask
+from adhere.core.schedules import PredictionType, Schedule
+from adhere.errors import AdhereError
+from adhere.pipelines.base import ConstrainedPipeline
+from adhere.pipelines.schedulers import noise_schedule
+
+_REENCODE_AT = (-2.0,)  # log-SNR in nats, measured on adhere-emoji (docs/experiments/adhere-emoji.md)
+
+
+@dataclass(frozen=True)
+class DiffusersVAE:
+    """A diffusers autoencoder (`AutoencoderKL`, `AutoencoderTiny`, `VQModel`) for float32 pictures in [-1, 1].
+
+    Encoding is deterministic: the mean of the VAE's Gaussian.
+
+    Attributes:
+        vae: the autoencoder.
+        scale, shift: one number, or one per latent channel.
+        decode_options: keyword arguments of `vae.decode`.
+    """
+
+    vae: Any  # diffusers' autoencoders have no common type
+    scale: tuple[float, ...] = (1.0,)
+    shift: tuple[float, ...] = (0.0,)
+    decode_options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, vae: Any, **decode_options: Any) -> "DiffusersVAE":
+        """Return the autoencoder with the scale and shift of its configuration, or those per channel (SDXL)."""
+        config = vae.config
+        stds = config.get("latents_std") or [1.0]
+        means = config.get("latents_mean") or [config.get("shift_factor") or 0.0]
+        scale = tuple(config["scaling_factor"] / std for std in stds)
+        return cls(vae, scale, tuple(map(float, means)), decode_options)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.vae.dtype
+
+    def encode(self, x: Tensor) -> Tensor:
+        encoded = self.vae.encode(x.to(self.dtype))
+        z = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+        return (z.to(x.dtype) - self._per_channel(self.shift, x)) * self._per_channel(self.scale, x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        z_vae = z / self._per_channel(self.scale, z) + self._per_channel(self.shift, z)
+        return self.vae.decode(z_vae.to(self.dtype), return_dict=False, **self.decode_options)[0].to(z.dtype)
+
+    def _per_channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
+        return like.new_tensor(values).view(1, -1, 1, 1)
+
+
+class LatentPipeline(ConstrainedPipeline):
+    """Base of the families whose states are the latents of `self.vae`."""
+
+    vae: Any
+    scheduler: Any
+    vae_scale_factor: int
+
+    @property
+    def autoencoder(self) -> DiffusersVAE:
+        """The autoencoder that constraints use."""
+        return DiffusersVAE.from_config(self.vae)
+
+    @property
+    def patch_size(self) -> int:
+        """The side, in latents, of what the network takes as one token."""
+        return 1
+
+    @property
+    def latent_channels(self) -> int:
+        """The number of channels of the latents that the network takes."""
+        return int(getattr(self, self.network).config["in_channels"])
+
+    @property
+    def multiple(self) -> int:
+        return self.vae_scale_factor * self.patch_size
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        size = getattr(self, self.network).config["sample_size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        return height * self.vae_scale_factor, width * self.vae_scale_factor
+
+    def state_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        factor = self.vae_scale_factor
+        return int(self.vae.config["latent_channels"]), size[0] // factor, size[1] // factor
+
+    def schedule(self, size: tuple[int, int] | None = None) -> Schedule:
+        return self._schedule_and_type(size)[0]
+
+    def _schedule_and_type(self, size: tuple[int, int] | None) -> tuple[Schedule, PredictionType]:
+        height, width = size or self.native_size
+        return noise_schedule(self.scheduler, height // self.multiple * (width // self.multiple))
+
+    def wrap_network(
+        self,
+        network: Callable[[Tensor, Tensor], Tensor],
+        size: tuple[int, int] | None,
+        guidance_scale: float = 1.0,
+    ) -> Denoiser:
+        """Return the denoiser of a network, with classifier-free guidance where the scale is above 1.
+
+        Args:
+            network: maps (z_t, t), t (B,), to its prediction; with guidance, for both halves as one batch.
+            size: (height, width) of the pictures in pixels.
+            guidance_scale: up to 1, there is no guidance.
+
+        Raises:
+            AdhereError: for a network that takes more than the latents, such as a mask.
+        """
+        channels = int(self.vae.config["latent_channels"])
+        if self.latent_channels != channels:
+            raise AdhereError(
+                f"the network takes {self.latent_channels} channels, the latents have {channels}: use a base model"
+            )
+        schedule, prediction_type = self.schedule(size), self._schedule_and_type(size)[1]
+        denoiser = NetworkDenoiser(network, schedule, prediction_type, getattr(self, self.network).dtype)
+        return CFGDenoiser(denoiser, guidance_scale) if guidance_scale > 1 else denoiser
+
+    def decode(self, x0: Tensor) -> Tensor:
+        return self.autoencoder.decode(x0)
+
+    def to_latent_constraint(self, constraint: Constraint, backward: bool = False) -> Constraint:
+        if isinstance(constraint, Unconstrained):
+            return constraint
+        known = mask_of(constraint)
+        if isinstance(constraint, Linear) and known is not None:
+            latents = self._known_latents(constraint, known)
+            if latents is not None:
+                return latents
+        return DecodedConstraint(constraint, self.autoencoder, backward)
+
+    def _known_latents(self, constraint: Linear, known: Tensor) -> KnownLatents | None:
+        """Return the latents of the known pixels, or None if too few cells are known as a whole."""
+        if known.ndim != 4 or known.shape[1] != 1 or not known.any():
+            return None
+        cells = _fully_known_cells(known, self.vae_scale_factor)
+        if cells.mean() < known.mean() / 2:
+            return None
+        z = self.autoencoder.encode(_fill_unknown(constraint.y, known))
+        return KnownLatents(
+            operator=Mask(cells),
+            y=cells * z,
+            noise=constraint.noise,
+            autoencoder=self.autoencoder,
+            picture=constraint.y,
+            known=known,
+            reencode_at=_REENCODE_AT if _hole_wider_than(known, 2 * self.vae_scale_factor) else (),
+        )
+
+
+def _fully_known_cells(known: Tensor, factor: int) -> Tensor:
+    """Return the cells of factor x factor pixels that are all known: (1, 1, H, W) -> (1, 1, H/factor, W/factor)."""
+    return 1 - max_pool2d(1 - known, factor)
+
+
+def _hole_wider_than(known: Tensor, distance: int) -> bool:
+    """Return whether a pixel has no known pixel within `distance`, horizontally and vertically: (B or 1, 1, H, W).
+
+    In a narrower hole, a smooth fill is closer to the picture than the decoded x0 at high noise.
+    """
+    near = max_pool2d(known, (2 * distance + 1, 1), stride=1, padding=(distance, 0))
+    near = max_pool2d(near, (1, 2 * distance + 1), stride=1, padding=(0, distance))
+    return bool((near == 0).any())
+
+
+def _fill_unknown(y: Tensor, known: Tensor) -> Tensor:
+    """Return the picture y = known * x with its unknown part filled smoothly: by means over growing squares.
+
+    The encoder's receptive field is larger than a cell, so a black hole would change the latents around it. At least
+    one pixel must be known.
+    """
+    means, weights = y, known.expand(len(y), 1, *y.shape[-2:])
+    pyramid = [(means, weights)]
+    while bool((pyramid[-1][1] == 0).any()):
+        means, weights = pyramid[-1]
+        means, weights = (avg_pool2d(part, 2, ceil_mode=True, count_include_pad=False) for part in (means, weights))
+        pyramid.append((means, weights))
+    means, weights = pyramid.pop()
+    picture = means / weights
+    for means, weights in reversed(pyramid):
+        coarse = interpolate(picture, means.shape[-2:], mode="bilinear", align_corners=False)
+        picture = torch.where(weights > 0, means / weights.clamp_min(1e-12), coarse)
+    return picture

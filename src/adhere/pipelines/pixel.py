@@ -1,0 +1,95 @@
+"""Pixel-space models: any `UNet2DModel` in diffusers' DDPM or DDIM layout, and the unshuffled one of adhere-photo.
+
+    picture x_t (B, 3, H, W) --unshuffle r--> (B, 3 r^2, H/r, W/r) --UNet2DModel--> out --shuffle r--> (B, 3, H, W)
+
+The network's input channels tell the layout: 3 are RGB (r = 1), 12 are RGB unshuffled by r = 2. Unshuffling is
+orthogonal, so white noise stays white, and diffusion, constraints and solvers work on pixels. A network with twice as
+many output channels also predicts variances (Nichol and Dhariwal, 2021), which are not used.
+"""
+
+import math
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.ddim.pipeline_ddim import DDIMPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+
+from adhere.core.denoisers import Denoiser, NetworkDenoiser
+from adhere.core.schedules import Schedule
+from adhere.errors import AdhereError
+from adhere.io.images import pad_to_multiple
+from adhere.pipelines.base import ConstrainedPipeline
+from adhere.pipelines.prompts import PromptInputs
+from adhere.pipelines.schedulers import noise_schedule
+
+
+class PixelPipeline(ConstrainedPipeline, DDIMPipeline):  # pyright: ignore[reportIncompatibleMethodOverride]
+    """A pixel-space `UNet2DModel` of RGB pictures under constraints.
+
+    Args:
+        unet: the network.
+        scheduler: a diffusers scheduler, of which only the noise levels are used.
+        max_downsamplings: how often pictures may be halved for the network at high noise, for a network that was
+            trained at several scales.
+
+    Raises:
+        AdhereError: for a network that is not understood.
+    """
+
+    tile_size = 768  # a picture of this side takes about 0.6 GB
+    unet: UNet2DModel
+    scheduler: Any
+
+    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, max_downsamplings: int = 0) -> None:
+        _check_network(unet)
+        if not isinstance(max_downsamplings, int) or max_downsamplings < 0:
+            raise AdhereError(f"max_downsamplings = {max_downsamplings!r} in model_index.json: an integer from 0")
+        super().__init__(unet, scheduler)  # type: ignore[arg-type]
+        self.register_modules(scheduler=scheduler)  # DDIMPipeline has replaced it by a DDIMScheduler
+        self.max_downsamplings = max_downsamplings
+        self.register_to_config(max_downsamplings=max_downsamplings)
+
+    @property
+    def unshuffle_factor(self) -> int:
+        """r, the side of the blocks of pixels that the network takes as channels."""
+        return math.isqrt(int(self.unet.config["in_channels"]) // 3)
+
+    @property
+    def multiple(self) -> int:
+        return self.unshuffle_factor * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        r = self.unshuffle_factor
+        side = int(self.unet.config["sample_size"] or 256 // r) * r
+        return side, side
+
+    def schedule(self, size: tuple[int, int] | None = None) -> Schedule:
+        return noise_schedule(self.scheduler)[0]
+
+    def make_denoiser(self, prompts: PromptInputs | None = None, size: tuple[int, int] | None = None) -> Denoiser:
+        (prompts or PromptInputs()).refuse_text()
+        r, channels = self.unshuffle_factor, int(self.unet.config["in_channels"])
+
+        def network(x_t: Tensor, t: Tensor) -> Tensor:
+            height, width = x_t.shape[-2:]  # a down-sampled picture need not be a multiple
+            blocks = pixel_unshuffle(pad_to_multiple(x_t, self.multiple), r)
+            out = self.unet(blocks.contiguous(memory_format=torch.channels_last), t, return_dict=False)[0]
+            out = out[:, :channels]  # without predicted variances
+            return pixel_shuffle(out, r)[..., :height, :width]
+
+        return NetworkDenoiser(network, *noise_schedule(self.scheduler), self.unet.dtype)
+
+
+def _check_network(unet: UNet2DModel) -> None:
+    channels, out = int(unet.config["in_channels"]), int(unet.config["out_channels"])
+    if channels not in (3, 12):
+        raise AdhereError(f"the network takes {channels} channels: 3 (RGB) or 12 (RGB unshuffled 2x2) are understood")
+    if out not in (channels, 2 * channels):
+        given = f"the network takes {channels} channels and returns {out}"
+        raise AdhereError(f"{given}: {channels}, or {2 * channels} with predicted variances, are understood")
+    if unet.config["num_class_embeds"] or unet.config["class_embed_type"]:
+        raise AdhereError("the network asks for class labels: only unconditional networks are understood")

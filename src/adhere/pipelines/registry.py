@@ -1,0 +1,34 @@
+"""The families of models: which class runs a diffusers pipeline of a given class."""
+
+from importlib import import_module
+
+from adhere.errors import AdhereError
+from adhere.pipelines.base import ConstrainedPipeline
+
+# diffusers' class, as in model_index.json -> "module:class"
+FAMILIES = {
+    "DDIMPipeline": "adhere.pipelines.pixel:PixelPipeline",
+    "DDPMPipeline": "adhere.pipelines.pixel:PixelPipeline",
+    "LDMPipeline": "adhere.pipelines.ldm:UnconditionalLatentPipeline",
+    "StableDiffusionPipeline": "adhere.pipelines.sd:SDPipeline",
+    "StableDiffusionXLPipeline": "adhere.pipelines.sdxl:SDXLPipeline",
+    "StableDiffusion3Pipeline": "adhere.pipelines.sd3:SD3Pipeline",
+    "FluxPipeline": "adhere.pipelines.flux:FluxPipeline",
+    "RectifiedFlowPipeline": "adhere.pipelines.sd:RectifiedFlowPipeline",
+}
+
+
+def family_for(class_name: object, source: str) -> type[ConstrainedPipeline]:
+    """Return the family of a diffusers pipeline class.
+
+    Args:
+        class_name: as in model_index.json.
+        source: what the name was read from, for the message.
+
+    Raises:
+        AdhereError: for an unknown class; the message lists the known ones.
+    """
+    if not isinstance(class_name, str) or class_name not in FAMILIES:
+        raise AdhereError(f"{source}: class '{class_name}' is unknown; known are {', '.join(FAMILIES)}")
+    module, _, attribute = FAMILIES[class_name].partition(":")
+    return getattr(import_module(module), attribute)

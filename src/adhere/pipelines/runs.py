@@ -1,0 +1,289 @@
+"""How a call is divided into runs: which samples share a batch, and how their results become pictures.
+
+A call has R requests, one per task and prompt, with n samples each: sample i belongs to request i // n. A task may need
+several crops. Each crop of each request is sampled in some run; crops of one size whose constraints can be stacked
+share one. With one generator per sample, the result does not depend on that.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+
+from adhere.core.constraints import Constraint
+from adhere.core.noise import Generators, randn
+from adhere.core.presets import default_preset, get_sampler
+from adhere.core.sampling import Sampler, State
+from adhere.core.solvers.base import Solver
+from adhere.errors import AdhereError
+from adhere.pipelines.prompts import PromptInputs
+from adhere.tasks.base import Crop, ModelInfo, Task
+
+Images = list[Image.Image] | np.ndarray | Tensor
+_EMBEDS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The requests of a call.
+
+    Attributes:
+        tasks: one per request.
+        prompts: one per sample.
+        num_images: the samples per request, n.
+    """
+
+    tasks: list[Task]
+    prompts: PromptInputs
+    num_images: int
+
+    @property
+    def size(self) -> int:
+        """The number of samples."""
+        return len(self.tasks) * self.num_images
+
+    @classmethod
+    def of(
+        cls,
+        task: object,
+        prompt: str | Sequence[str] | None,
+        negative_prompt: str | Sequence[str] | None,
+        embeds: Sequence[Tensor | None],
+        guidance_scale: float | None,
+        num_images: int,
+    ) -> "Batch":
+        """Return the batch of a call, whose arguments are those of the pipeline.
+
+        Raises:
+            TypeError: if `task` is not a task.
+            ValueError: if the numbers of tasks and prompts do not agree, or for fewer than one image.
+        """
+        if type(num_images) is not int or num_images < 1:
+            raise ValueError(f"num_images_per_prompt = {num_images}: at least 1 is needed")
+        tasks = _check_tasks(task)
+        texts = [
+            None if text is None else [text] if isinstance(text, str) else list(text)
+            for text in (prompt, negative_prompt)
+        ]
+        given = [*texts, *embeds]
+        counts = {len(tasks), *(len(one) for one in given if one is not None)}
+        count = max(counts)
+        if 0 in counts or not counts <= {1, count}:
+            raise ValueError(f"{len(tasks)} tasks, but prompts for {sorted(counts)}: give one prompt, or one per task")
+        positive, negative = (_repeat_texts(text, count, num_images) for text in texts)
+        tensors = {
+            name: None if x is None else x.expand(count, *x.shape[1:]).repeat_interleave(num_images, 0)
+            for name, x in zip(_EMBEDS, embeds, strict=True)
+        }
+        prompts = PromptInputs(count * num_images, positive, negative, guidance_scale=guidance_scale, **tensors)
+        return cls(tasks * count if len(tasks) == 1 else tasks, prompts, num_images)
+
+
+def _check_tasks(task: object) -> list[Task]:
+    tasks: list[Task] = []
+    for one in task if isinstance(task, (list, tuple)) else [task]:
+        if not isinstance(one, Task):
+            given = type(one).__name__
+            raise TypeError(f"the first argument is a {given}: give a task, such as adhere.Inpaint(image, mask)")
+        tasks.append(one)
+    if not tasks:
+        raise ValueError("the list of tasks is empty: give at least one")
+    return tasks
+
+
+def _repeat_texts(texts: list[str] | None, count: int, num_images: int) -> list[str] | None:
+    if texts is None:
+        return None
+    texts = texts * count if len(texts) == 1 else texts
+    return [text for text in texts for _ in range(num_images)]
+
+
+def requested_size(model: ModelInfo, height: int | None, width: int | None) -> tuple[int, int] | None:
+    """Return (height, width), with the model's native side where one of them is None; None if both are."""
+    if height is None and width is None:
+        return None
+    native_height, native_width = model.native_size
+    return native_height if height is None else height, native_width if width is None else width
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One batch to sample.
+
+    Attributes:
+        size: (height, width) of its pictures in pixels.
+        constraint: on states (B, ...).
+        parts: (request, index of the crop), with n samples each.
+        num_images: n.
+    """
+
+    size: tuple[int, int]
+    constraint: Constraint
+    parts: list[tuple[int, int]]
+    num_images: int
+
+    @property
+    def samples(self) -> list[int]:
+        """The indices of its samples in the call, B of them."""
+        n = self.num_images
+        return [request * n + i for request, _ in self.parts for i in range(n)]
+
+
+def plan_runs(crops: list[list[Crop]], lift: Callable[[Constraint], Constraint], num_images: int) -> list[RunPlan]:
+    """Return the runs that sample all crops.
+
+    Args:
+        crops: of each request.
+        lift: maps a constraint on pictures to one on states.
+        num_images: the samples per request.
+    """
+    groups: list[list[RunPlan]] = []
+    for request, parts in enumerate(crops):
+        for index, crop in enumerate(parts):
+            plan = RunPlan(crop.size, lift(crop.constraint), [(request, index)], num_images)
+            group = next((group for group in groups if _may_join(group, plan)), None)
+            if group is None:
+                groups.append([plan])
+            else:
+                group.append(plan)
+    return [run for group in groups for run in _merge(group)]
+
+
+def _may_join(group: list[RunPlan], plan: RunPlan) -> bool:
+    """Return whether a plan fits into a group; crops of one request never share a run."""
+    first = group[0]
+    same_kind = first.size == plan.size and type(first.constraint) is type(plan.constraint)
+    return same_kind and all(other.parts[0][0] != plan.parts[0][0] for other in group)
+
+
+def _merge(group: list[RunPlan]) -> list[RunPlan]:
+    first, *others = group
+    constraint = first.constraint.stack([other.constraint for other in others], first.num_images)
+    if constraint is None:
+        return group
+    return [RunPlan(first.size, constraint, [part for plan in group for part in plan.parts], first.num_images)]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of a call that concern its runs; see `ConstrainedPipeline.__call__`."""
+
+    solver: str | Solver | Sampler | None
+    num_inference_steps: int | None
+    generator: Generators
+    latents: Tensor | None
+    callback: Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor] | None] | None
+    callback_inputs: Sequence[str]
+
+    def sampler_for(self, constraint: Constraint) -> tuple[str, Sampler]:
+        """Return the name and the sampler for a constraint."""
+        solver = self.solver or default_preset(constraint)
+        if isinstance(solver, Sampler):
+            return type(solver.solver).__name__, solver
+        return solver if isinstance(solver, str) else type(solver).__name__, get_sampler(solver)
+
+    def num_steps_for(self, sampler: Sampler) -> int:
+        """Return the number of noise levels."""
+        return sampler.num_steps if self.num_inference_steps is None else self.num_inference_steps
+
+    def generator_for(self, samples: list[int]) -> Generators:
+        """Return the generators of some samples."""
+        return self.generator if isinstance(self.generator, Generator) else [self.generator[i] for i in samples]
+
+    def generator_states(self) -> list[Tensor]:
+        """Return the states of all generators."""
+        return [one.get_state() for one in self._generators]
+
+    def restore_generators(self, states: list[Tensor]) -> None:
+        """Set the states of all generators."""
+        for one, state in zip(self._generators, states, strict=True):
+            one.set_state(state)
+
+    @property
+    def _generators(self) -> Sequence[Generator]:
+        return [self.generator] if isinstance(self.generator, Generator) else self.generator
+
+    def noise_for(self, samples: list[int], shape: tuple[int, ...], like: Tensor, generator: Generators) -> Tensor:
+        """Return the initial noise of unit variance: the given latents, or drawn."""
+        if self.latents is None:
+            return randn(shape, like, generator)
+        if self.latents.shape[1:] != shape[1:] or len(self.latents) <= max(samples):
+            raise ValueError(f"latents have shape {tuple(self.latents.shape)}: this call needs (N, *{shape[1:]})")
+        return self.latents[samples].to(like)
+
+    def call_back(self, pipe: object, state: State) -> State | None:
+        """Call the callback, and return the state with the tensors that it returned, or None."""
+        if self.callback is None:
+            return None
+        attributes = {"latents": "x_t", "x0": "x0", "residual": "residual_norm"}
+        tensors = {name: getattr(state, attributes[name]) for name in self.callback_inputs}
+        returned = self.callback(pipe, state.step, state.t, tensors) or {}
+        x_t, x0 = returned.get("latents", state.x_t), returned.get("x0", state.x0)
+        return State(state.step, state.num_steps, state.t, x_t, x0, state.constraint)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The samples of a call.
+
+    Attributes:
+        batch: the requests.
+        crops: of each request.
+        plans: of the runs.
+        pictures: for each run, (B, 3, H, W) in about [-1, 1].
+    """
+
+    batch: Batch
+    crops: list[list[Crop]]
+    plans: list[RunPlan]
+    pictures: list[Tensor]
+
+    def residual(self) -> list[float]:
+        """Return the residual norm of each sample; of several crops, the root mean square."""
+        parts = self._by_crop(self.pictures)
+        norms = [
+            torch.stack([crop.constraint.residual_norm(parts[request, i]) for i, crop in enumerate(crops)])
+            for request, crops in enumerate(self.crops)
+        ]
+        return torch.cat([one.square().mean(0).sqrt() for one in norms]).tolist()
+
+    def latents(self, samples: list[Tensor]) -> Tensor:
+        """Return the states of all samples, (N, ...), for requests with one crop of one size."""
+        parts = self._by_crop(samples)
+        return torch.cat([parts[request, 0] for request in range(len(self.crops))])
+
+    def images(self, output_type: str) -> Images:
+        """Return the pictures of all samples.
+
+        Raises:
+            AdhereError: if pictures of different sizes are to be in one array.
+        """
+        if output_type == "pil":
+            return [task.postprocess(x, crops) for task, x, crops in self._samples()]
+        floats = [task.postprocess_float(x, crops) for task, x, crops in self._samples()]
+        if len({x.shape for x in floats}) > 1:
+            raise AdhereError(f"output_type = '{output_type}': the pictures differ in size; use output_type='pil'")
+        images = (torch.stack(floats) + 1) / 2
+        return images if output_type == "pt" else images.permute(0, 2, 3, 1).numpy()
+
+    def _samples(self) -> list[tuple[Task, list[Tensor], list[Crop]]]:
+        """Return (task, one sample (3, H, W) per crop, crops) of each sample."""
+        parts, n = self._by_crop(self.pictures), self.batch.num_images
+        return [
+            (task, [parts[request, index][i] for index in range(len(crops))], crops)
+            for request, (task, crops) in enumerate(zip(self.batch.tasks, self.crops, strict=True))
+            for i in range(n)
+        ]
+
+    def _by_crop(self, tensors: list[Tensor]) -> dict[tuple[int, int], Tensor]:
+        """Return the n samples of each (request, crop), from the batches of all runs."""
+        n = self.batch.num_images
+        return {
+            part: tensor[i * n : (i + 1) * n]
+            for plan, tensor in zip(self.plans, tensors, strict=True)
+            for i, part in enumerate(plan.parts)
+        }

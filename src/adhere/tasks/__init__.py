@@ -1,0 +1,21 @@
+"""Tasks: what users ask for, as frozen requests that a pipeline runs.
+
+    Inpaint("photo.jpg", "mask.png")        repaint a part, keep the rest bit for bit
+    Restore(y, A, noise=0.02)               any linear measurement y = A x0 + noise
+    Upscale("small.png", 4)                 a large picture whose area means are the small one
+    Generate((512, 512))                    plain sampling
+    Custom(Loss(fn), (512, 512))            any constraint on pictures
+    Layout("sketch.png")                    coarse colors of a picture
+    Silhouette("shape.png")                 the outline of an object
+    Style("painting.jpg")                   colors and textures of a picture
+
+A new task is a subclass of `adhere.tasks.base.Task`.
+"""
+
+from adhere.tasks.base import Task
+from adhere.tasks.generate import Custom, Generate, Layout, Silhouette
+from adhere.tasks.inpaint import Inpaint
+from adhere.tasks.restore import Restore, Upscale
+from adhere.tasks.style import Style
+
+__all__ = ["Custom", "Generate", "Inpaint", "Layout", "Restore", "Silhouette", "Style", "Task", "Upscale"]

@@ -1,0 +1,122 @@
+"""What a task is: a request, checked when it is made, that states constraints and turns samples into a picture."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from adhere.core.constraints import Constraint
+from adhere.errors import AdhereError
+from adhere.io.crops import Box
+from adhere.io.images import Picture
+
+ImageInput = str | Path | Image.Image | np.ndarray | Picture
+
+
+@runtime_checkable
+class ModelInfo(Protocol):
+    """What a task needs to know of the model."""
+
+    @property
+    def multiple(self) -> int:
+        """Heights and widths must be multiples of this, in pixels."""
+        ...
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the pictures the model was trained on."""
+        ...
+
+    @property
+    def execution_device(self) -> torch.device:
+        """The device of the states."""
+        ...
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One sample that a task needs: a whole picture, or a part of a larger one.
+
+    Attributes:
+        size: (height, width) in pixels, multiples of the model's `multiple`.
+        constraint: on pictures (B, 3, height, width) in [-1, 1].
+        box: (rows, columns) of the part in the larger picture, None for a whole picture.
+    """
+
+    size: tuple[int, int]
+    constraint: Constraint
+    box: Box | None = None
+
+
+class Task(ABC):
+    """Base of tasks. Bad input raises `AdhereError` in the constructor, before a model is loaded."""
+
+    @abstractmethod
+    def crops(self, model: ModelInfo, size: tuple[int, int] | None = None) -> list[Crop]:
+        """Return what to sample, at least one crop; crops are sampled separately.
+
+        Args:
+            model: the model that is going to be used.
+            size: (height, width) in pixels instead of the task's own.
+
+        Raises:
+            AdhereError: for a size that the task or the model cannot have.
+        """
+
+    @abstractmethod
+    def postprocess_float(self, samples: list[Tensor], crops: list[Crop]) -> Float[Tensor, "C H W"]:
+        """Return the picture in [-1, 1], C = 1 or 3, from one sample (3, H, W) per crop."""
+
+    @abstractmethod
+    def postprocess(self, samples: list[Tensor], crops: list[Crop]) -> Image.Image:
+        """Return the picture from one sample (3, H, W) per crop, in about [-1, 1]."""
+
+
+class FullImageTask(Task):
+    """Base of tasks whose sample is the whole picture, of the size (height, width) that is asked for."""
+
+    size: tuple[int, int] | None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size, int):  # a square
+            object.__setattr__(self, "size", (self.size, self.size))
+        if self.size is not None and not (len(self.size) == 2 and all(isinstance(side, int) for side in self.size)):
+            raise AdhereError(f"size = {self.size!r}: give (height, width) in pixels, such as (512, 512)")
+
+    @abstractmethod
+    def constraint_for(self, model: ModelInfo, size: tuple[int, int]) -> Constraint:
+        """Return the constraint on pictures of (height, width), with tensors on the model's device."""
+
+    def crops(self, model: ModelInfo, size: tuple[int, int] | None = None) -> list[Crop]:
+        size = size or self.size or model.native_size
+        if min(size) < 1 or any(side % model.multiple for side in size):
+            height, width = (max(1, round(side / model.multiple)) * model.multiple for side in size)
+            raise AdhereError(
+                f"size {size[1]}x{size[0]} (width x height): this model needs multiples of {model.multiple}; "
+                f"{width}x{height} is near"
+            )
+        return [Crop(size, self.constraint_for(model, size))]
+
+    def postprocess_float(self, samples: list[Tensor], crops: list[Crop]) -> Float[Tensor, "3 H W"]:
+        return samples[0].clamp(-1, 1).to("cpu", torch.float32)
+
+    def postprocess(self, samples: list[Tensor], crops: list[Crop]) -> Image.Image:
+        return rgb_image(self.postprocess_float(samples, crops))
+
+
+def rgb_image(x: Float[Tensor, "3 H W"]) -> Image.Image:
+    """Return a picture in [-1, 1] as an RGB image with 8 bits per channel."""
+    pixels = (x * 127.5 + 127.5).round().byte()
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def refuse_size(size: tuple[int, int] | None, name: str) -> None:
+    """Raise AdhereError if a size is given for a task whose size follows from its input."""
+    if size is not None:
+        raise AdhereError(f"{name} has the size of its input: leave out height and width")

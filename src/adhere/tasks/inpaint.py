@@ -1,0 +1,90 @@
+"""Inpainting: repaint the masked part of a picture; every other pixel stays bit for bit the same."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+
+from adhere.core.constraints import Linear
+from adhere.core.operators import Mask
+from adhere.errors import AdhereError, keyword_hints
+from adhere.io.crops import crops_around
+from adhere.io.images import Picture, as_picture, pad_to_multiple
+from adhere.io.masks import as_mask, mask_from_alpha, paste_known, paste_known_float
+from adhere.tasks.base import Crop, ImageInput, ModelInfo, Task, refuse_size
+
+
+@keyword_hints(
+    mask_image="call it mask",
+    strength="there is no strength: the mask decides what changes",
+    prompt="give it to the pipeline: pipe(task, prompt=...)",
+)
+@dataclass(frozen=True, eq=False)
+class Inpaint(Task):
+    """Repaint the masked part of a picture.
+
+    The network sees each masked region with `context` pixels around it, not the whole of a large photograph. Regions
+    that are within each other's context share a crop.
+
+    Args:
+        image: a path, a PIL image, or a uint8 or uint16 array (H, W[, C]).
+        mask: of the same size; white (or True) is repainted, as in diffusers. None: the transparent part of the picture
+            is repainted.
+        context: in pixels, at least 1. None: three eighths of the side of the model's native size, and at least 96.
+
+    Attributes:
+        picture: the picture as it was read.
+        mask_array: bool (H, W), True = repainted.
+
+    Raises:
+        AdhereError: if the picture or the mask cannot be read, sizes differ, or everything or nothing is masked.
+    """
+
+    image: ImageInput = field(repr=False)
+    mask: str | Path | Image.Image | np.ndarray | Tensor | None = field(default=None, repr=False)
+    context: int | None = None
+    picture: Picture = field(init=False, repr=False)
+    mask_array: Bool[np.ndarray, "h w"] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.context is not None and self.context < 1:
+            raise AdhereError(f"context = {self.context}: at least 1 pixel around the mask is needed")
+        picture = as_picture(self.image)
+        mask = mask_from_alpha(picture) if self.mask is None else as_mask(self.mask, picture.size)
+        object.__setattr__(self, "picture", picture)
+        object.__setattr__(self, "mask_array", mask)
+
+    def crops(self, model: ModelInfo, size: tuple[int, int] | None = None) -> list[Crop]:
+        """Return the crops with y = known * x0 on each, padded by reflection to the model's multiple."""
+        refuse_size(size, "Inpaint")
+        picture = self.picture.tensor()
+        context = self.context or max(96, 3 * min(model.native_size) // 8)
+        crops = []
+        for rows, columns in crops_around(self.mask_array, context):
+            known = torch.from_numpy(~self.mask_array[rows, columns])[None, None].float()  # (1, 1, H, W)
+            x = pad_to_multiple(picture[..., rows, columns].to(model.execution_device), model.multiple)
+            known = pad_to_multiple(known.to(model.execution_device), model.multiple)
+            crops.append(Crop((x.shape[-2], x.shape[-1]), Linear(Mask(known), known * x), (rows, columns)))
+        return crops
+
+    def postprocess_float(self, samples: list[Tensor], crops: list[Crop]) -> Float[Tensor, "C H W"]:
+        return paste_known_float(self.picture, self._combine(samples, crops), self.mask_array)
+
+    def postprocess(self, samples: list[Tensor], crops: list[Crop]) -> Image.Image:
+        """Return the repaired picture, of the input's size and mode."""
+        result = self._combine(samples, crops)
+        return paste_known(self.picture, result, self.mask_array, opaque=self.mask is None)
+
+    def _combine(self, samples: list[Tensor], crops: list[Crop]) -> Float[Tensor, "3 H W"]:
+        """Return the picture with the samples at their places."""
+        result = self.picture.tensor()[0].clone()
+        for crop, x0 in zip(crops, samples, strict=True):
+            assert crop.box is not None
+            rows, columns = crop.box
+            height, width = result[:, rows, columns].shape[-2:]
+            result[:, rows, columns] = x0[:, :height, :width].clamp(-1, 1).to("cpu", torch.float32)
+        return result

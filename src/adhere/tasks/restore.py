@@ -1,0 +1,114 @@
+"""Restoration from a linear measurement y = A x0 + noise: any operator, and upscaling."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from adhere.core.constraints import Linear
+from adhere.core.operators import Downsample, LinearOperator, Unpad
+from adhere.errors import AdhereError, keyword_hints
+from adhere.io.images import Picture, as_picture, pad_to_multiple, with_metadata
+from adhere.tasks.base import Crop, ImageInput, ModelInfo, Task, refuse_size, rgb_image
+
+
+@keyword_hints(sigma="call it noise", image="call it y, the measurement")
+@dataclass(frozen=True, eq=False)
+class Restore(Task):
+    """Restore a picture from a measurement y = A x0 + noise.
+
+    Args:
+        y: the measurement, (1, ...) as A returns it for pictures (1, 3, H, W) in [-1, 1]; or a picture, which becomes
+            (1, 3, H, W) in [-1, 1].
+        operator: A. The picture has the size of A^T y; where the model needs a multiple, A sees the top left part.
+        noise: the standard deviation of the measurement's noise, in units of y.
+
+    Raises:
+        AdhereError: if y and A do not fit together, or A is not an operator on RGB pictures.
+    """
+
+    y: ImageInput | Tensor = field(repr=False)
+    operator: LinearOperator
+    noise: float = 0.0
+    measurement: Tensor = field(init=False, repr=False)
+    size: tuple[int, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.operator, LinearOperator):
+            given = type(self.operator).__name__
+            raise AdhereError(f"operator is a {given}: give a LinearOperator, such as adhere.operator(fn, (3, H, W))")
+        if not self.noise >= 0:
+            raise AdhereError(f"noise = {self.noise:g}: a standard deviation must be at least 0, in units of y")
+        y = self.y if isinstance(self.y, Tensor) else as_picture(self.y).tensor()
+        image = self.operator.adjoint(y)
+        if image.ndim != 4 or image.shape[:2] != (1, 3):
+            raise AdhereError(f"A^T y has shape {tuple(image.shape)}: y must measure one RGB picture, (1, 3, H, W)")
+        if (shape := self.operator(image).shape) != y.shape:
+            raise AdhereError(f"y has shape {tuple(y.shape)}, but the operator returns {tuple(shape)}")
+        object.__setattr__(self, "measurement", y)
+        object.__setattr__(self, "size", (image.shape[-2], image.shape[-1]))
+
+    def crops(self, model: ModelInfo, size: tuple[int, int] | None = None) -> list[Crop]:
+        refuse_size(size, "Restore")
+        padded = (math.ceil(self.size[0] / model.multiple), math.ceil(self.size[1] / model.multiple))
+        padded = (padded[0] * model.multiple, padded[1] * model.multiple)
+        operator = self.operator if padded == self.size else self.operator @ Unpad(padded, self.size)
+        return [Crop(padded, Linear(operator, self.measurement.to(model.execution_device), self.noise))]
+
+    def postprocess_float(self, samples: list[Tensor], crops: list[Crop]) -> Float[Tensor, "3 H W"]:
+        height, width = self.size
+        return samples[0][:, :height, :width].clamp(-1, 1).to("cpu", torch.float32)
+
+    def postprocess(self, samples: list[Tensor], crops: list[Crop]) -> Image.Image:
+        return rgb_image(self.postprocess_float(samples, crops))
+
+
+@keyword_hints(scale="call it factor", sigma="call it noise")
+@dataclass(frozen=True, eq=False)
+class Upscale(Task):
+    """Enlarge a picture; the means of the result over factor x factor pixels are the input.
+
+    Gray pictures stay gray. Transparency is enlarged by bicubic interpolation.
+
+    Args:
+        image: a path, a PIL image, or a uint8 or uint16 array (H, W[, C]).
+        factor: an integer of at least 2, for both sides.
+        noise: the standard deviation of the input's noise, in [-1, 1] units.
+
+    Raises:
+        AdhereError: if the picture cannot be read, or for another factor.
+    """
+
+    image: ImageInput = field(repr=False)
+    factor: int = 4
+    noise: float = 0.0
+    picture: Picture = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.factor, int) or self.factor < 2:
+            raise AdhereError(f"factor = {self.factor!r}: give an integer of at least 2; 4 and 8 are usual")
+        object.__setattr__(self, "picture", as_picture(self.image))
+
+    def crops(self, model: ModelInfo, size: tuple[int, int] | None = None) -> list[Crop]:
+        """Return y = A x0 + noise with A the area means, y padded by reflection so that x0 fits the model."""
+        refuse_size(size, "Upscale")
+        multiple = model.multiple // math.gcd(model.multiple, self.factor)
+        y = pad_to_multiple(self.picture.tensor().to(model.execution_device), multiple)
+        height, width = (side * self.factor for side in y.shape[-2:])
+        return [Crop((height, width), Linear(Downsample(self.factor), y, self.noise))]
+
+    def postprocess_float(self, samples: list[Tensor], crops: list[Crop]) -> Float[Tensor, "3 H W"]:
+        height, width = (side * self.factor for side in self.picture.size)
+        return samples[0][:, :height, :width].clamp(-1, 1).to("cpu", torch.float32)
+
+    def postprocess(self, samples: list[Tensor], crops: list[Crop]) -> Image.Image:
+        """Return the large picture, with 8 bits per channel."""
+        image = rgb_image(self.postprocess_float(samples, crops))
+        if self.picture.pixels.shape[-1] == 1:
+            image = image.convert("L")
+        if self.picture.alpha is not None:
+            image.putalpha(Image.fromarray(self.picture.alpha).resize(image.size, Image.Resampling.BICUBIC))
+        return with_metadata(image, self.picture)

