@@ -29,12 +29,15 @@ demo: install ## repair photographs and complete emoji into out/
 test: install ## run the tests; PYTEST_ARGS='-m "not slow"' leaves out the shipped models
 	$(PY) -m pytest $(PYTEST_ARGS)
 
-lint: install ## ruff check, ruff format --check, pyright
+lint: install ## ruff, pyright, import-linter, retired words (tools/retired_words.txt), size of the code
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright
+	.venv/bin/lint-imports
+	$(PY) tools/check_words.py
+	$(PY) tools/code_size.py
 
-format: install ## let ruff mend and format the code
+format: install ## let ruff fix and format the code
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
@@ -51,6 +54,7 @@ posterior: install ## compare samples with exact posteriors
 photo: install ## measure inpainting and denoising of photographs
 	$(PY) -m benchmarks.photo --json benchmarks/results/photo.json
 	$(PY) -m benchmarks.tables benchmarks/results/photo.json --intervals --embed docs/results.md
+	$(PY) -m benchmarks.tables benchmarks/results/photo.json --tasks text --embed README.md
 
 emoji: install ## measure eight tasks on held-out emoji, and the peak memory
 	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 40

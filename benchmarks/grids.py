@@ -40,7 +40,7 @@ def split(image: Image.Image, size: int, count: int) -> np.ndarray:
     return squares[:count]
 
 
-def label(text: str, height: int, width: int = 150) -> np.ndarray:
+def label(text: str, height: int, width: int = 180) -> np.ndarray:
     """Return black text on white, (height, width, 3) uint8, for the first column of a grid."""
     image = Image.new("RGB", (width, height), "white")
     ImageDraw.Draw(image).text((2, height / 2), text, fill="black", anchor="lm")

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from adhere.core.constraints import Linear, mask_of
 from adhere.core.denoisers import CountingDenoiser, Denoiser
-from adhere.core.operators import Blur, Mask
+from adhere.core.operators import Mask
 from adhere.core.presets import PRESETS
 from adhere.core.schedules import DDPMSchedule, Schedule
 from adhere.io.images import as_picture
@@ -245,26 +245,26 @@ class LibraryMethod:
         run: Maps (problem, number of steps) to a sample.
         work_per_step: The evaluations of a step plus two for each backward pass.
         masks_only: Whether the method is for inpainting only.
-        blurs: Whether the method can be used with a blur.
+        needs_tight_operator: Whether the method needs an operator with A A^T proportional to I, which a blur is not.
         is_tuned: Whether the method has a strength.
     """
 
     run: Callable[[Problem, int], Tensor]
     work_per_step: int
     masks_only: bool = False
-    blurs: bool = True
+    needs_tight_operator: bool = False
     is_tuned: bool = False
 
     def supports(self, constraint: Linear) -> bool:
         """Return whether the method can be used with a constraint."""
         if mask_of(constraint) is None and self.masks_only:
             return False
-        return self.blurs or not isinstance(constraint.operator, Blur)
+        return constraint.operator.is_tight or not self.needs_tight_operator
 
 
-METHODS = {
+LIBRARY_METHODS = {
     "azula DPS": LibraryMethod(azula_dps, work_per_step=3, is_tuned=True),
-    "azula PiGDM": LibraryMethod(azula_pgdm, work_per_step=3, blurs=False),
+    "azula PiGDM": LibraryMethod(azula_pgdm, work_per_step=3, needs_tight_operator=True),
     "azula MMPS (gmres, 1), DDPM": LibraryMethod(azula_mmps(azula.sample.DDPMSampler, 1), work_per_step=7),
     "azula MMPS (gmres, 3), DDPM": LibraryMethod(azula_mmps(azula.sample.DDPMSampler, 3), work_per_step=15),
     "azula MMPS (gmres, 3), Ito": LibraryMethod(azula_mmps(azula.sample.ItoSampler, 3), work_per_step=15),
@@ -282,7 +282,9 @@ def run(name: str, problem: Problem, work: int, seed: int) -> tuple[Tensor, int,
     np.random.seed(seed)
     denoiser = CountingDenoiser(problem.denoiser)
     begin = time.perf_counter()
-    sample = METHODS[name].run(replace(problem, denoiser=denoiser), max(2, work // METHODS[name].work_per_step))
+    sample = LIBRARY_METHODS[name].run(
+        replace(problem, denoiser=denoiser), max(2, work // LIBRARY_METHODS[name].work_per_step)
+    )
     seconds = time.perf_counter() - begin
     return sample.detach().to(problem.constraint.y.dtype), denoiser.nfe, denoiser.num_backward, seconds
 
@@ -334,7 +336,7 @@ def on_exact_priors(args: argparse.Namespace, results: Results) -> None:
             rows = posterior.compare({name: PRESETS[name] for name in OWN_METHODS}, prior, task, scored)
             results.add([row if row.method == "exact" else replace(row, method=f"adhere {row.method}") for row in rows])
         for name, work in product(args.methods, args.work):
-            method, title = METHODS[name], f"{name} @ {work}"
+            method, title = LIBRARY_METHODS[name], f"{name} @ {work}"
             if results.has(task, title) or not method.supports(scored[0].constraint):
                 continue
             strength = best_strength_for_means(name, work, tuning) if method.is_tuned else 1.0
@@ -377,7 +379,7 @@ def on_photographs(args: argparse.Namespace, results: Results) -> None:
     for task, name, work in product(args.tasks, args.methods, args.work):
         title, rows = f"{name} @ {work}", []
         for item in PHOTOGRAPHS if not results.has(task, title) else ():
-            strength = best_strength(name, work) if METHODS[name].is_tuned else 1.0
+            strength = best_strength(name, work) if LIBRARY_METHODS[name].is_tuned else 1.0
             row, result = inpaint(name, work, task, photograph(item), strength)
             rows.append(replace(row, item=item))
             Image.fromarray(result).save(results.folder / f"{task} {item} {title}.png")
@@ -389,7 +391,7 @@ def main() -> None:
     parser.add_argument("benchmark", choices=["posterior", "photo"])
     parser.add_argument("--json", type=Path, required=True, help="results file; runs that are in it are not repeated")
     parser.add_argument("--work", nargs="+", type=int, default=[40, 100], help="evaluations plus two per backward pass")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=list(LIBRARY_METHODS), default=list(LIBRARY_METHODS))
     parser.add_argument("--images", type=int, default=4, help="posterior: number of images per operator")
     parser.add_argument("--samples", type=int, default=16, help="posterior: number of samples per image")
     parser.add_argument("--noise", type=float, default=0.05, help="posterior: noise of the measurements")

@@ -1,4 +1,4 @@
-"""Tiny tensors gain nothing from threads, and lose much on a busy machine."""
+"""Fixtures of all tests. One thread is faster for tiny tensors, above all on a busy machine."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,19 +12,19 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def denormals() -> Iterator[None]:
-    """Trainings and benchmarks flush denormal numbers for speed, for the whole process; hypothesis needs them."""
+def keep_denormal_numbers() -> Iterator[None]:
+    """Undo that trainings and benchmarks flush denormal numbers in the whole process: hypothesis needs them."""
     yield
     torch.set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")
 def shared_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny epsilon model of RGB pictures; read it, do not change it."""
+    """Return the folder of a tiny epsilon model of RGB pictures, which tests must not change."""
     return save_model(tmp_path_factory.mktemp("shared") / "model")
 
 
 @pytest.fixture
 def model_with(tmp_path: Path) -> Callable[..., Path]:
-    """Save a tiny model, configured by keyword, in a folder of the test's own."""
+    """Return a function that saves a tiny model, configured by keyword, in a folder of the test."""
     return lambda **options: save_model(tmp_path / "model", **options)

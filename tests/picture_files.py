@@ -15,12 +15,12 @@ OPTIONS: dict[str, dict] = {".webp": {"lossless": True, "exact": True}}
 
 
 def noise(*shape: int, dtype: type = np.uint8, seed: int = 0) -> np.ndarray:
-    """Uniform over the dtype's whole range."""
+    """Return integers that are uniform over the whole range of the dtype."""
     return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max, shape, dtype=dtype, endpoint=True)
 
 
 def image_of(mode: str, height: int = HEIGHT, width: int = WIDTH) -> Image.Image:
-    """A PIL image of any mode, full of noise."""
+    """Return a PIL image of any mode with random values."""
     if mode == "1":
         return Image.fromarray(noise(height, width) > 127)
     if mode == "I;16":
@@ -48,21 +48,21 @@ def encoded(image: Image.Image, format: str, **options: object) -> bytes:
 
 
 def hole(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """A rectangle to repaint, away from the edges."""
+    """Return a mask that is True in a rectangle away from the edges."""
     mask = np.zeros((height, width), bool)
     mask[height // 4 : height * 3 // 4, width // 4 : width * 3 // 4] = True
     return mask
 
 
 def written(folder: Path, mode: str, suffix: str) -> Path:
-    """A picture file, lossless where the format can be."""
+    """Write a picture file, lossless where the format can be, and return its path."""
     path = folder / f"input{suffix}"
     image_of(mode).save(path, **OPTIONS.get(suffix, {}))
     return path
 
 
 def refusal(function: Callable[..., object], *args: object, **kwargs: object) -> str:
-    """The message of the AdhereError that the call must raise: one line."""
+    """Return the message of the AdhereError that the call must raise: one line."""
     with pytest.raises(AdhereError) as caught:
         function(*args, **kwargs)
     message = str(caught.value)

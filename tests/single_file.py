@@ -1,4 +1,4 @@
-"""A Stable Diffusion pipeline as one file in its authors' own layout: diffusers' names, turned back."""
+"""Saves a Stable Diffusion pipeline as one file in its authors' layout, by renaming diffusers' weights."""
 
 import re
 from pathlib import Path
@@ -39,7 +39,13 @@ AUTOENCODER = [
 
 
 def unet_name(name: str, layers: int, crossed: set[int]) -> str:
-    """layers: of a down block. crossed: the up blocks with attention."""
+    """Return the authors' name of a weight of the UNet.
+
+    Args:
+        name: diffusers' name.
+        layers: the number of layers of a down block.
+        crossed: the indices of the up blocks with attention.
+    """
     for ours, theirs in ENDS:
         if name.startswith(ours + "."):
             return name.replace(ours, theirs)
@@ -66,6 +72,7 @@ def unet_name(name: str, layers: int, crossed: set[int]) -> str:
 
 
 def autoencoder_name(name: str, blocks: int) -> str:
+    """Return the authors' name of a weight of the autoencoder, which has so many blocks."""
     name = re.sub(r"up_blocks\.(\d+)\.resnets", lambda m: f"up.{blocks - 1 - int(m[1])}.block", name)
     name = re.sub(r"up_blocks\.(\d+)\.upsamplers\.0", lambda m: f"up.{blocks - 1 - int(m[1])}.upsample", name)
     for ours, theirs in AUTOENCODER:
@@ -74,6 +81,7 @@ def autoencoder_name(name: str, blocks: int) -> str:
 
 
 def save_single_file(pipe: Any, file: Path) -> Path:
+    """Save the UNet, the autoencoder and the text encoder of a pipeline in one file and return its path."""
     unet, vae = pipe.unet.config, pipe.vae.config
     crossed = {i for i, kind in enumerate(unet["up_block_types"]) if "Attn" in kind}
     weights: dict[str, Tensor] = {}

@@ -9,7 +9,7 @@ from torch.nn.functional import conv2d
 from adhere.core.constraints import Loss
 from adhere.features import EfficientNetLite0
 from adhere.losses import GramDistance, SilhouetteLoss, _gram
-from tests.core.exact import close, normal, seeded
+from tests.core.exact import assert_close, normal, seeded
 
 KERNEL = normal(seeded(9), 5, 3, 3, 3)
 
@@ -52,15 +52,15 @@ def test_a_small_gradient_step_decreases_each_loss_and_a_batch_equals_singles(na
     e = constraint.neg_grad(x)
     step = 0.01 / e.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     assert (constraint.residual_norm(x + step * e) < constraint.residual_norm(x)).all()
-    close(e, torch.cat([constraint.neg_grad(one) for one in x.split(1)]))
+    assert_close(e, torch.cat([constraint.neg_grad(one) for one in x.split(1)]))
 
 
 def test_gram_is_a_mean_over_positions_and_ignores_their_order():
     f = normal(seeded(0), 2, 3, 4, 5)
     shuffled = f.flatten(2)[..., torch.randperm(20, generator=seeded(1))]
-    close(_gram(shuffled), _gram(f))
-    close(_gram(torch.cat([f, f], dim=2)), _gram(f))  # the same features at twice as many positions
-    close(_gram(torch.ones(1, 1, 7)), torch.ones(1, 1, 1))
+    assert_close(_gram(shuffled), _gram(f))
+    assert_close(_gram(torch.cat([f, f], dim=2)), _gram(f))  # the same features at twice as many positions
+    assert_close(_gram(torch.ones(1, 1, 7)), torch.ones(1, 1, 1))
 
 
 def test_gram_distance_is_zero_for_the_reference_and_three_for_doubled_features():
@@ -68,7 +68,7 @@ def test_gram_distance_is_zero_for_the_reference_and_three_for_doubled_features(
     assert Loss(GramDistance(layers, x)).residual_norm(x).tolist() == [0.0]
     assert Loss(GramDistance(layers, x)).neg_grad(x).abs().max() == 0
     identity = lambda x: [x]  # noqa: E731
-    close(GramDistance(identity, x)(2 * x), torch.tensor([3.0], dtype=torch.float64))  # |4G - G| / |G|
+    assert_close(GramDistance(identity, x)(2 * x), torch.tensor([3.0], dtype=torch.float64))  # |4G - G| / |G|
 
 
 def test_gradients_pass_through_efficientnet_first_used_in_inference_mode():
@@ -100,7 +100,7 @@ def test_both_sides_of_the_mask_have_the_same_weight_whatever_their_areas():
     black = -torch.ones(1, 3, 16, 16, dtype=torch.float64)
     small = torch.zeros(1, 1, 16, 16, dtype=torch.float64)
     small[..., :2, :2] = 1
-    close(SilhouetteLoss(small, WHITE)(black), SilhouetteLoss(1 - small, WHITE)(black))
+    assert_close(SilhouetteLoss(small, WHITE)(black), SilhouetteLoss(1 - small, WHITE)(black))
 
 
 def test_the_gradient_at_the_background_color_is_finite():
@@ -113,4 +113,4 @@ def test_each_sample_of_a_batch_may_have_its_own_reference_and_mask():
         (lambda one: GramDistance(layers, one), pictures(2, seed=1)),
         (lambda m: SilhouetteLoss(m, WHITE), masks),
     ):
-        close(loss(given)(x), torch.cat([loss(given[i : i + 1])(x[i : i + 1]) for i in range(2)]))
+        assert_close(loss(given)(x), torch.cat([loss(given[i : i + 1])(x[i : i + 1]) for i in range(2)]))

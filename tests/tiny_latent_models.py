@@ -1,6 +1,6 @@
-"""Tiny random pipelines of diffusers' and transformers' real classes: every latent family, a few 10,000 weights each.
+"""Tiny random pipelines of every latent family, made of diffusers' and transformers' own classes.
 
-Their layouts are those of the published models, their prompts single letters.
+Each has a few 10,000 weights and the layout of the published models. The tokenizers know single letters only.
 """
 
 import json
@@ -37,7 +37,7 @@ SCALED_LINEAR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "sca
 
 
 def tiny_tokenizer(folder: Path) -> CLIPTokenizer:
-    """In the files of CLIP's tokenizer."""
+    """Return a tokenizer of single letters, from files in the format of CLIP's."""
     entries = [*LETTERS, *(letter + "</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({entry: i for i, entry in enumerate(entries)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
@@ -50,7 +50,7 @@ def tiny_t5_tokenizer() -> T5Tokenizer:
 
 
 def tiny_vae(latent_channels: int = 4, **options: Any) -> AutoencoderKL:
-    """8 pixels a cell, as Stable Diffusion's."""
+    """Return an autoencoder with one latent per 8x8 pixels, as Stable Diffusion's."""
     torch.manual_seed(1)
     return AutoencoderKL(
         block_out_channels=(8, 8, 8, 8),
@@ -74,7 +74,7 @@ def tinier_vae() -> AutoencoderTiny:
 
 
 def tiny_vq() -> VQModel:
-    """4 pixels a cell, as in the first latent diffusion models."""
+    """Return an autoencoder with one latent per 4x4 pixels, as in the first latent diffusion models."""
     torch.manual_seed(1)
     return VQModel(
         block_out_channels=(8, 8, 8),
@@ -126,12 +126,12 @@ def tiny_conditional_unet(cross_attention_dim: int = 16, **options: Any) -> UNet
 
 
 def stride(prediction: str = "epsilon") -> DDIMScheduler:
-    """Stable Diffusion's noise levels; its last step ends at x0."""
+    """Return a DDIM scheduler with Stable Diffusion's noise levels, whose last step ends at x0."""
     return DDIMScheduler(prediction_type=prediction, clip_sample=False, set_alpha_to_one=True, **SCALED_LINEAR)
 
 
 def tiny_sd(folder: Path, scheduler: Any = None, **options: Any) -> StableDiffusionPipeline:
-    """Stable Diffusion's layout, native size 64x64; `options` go to the UNet."""
+    """Return a pipeline in Stable Diffusion's layout, native size 64x64; `options` are for the UNet."""
     return StableDiffusionPipeline(
         vae=tiny_vae(),
         text_encoder=tiny_text_encoder(),
@@ -145,7 +145,7 @@ def tiny_sd(folder: Path, scheduler: Any = None, **options: Any) -> StableDiffus
 
 
 def tiny_sdxl(folder: Path, scheduler: Any = None, vae: Any = None, **options: Any) -> StableDiffusionXLPipeline:
-    """Stable Diffusion XL's, native size 64x64; `options` go to the UNet."""
+    """Return a pipeline in Stable Diffusion XL's layout, native size 64x64; `options` are for the UNet."""
     tokenizer = tiny_tokenizer(folder)
     unet = tiny_conditional_unet(
         cross_attention_dim=32,
@@ -166,7 +166,7 @@ def tiny_sdxl(folder: Path, scheduler: Any = None, vae: Any = None, **options: A
 
 
 def tiny_sd3(folder: Path, scheduler: Any = None, t5: bool = True) -> StableDiffusion3Pipeline:
-    """Stable Diffusion 3's, native size 64x64."""
+    """Return a pipeline in Stable Diffusion 3's layout, native size 64x64."""
     tokenizer = tiny_tokenizer(folder)
     torch.manual_seed(0)
     transformer = SD3Transformer2DModel(
@@ -197,7 +197,7 @@ def tiny_sd3(folder: Path, scheduler: Any = None, t5: bool = True) -> StableDiff
 
 
 def tiny_flux(folder: Path, schnell: bool = False) -> FluxPipeline:
-    """Flux's, dev or schnell."""
+    """Return a pipeline in the layout of Flux dev or schnell."""
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
         in_channels=16,
@@ -222,7 +222,7 @@ def tiny_flux(folder: Path, schnell: bool = False) -> FluxPipeline:
 
 
 def tiny_ldm(autoencoder: Any = None) -> LDMPipeline:
-    """The first unconditional latent models', native size 32x32 (or 64x64 with an AutoencoderKL)."""
+    """Return an unconditional latent pipeline, native size 32x32, or 64x64 with an AutoencoderKL."""
     autoencoder = autoencoder or tiny_vq()
     channels = autoencoder.config["latent_channels"]
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Tiny random models in diffusers' layouts, saved as any user's model is."""
+"""Tiny random pixel-space models in diffusers' layouts, saved as any user's model is."""
 
 import json
 from collections.abc import Callable
@@ -13,8 +13,11 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors.torch import load_file, save_file
 
-from adhere import ConstrainedPipeline
+import adhere
+from adhere.core.presets import PRESETS
 
+# The presets that serve a mask on any pixel model: psld needs a decoder, newton_exact a small state.
+PIXEL_PRESETS = [name for name in PRESETS if name not in ("psld", "newton_exact")]
 WEIGHTS = Path("unet", "diffusion_pytorch_model.safetensors")
 
 
@@ -36,10 +39,10 @@ def tiny_unet(
     )
 
 
-def save_model(folder: Path, prediction: str = "epsilon", ddpm: bool = False, **network: Any) -> Path:
-    """`folder`, with a DDIMPipeline or DDPMPipeline in it; `network` as for `tiny_unet`."""
+def save_model(folder: Path, prediction_type: str = "epsilon", ddpm: bool = False, **network: Any) -> Path:
+    """Save a DDIMPipeline or a DDPMPipeline in the folder and return the folder; `network` is for `tiny_unet`."""
     unet = tiny_unet(**network)
-    options = {"prediction_type": prediction, "clip_sample": False}
+    options = {"prediction_type": prediction_type, "clip_sample": False}
     if ddpm:
         variance = "fixed_small" if unet.config["out_channels"] == unet.config["in_channels"] else "learned_range"
         DDPMPipeline(unet, DDPMScheduler(variance_type=variance, **options)).save_pretrained(folder)
@@ -49,8 +52,11 @@ def save_model(folder: Path, prediction: str = "epsilon", ddpm: bool = False, **
 
 
 def load(folder: Path | None, **options: Any) -> Any:
-    """The constrained pipeline of a folder, or with None the one that ships; Any, as its attributes are diffusers'."""
-    pipe: Any = ConstrainedPipeline.from_pretrained(folder, **options)
+    """Return the constrained pipeline of a folder, or the shipped one for None, without progress bars.
+
+    It is typed Any, since its attributes are diffusers'.
+    """
+    pipe: Any = adhere.load(folder, **options)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -65,5 +71,5 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], dict[
 
 
 def with_nan(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """As a training run that diverged leaves them."""
+    """Return weights that are all NaN, as a diverged training run leaves them."""
     return {name: torch.full_like(value, float("nan")) for name, value in weights.items()}

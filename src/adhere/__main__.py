@@ -1,4 +1,4 @@
-"""`python -m adhere` is the command `adhere`."""
+"""`python -m adhere` runs the command `adhere`."""
 
 from adhere.apps.cli import main
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
+from adhere.core.constraints import Linear
 from adhere.core.operators import LinearOperator
 from adhere.testing.priors import FactorMixture, Gaussian, GaussianMixture
 
@@ -51,6 +52,25 @@ class Matrix(LinearOperator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         return (y @ self.A).reshape(-1, *self.shape)
+
+
+def gaussian_case(
+    seed: int, m: int = 3, orthonormal: bool = False, noise: float = 0.0, shape: tuple[int, ...] = (1, 2, 3)
+) -> tuple[Gaussian, Tensor, Linear, Tensor, Generator]:
+    """Return (prior, A, constraint, x_t, generator): a Gaussian prior and m random measurements of one image."""
+    g = seeded(seed)
+    prior, A = random_gaussian(g, shape), normal(g, m, math.prod(shape))
+    if orthonormal:
+        A = torch.linalg.qr(A.T)[0].T
+    operator = Matrix(A, shape)
+    y = operator(prior.sample(1, g)) + noise * normal(g, 1, m)
+    return prior, A, Linear(operator, y, noise), normal(g, 2, *shape), g
+
+
+def exact_jacobian(prior: Gaussian, alpha_t: float, sigma_t: float) -> Tensor:
+    """Return (alpha/sigma^2) Cov[x0 | x_t] of a Gaussian prior, the covariance by Bayes' rule."""
+    identity = torch.eye(prior.size, dtype=torch.float64)
+    return alpha_t / sigma_t**2 * (prior.covariance.inverse() + (alpha_t / sigma_t) ** 2 * identity).inverse()
 
 
 class IdentityAutoencoder:

@@ -88,6 +88,13 @@ def test_an_unknown_prediction_type_is_refused_with_all_that_are_known():
         check_prediction_type("eps")  # `NetworkDenoiser` calls it; here the type checker of the tests would be first
 
 
+@pytest.mark.parametrize("make", [NetworkDenoiser, NetworkDenoiser.from_alphas_cumprod])
+@pytest.mark.parametrize(("keyword", "hint"), [("prediction", "prediction_type"), ("model", "network")])
+def test_keywords_of_other_libraries_are_refused_with_the_right_ones(make, keyword, hint):
+    with pytest.raises(TypeError, match=f"has no argument '{keyword}': call it {hint}"):
+        make(**{keyword: Recorder()})
+
+
 # Denoisers that wrap denoisers ---------------------------------------------------------------------------------------
 
 

@@ -12,8 +12,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from adhere.core.denoisers import NetworkDenoiser
 from adhere.core.derivatives import finite_difference_step, forward_difference, jvp, vjp
-from adhere.core.schedules import DDPMSchedule, FlowSchedule
-from tests.core.exact import assert_close, normal, random_mixture, seeded
+from adhere.core.schedules import CosineSchedule, DDPMSchedule, FlowSchedule
+from tests.core.exact import (
+    assert_close,
+    exact_jacobian,
+    gaussian_case,
+    matrix_of,
+    normal,
+    random_mixture,
+    seeded,
+)
 
 HALF_PRECISION = [torch.bfloat16, torch.float16]
 
@@ -29,6 +37,23 @@ class SmoothNetwork(torch.nn.Module):
 
     def forward(self, x_t, t):
         return (torch.tanh(0.3 * x_t.flatten(1) @ self.inner) @ self.outer).view_as(x_t)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.1, 0.9), st.floats(-8, 2))
+def test_the_jacobian_of_a_gaussian_is_its_posterior_covariance_and_any_difference_is_exact(seed, t, exponent):
+    """J = (alpha/sigma^2) Cov[x0 | x_t], symmetric; a difference with any step h gives J v."""
+    prior, _, _, x_t, g = gaussian_case(seed)
+    schedule = CosineSchedule()
+    denoiser = prior.denoiser(schedule)
+    J, x0 = exact_jacobian(prior, *schedule(t)), denoiser(x_t, t)
+    columns = matrix_of(lambda v: jvp(denoiser, x_t[:1], t, x0[:1], v), prior.shape)
+    assert_close(columns, J, 1e-8)
+    assert_close(J, J.T)
+    h, v = 10**exponent, normal(g, *x_t.shape)
+    difference = (denoiser(x_t + h * v, t) - x0) / h
+    # Exact in real numbers; rounding errors of about 1e-15 in each of the two are divided by h.
+    assert_close(difference.flatten(1), v.flatten(1) @ J, 1e-12 + 1e-13 / h)
 
 
 def relative_error(value, exact):

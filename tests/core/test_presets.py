@@ -1,501 +1,438 @@
-"""Every method of METHODS on exact priors, and the closed-form truths they rest on (docs, "the method"); float64.
+"""Every preset on exact priors, in float64; presets by name; and `sample`.
 
-A new entry of METHODS is picked up by the tests that are parametrised over them.
+A new entry of PRESETS is picked up by the tests that are parametrized over them.
 """
 
-import math
-import re
+import inspect
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from adhere.core.constraints import Linear, Loss, Sum, Unconstrained
-from adhere.core.denoise import Counted, jacobian_product
-from adhere.core.latents import Through
-from adhere.core.operators import Blur, Downsample, Mask
-from adhere.core.sample import DPMSolver2M, Stochastic, initial_noise, sample
-from adhere.core.schedule import Discrete, RectifiedFlow, Trigonometric, log_snr, log_snr_timesteps
-from adhere.core.solvers import DEFAULT_METHOD, METHODS, Plain, default_method, method_named
-from adhere.core.solvers.ding import DING
+from adhere.core.baselines.newton_exact import NewtonExact
+from adhere.core.constraints import Constraint, Linear, Loss, Sum, Unconstrained
+from adhere.core.denoisers import CountingDenoiser, NetworkDenoiser
+from adhere.core.latents import DecodedConstraint
+from adhere.core.operators import Downsample, LinearOperator, Mask
+from adhere.core.presets import DEFAULT_PRESET, PRESETS, default_preset, get_sampler, sample
+from adhere.core.sampling import Sampler, last_x0
+from adhere.core.schedules import CosineSchedule, DDPMSchedule, FlowSchedule, log_snr_spacing
+from adhere.core.solvers.base import Solver, StochasticSolver
+from adhere.core.solvers.ddnm import DDNM
+from adhere.core.solvers.inexact_newton import InexactNewton
 from adhere.core.solvers.moment_matching import MomentMatching
-from adhere.core.solvers.newton_exact import NewtonExact
-from adhere.core.solvers.psld import PSLD
-from adhere.core.solvers.repaint import RePaint
-from tests.core.exact import (
-    Identical,
-    Matrix,
-    close,
-    matrix_of,
-    normal,
-    random_factors,
-    random_gaussian,
-    seeded,
-)
-from tests.core.laws import backward_passes, evaluations
+from adhere.core.solvers.plain import Plain
+from adhere.core.transitions import DDIM
+from adhere.testing import check_operator, check_solver
+from tests.core.exact import IdentityAutoencoder, assert_close, normal, random_factors, seeded
 
-FEW = settings(max_examples=15, deadline=None)
-SEEDS = st.integers(0, 2**32 - 1)
-TIMES = st.floats(0.1, 0.9)
-CONSTRAINED = {name: method for name, method in METHODS.items() if name != "plain"}
-any_method = pytest.mark.parametrize("method", CONSTRAINED.values(), ids=CONSTRAINED)
-MASKS_ONLY = (RePaint, DING)
-without_own_noise = pytest.mark.parametrize(
-    "method",
-    [method for method in CONSTRAINED.values() if not isinstance(method.solver, Stochastic)],
-    ids=[name for name, method in CONSTRAINED.items() if not isinstance(method.solver, Stochastic)],
-)
+CONSTRAINED = {name: sampler for name, sampler in PRESETS.items() if name != "plain"}
+any_preset = pytest.mark.parametrize("sampler", CONSTRAINED.values(), ids=CONSTRAINED)
+DETERMINISTIC = {name: one for name, one in CONSTRAINED.items() if not isinstance(one.solver, StochasticSolver)}
+any_preset_without_own_noise = pytest.mark.parametrize("sampler", DETERMINISTIC.values(), ids=DETERMINISTIC)
 
-SCHEDULE = Trigonometric()
-SHAPE = (1, 2, 3)
+SCHEDULE = CosineSchedule()
 PRIOR = random_factors(seeded(0))
-LEFT = Mask(torch.tensor([1.0, 1.0, 0.0, 0.0]).double().expand(1, 1, 4, 4))
-mask_or_means = pytest.mark.parametrize("operator", [LEFT, Downsample(2)], ids=["mask", "area"])
+LEFT_HALF = Mask(torch.tensor([1.0, 1.0, 0.0, 0.0]).double().expand(1, 1, 4, 4))
+mask_or_means = pytest.mark.parametrize("operator", [LEFT_HALF, Downsample(2)], ids=["mask", "area"])
 
 
-def gaussian_case(seed, m=3, orthonormal=False, noise=0.0):
-    """(prior, A, constraint, x_t, generator) of a Gaussian prior on SHAPE and m random measurements."""
-    g = seeded(seed)
-    prior, A = random_gaussian(g, SHAPE), normal(g, m, math.prod(SHAPE))
-    if orthonormal:
-        A = torch.linalg.qr(A.T)[0].T
-    operator = Matrix(A, SHAPE)
-    y = operator(prior.sample(1, g)) + noise * normal(g, 1, m)
-    return prior, A, Linear(operator, y, noise), normal(g, 2, *SHAPE), g
-
-
-def exact_jacobian(prior, alpha_t, sigma_t):
-    """(alpha/sigma^2) Cov[x0 | x_t] of a Gaussian prior, the covariance from Bayes' rule."""
-    identity = torch.eye(prior.size, dtype=torch.float64)
-    return alpha_t / sigma_t**2 * (prior.covariance.inverse() + (alpha_t / sigma_t) ** 2 * identity).inverse()
-
-
-def linear_case(operator, count=4):
-    """A constraint on a batch of PRIOR's own pictures, with a little noise."""
+def linear_constraint(operator, count=4):
+    """Return a constraint on a batch of images of PRIOR, with noise 0.05."""
     y = operator(PRIOR.sample(count, seeded(1)))
-    return Linear(operator, y + 0.05 * normal(seeded(2), *y.shape), 0.05)
+    noise = 0.05 * normal(seeded(2), *y.shape) * operator.measurement_support(y)
+    return Linear(operator, y + noise, 0.05)
 
 
-def brief(method):
-    """Three levels, for what holds whatever their number."""
-    return replace(method, steps=3)
+def mean_square():
+    return Loss(lambda x0: x0.square().flatten(1).sum(1))
 
 
-def asked_of(method, constraint):
-    """The constraint as the method takes it: psld's through a decoder, which changes nothing."""
-    return Through(constraint, Identical()) if isinstance(method.solver, PSLD) else constraint
+def as_supported(sampler, constraint):
+    """Return the constraint through an autoencoder that changes nothing, where the solver needs one."""
+    decoded = DecodedConstraint(constraint, IdentityAutoencoder())
+    needs_decoder = sampler.solver.supports(decoded) and not sampler.solver.supports(constraint)
+    return decoded if needs_decoder else constraint
 
 
-def skip_unless_served(method, operator):
-    if isinstance(method.solver, MASKS_ONLY) and not isinstance(operator, Mask):
+def skip_unless_supported(sampler, operator):
+    if not sampler.solver.supports(as_supported(sampler, linear_constraint(operator))):
         pytest.skip("for masks only")
 
 
-def run(method, constraint, generator, denoiser=None, count=4):
-    """The method as METHODS has it, from noise drawn by `generator`."""
-    constraint = asked_of(method, constraint)
+def run(sampler, constraint, generator, denoiser=None, count=4, num_steps=None):
+    """Return samples of PRIOR under a constraint, from noise drawn by `generator`."""
     denoiser = PRIOR.denoiser(SCHEDULE) if denoiser is None else denoiser
-    times = method.levels(SCHEDULE, method.steps)
-    x_T = initial_noise(SCHEDULE, (count, *PRIOR.shape), times[0], PRIOR.mean, generator)
-    return sample(denoiser, constraint, method.solver, x_T, times, method.transition, generator)
+    if isinstance(generator, torch.Generator):
+        noise = normal(generator, count, *PRIOR.shape)
+    else:
+        noise = torch.cat([normal(one, 1, *PRIOR.shape) for one in generator])
+    states = sampler.trajectory(denoiser, as_supported(sampler, constraint), noise, generator, num_steps)
+    return last_x0(states)
 
 
-# Closed-form truths --------------------------------------------------------------------------------------------------
+# Laws of every preset ------------------------------------------------------------------------------------------------
 
 
-@FEW
-@given(SEEDS, TIMES, st.floats(-8, 2))
-def test_1_jacobian_of_a_gaussian_is_the_covariance_and_any_difference_is_exact(seed, t, exponent):
-    prior, _, _, x_t, g = gaussian_case(seed)
-    denoiser, (alpha_t, sigma_t) = prior.denoiser(SCHEDULE), SCHEDULE(t)
-    J, x0 = exact_jacobian(prior, alpha_t, sigma_t), denoiser(x_t, t)
-    columns = matrix_of(lambda v: jacobian_product(denoiser, x_t[:1], t, x0[:1], v), SHAPE)
-    close(columns, J, 1e-8)
-    close(J, J.T)
-    h, v = 10**exponent, normal(g, *x_t.shape)
-    difference = (denoiser(x_t + h * v, t) - x0) / h
-    # Exact in real numbers; round-off of about 1e-15 in each of the two is divided by h.
-    close(difference.flatten(1), v.flatten(1) @ J, 1e-12 + 1e-13 / h)
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_keeps_the_laws_of_solvers(name):
+    """Cost, batches, memory, shapes and dtypes: see `check_solver`."""
+    y = LEFT_HALF(PRIOR.sample(1, seeded(1)))
+    constraint = Linear(Mask(LEFT_HALF.known.float()), y.float(), 0.05)
+    check_solver(PRESETS[name], as_supported(PRESETS[name], constraint), PRIOR)
 
 
-@FEW
-@given(SEEDS, TIMES, st.sampled_from([0.5, 0.95, 1.05]))
-def test_2_constant_steps_along_J_e_contract_the_residual_below_two_over_lambda_max(seed, t, fraction):
-    """r' = (I - eta A J J A^T) r, for fifty steps; every component of r is there from the start."""
-    prior, A, constraint, x_t, _ = gaussian_case(seed)
-    denoiser, J = prior.denoiser(SCHEDULE), exact_jacobian(prior, *SCHEDULE(t))
-    M = A @ J @ J @ A.T
-    lam, V = torch.linalg.eigh(M)
-    eta = fraction * 2 / float(lam[-1])
-    constraint = Linear(constraint.operator, constraint.operator(denoiser(x_t, t)) + V.sum(1))
-    r = start = constraint.residual(denoiser(x_t, t))
-    contraction = torch.eye(len(M), dtype=torch.float64) - eta * M
-    for _ in range(50):
-        x0 = denoiser(x_t, t)
-        x_t = x_t + eta * jacobian_product(denoiser, x_t, t, x0, constraint.direction(x0))
-        r = r @ contraction
-    residual = constraint.residual(denoiser(x_t, t))
-    close(residual, r, 1e-6)
-    # Beyond the bound the top component grows by |1 - 2.1| a step, more than a hundredfold in fifty.
-    assert (residual.norm(dim=1) < start.norm(dim=1)).tolist() == [fraction < 1] * 2
+class SmoothDenoiser:
+    """A denoiser on any schedule, from pure noise on, whose Jacobian is regular everywhere."""
 
+    dtype = torch.float64
 
-@FEW
-@given(SEEDS, TIMES)
-def test_3_the_exact_newton_step_zeroes_a_linear_residual(seed, t):
-    """J dx = e moves x0 by e = A^T r, and the residual to (I - A A^T) r: zero for orthonormal rows, as a mask's are."""
-    prior, _, constraint, x_t, _ = gaussian_case(seed, orthonormal=True)
-    denoiser, J = prior.denoiser(SCHEDULE), exact_jacobian(prior, *SCHEDULE(t))
-    e = constraint.direction(denoiser(x_t, t))
-    step = torch.linalg.solve(J, e.flatten(1).T).T.view_as(x_t)
-    assert constraint.error(denoiser(x_t, t)).min() > 1e-3
-    assert constraint.error(denoiser(x_t + step, t)).max() < 1e-9
+    def __init__(self, schedule):
+        self.schedule = schedule
 
-
-@FEW
-@given(SEEDS, TIMES, st.integers(1, 4))
-def test_4_moment_matching_with_a_full_krylov_space_is_the_posterior_denoiser(seed, t, m):
-    noise = 0.3
-    prior, _, constraint, x_t, _ = gaussian_case(seed, m, noise=noise)
-    exact = prior.posterior(constraint.operator, constraint.y, noise).denoiser(SCHEDULE)(x_t, t)
-    moved, x0, _ = MomentMatching(m)(prior.denoiser(SCHEDULE), constraint, x_t, t, None)
-    # Differences with h = 1e-5 leave 1e-11 of round-off, times the small system's condition number, below 1e4 here.
-    close(x0, exact, 1e-7)
-    assert moved.equal(x_t)
-
-
-# 5 is in test_sample.py, 6 in test_priors.py.
-
-
-def posterior_run(seed, method):
-    """4000 samples by (solver, transition, times) of a Gaussian prior with two measurements: with the posterior."""
-    prior, A, constraint, _, _ = gaussian_case(seed, m=2, noise=0.3)
-    solver, transition, times = method
-    x_T = initial_noise(SCHEDULE, (4000, *SHAPE), times[0], prior.mean, seeded(5))
-    samples = sample(prior.denoiser(SCHEDULE), constraint, solver, x_T, times, transition, seeded(6))
-    return samples, prior.posterior(constraint.operator, constraint.y, constraint.noise), constraint, A
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_7_inexact_newton_varies_too_little(seed):
-    """The total variance of what is not measured is below the posterior's by more than five standard errors."""
-    paper = METHODS["inexact_newton"]
-    times = paper.levels(SCHEDULE, paper.steps)
-    samples, posterior, constraint, A = posterior_run(seed, (paper.solver, paper.transition, times))
-    unseen = torch.linalg.svd(A)[2][len(A) :]  # an orthonormal basis of A's null space
-    squares = ((samples - samples.mean(0)).flatten(1) @ unseen.T).square().sum(1)
-    standard_error = squares.std() / math.sqrt(len(squares))
-    assert squares.mean() + 5 * standard_error < (unseen @ posterior.covariance @ unseen.T).trace()
-    # It does meet the constraint, and closer than the posterior would, whose samples miss it by about the noise.
-    assert constraint.error(samples).mean() < constraint.noise * 2 / 3
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_7_moment_matching_samples_the_posterior(seed):
-    """Mean and covariance within five standard errors, with steps enough that those of discretisation are smaller."""
-    times = log_snr_timesteps(SCHEDULE, 100, -5.0, 6.0)
-    samples, posterior, _, _ = posterior_run(seed, (MomentMatching(m=2), DPMSolver2M(eta=1.0), times))
-    x = samples.flatten(1) - posterior.mean.flatten()
-    products = x[:, :, None] * x[:, None, :]
-    for values, expected in [(x, torch.zeros_like(x[0])), (products, posterior.covariance)]:
-        standard_error = values.std(0) / math.sqrt(len(values))
-        assert ((values.mean(0) - expected).abs() <= 5 * standard_error).all()
-
-
-# Laws of every method ------------------------------------------------------------------------------------------------
-
-
-@any_method
-def test_evaluations_and_backward_passes_follow_the_law_whatever_the_batch(method):
-    method = brief(method)
-    for count in (1, 3):
-        counted = Counted(PRIOR.denoiser(SCHEDULE))
-        run(method, linear_case(LEFT, count), seeded(0), counted, count)
-        assert counted.nfe == evaluations(method, 3, PRIOR.size)
-        assert counted.backward == backward_passes(method.solver, 3)
-
-
-def test_directions_follow_the_noise():
-    solver = MomentMatching(m=((-3.0, 3), (-1.5, 7), (4.5, 1)))
-    assert [solver.directions(log_snr) for log_snr in (-9.0, -2.25, -1.5, 1.5, 4.5, 9.0)] == [3, 5, 7, 4, 1, 1]
-    assert {MomentMatching(m=7).directions(log_snr) for log_snr in (-9.0, 9.0)} == {7}
+    def __call__(self, x_t, t):
+        return 0.5 * x_t + 0.2 * torch.tanh(x_t)
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {"m": 0},
-        {"m": ()},
-        {"m": True},
-        {"m": ((math.nan, 2), (1.0, 1))},
-        {"m": ((0.0, 2), (1.0, 0))},
-        {"m": ((1.0, 2), (1.0, 1))},
-        {"m": ((3.0, 2), (-1.5, 1))},
-        {"noise_floor": -0.1},
-        {"snr_floor": -0.1},
-        {"snr_floor": math.inf},
-    ],
+    "schedule", [SCHEDULE, FlowSchedule(), DDPMSchedule.from_betas()], ids=["cosine", "flow", "ddpm"]
 )
-def test_settings_that_mean_nothing_are_refused(settings):
-    with pytest.raises(ValueError, match=next(iter(settings))):
-        MomentMatching(**settings)
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_cost_of_a_run_is_the_stated_one_for_any_number_of_steps(name, schedule):
+    """Evaluations and backward passes, counted over 1, 2 and 7 noise levels, and over the default number."""
+    sampler = PRESETS[name]
+    constraint = as_supported(sampler, linear_constraint(LEFT_HALF, 1))
+    for num_steps in (1, 2, 7, None):
+        counting = CountingDenoiser(SmoothDenoiser(schedule))
+        noise = normal(seeded(0), 2, *PRIOR.shape)
+        last_x0(sampler.trajectory(counting, constraint, noise, seeded(1), num_steps))
+        assert counting.nfe == sampler.evaluations(schedule, num_steps, PRIOR.size)
+        assert counting.num_backward == sampler.backward_passes(schedule, num_steps)
 
 
-@FEW
-@given(SEEDS, TIMES, st.integers(1, 4), st.floats(0.01, 10))
-def test_the_conditional_mean_of_a_gaussian_about_itself_is_itself(seed, t, m, snr_floor):
-    prior, _, constraint, x_t, _ = gaussian_case(seed, m, noise=0.3)
-    exact = prior.posterior(constraint.operator, constraint.y, 0.3).denoiser(SCHEDULE)(x_t, t)
-    close(MomentMatching(m, snr_floor=snr_floor)(prior.denoiser(SCHEDULE), constraint, x_t, t, exact)[1], exact, 1e-6)
+def test_the_stated_numbers_of_evaluations_of_the_presets():
+    """Those that the documentation names."""
+    stated = {name: sampler.evaluations(SCHEDULE, None, PRIOR.size) for name, sampler in PRESETS.items()}
+    assert stated["moment_matching"] == 24
+    assert stated["moment_matching_posterior"] == 39
+    assert stated["inexact_newton"] == stated["dps"] == stated["mpgd"] == stated["psld"] == 220
+    assert stated["ddnm"] == 50 and stated["plain"] == 20
+    assert PRESETS["dps"].backward_passes(SCHEDULE) == 200
 
 
-@pytest.mark.parametrize("schedule", [SCHEDULE, Discrete.from_betas(), RectifiedFlow()])
-def test_a_last_mean_is_looked_at_at_the_floor_and_nowhere_else(schedule):
-    solver, x_t = MomentMatching(snr_floor=0.2), normal(seeded(0), 1, *PRIOR.shape)
-    noisy, clean = (schedule.time_at(lam) for lam in (-2.0, 0.0))
-    x, t = solver.informed(schedule, x_t, noisy, torch.ones_like(x_t))
-    assert log_snr(schedule, t) == pytest.approx(math.log(0.2) / 2, abs=0.01)
-    (a, s), (a_t, s_t) = schedule(t), schedule(noisy)
-    mean_and_x_t = (a / s) ** 2 - (a_t / s_t) ** 2 + a_t / s_t**2 * x_t  # natural parameters of a mean of ones and x_t
-    close(a / s**2 * x, mean_and_x_t, 1e-9)
-    for untouched in (solver.informed(schedule, x_t, clean, x_t + 1), solver.informed(schedule, x_t, noisy, None)):
-        assert untouched[0] is x_t
-
-
-def test_the_conditional_mean_of_a_mixture_is_better_about_a_guess():
-    """At much noise, where a Gaussian does not tell what y leaves open; the guess is the conditional mean without."""
-    prior, t, noise = PRIOR, SCHEDULE.time_at(-1.0), 0.1
-    truth = prior.sample(64, seeded(1))
-    operator = Mask(LEFT.known)
-    y = operator(truth) + noise * operator(normal(seeded(2), *truth.shape))
-    alpha_t, sigma_t = SCHEDULE(t)
-    x_t = alpha_t * truth + sigma_t * normal(seeded(3), *truth.shape)
-    exact = torch.cat(
-        [
-            prior.posterior(operator, one, noise).denoiser(SCHEDULE)(noisy, t)
-            for one, noisy in zip(y.split(1), x_t.split(1), strict=True)
-        ]
-    )
-    linear, m = Linear(operator, y, noise), int(LEFT.known.sum())
-    guess = MomentMatching(m)(prior.denoiser(SCHEDULE), linear, x_t, t, None)[1]
-    about = MomentMatching(m, snr_floor=2.0)(prior.denoiser(SCHEDULE), linear, x_t, t, guess)[1]
-    assert (about - exact).square().mean() < (guess - exact).square().mean() / 2
-
-
-def test_a_few_directions_are_enough_under_a_blur():
-    """Of 64 that there are: what a blur sees weakly is made as strong as the rest, without an evaluation."""
-    prior, noise = random_gaussian(seeded(0), (1, 8, 8)), 0.02
-    x_t, truth = normal(seeded(1), 4, 1, 8, 8), prior.sample(1, seeded(2))
-    blurred = Blur(1.2)(truth) + noise * normal(seeded(3), 1, 1, 8, 8)
-    exact = prior.posterior(Blur(1.2), blurred, noise).denoiser(SCHEDULE)(x_t, 0.5)
-    denoiser = Counted(prior.denoiser(SCHEDULE))
-    _, mean, _ = MomentMatching(4)(denoiser, Linear(Blur(1.2), blurred, noise), x_t, 0.5, None)
-    assert denoiser.nfe == 5
-    assert (mean - exact).norm() < 0.1 * (denoiser(x_t, 0.5) - exact).norm()
-
-
-@pytest.mark.parametrize("noise", [0.02, 0.1])
-@pytest.mark.parametrize("level", [0.0, 2.0, 4.0])
-def test_the_preconditioner_is_nowhere_worse_than_none(monkeypatch, level, noise):
-    prior, t = random_gaussian(seeded(0), (1, 8, 8)), SCHEDULE.time_at(level)
-    alpha_t, sigma_t = SCHEDULE(t)
-    truth = prior.sample(4, seeded(2))
-    x_t = alpha_t * truth + sigma_t * normal(seeded(1), *truth.shape)
-    blurred = Blur(1.2)(truth[:1]) + noise * normal(seeded(3), 1, 1, 8, 8)
-    exact = prior.posterior(Blur(1.2), blurred, noise).denoiser(SCHEDULE)(x_t, t)
-
-    def miss():
-        _, mean, _ = MomentMatching(1)(prior.denoiser(SCHEDULE), Linear(Blur(1.2), blurred, noise), x_t, t, None)
-        return (mean - exact).norm()
-
-    with_it = miss()
-    monkeypatch.setattr("adhere.core.solvers.moment_matching.is_even", lambda _: True)
-    assert with_it <= 1.05 * miss()
-
-
-def test_moment_matching_meets_a_measurement_without_noise_exactly():
-    exact = Linear(LEFT, LEFT(PRIOR.sample(2, seeded(1))), 0.0)
-    x_t = normal(seeded(2), 2, *PRIOR.shape)
-    _, x0, _ = MomentMatching(m=2)(PRIOR.denoiser(SCHEDULE), exact, x_t, 0.5, None)
-    assert (exact.error(x0) < 1e-9).all()
-
-
-@pytest.mark.parametrize("m", [1, 3])
-def test_moment_matching_gives_a_loss_the_conditional_mean_of_its_tangent(m):
-    """x0 + V e (c / e^T V e), c being fn(x0): all that there is for an affine loss, and within its radius a step."""
-    g = seeded(0)
-    prior, t = random_gaussian(g, SHAPE), 0.5
-    x_t, w = normal(g, 2, *SHAPE), normal(g, *SHAPE)
-
-    def fn(x0):
-        return ((x0 * w).flatten(1).sum(1) - 3).abs()
-
-    counted = Counted(prior.denoiser(SCHEDULE))
-    solver = MomentMatching(m, noise_floor=0.0)
-    _, x0, _ = solver(counted, Loss(fn, radius=math.inf), x_t, t, None)
-    assert counted.nfe == 1 + m
-    plain = prior.denoiser(SCHEDULE)(x_t, t)
-    along = w.flatten() @ exact_jacobian(prior, *SCHEDULE(t))
-    miss = 3 - (plain * w).flatten(1).sum(1)
-    close(x0.flatten(1), plain.flatten(1) + miss[:, None] * along / (along @ w.flatten()), 1e-6)
-    _, near, _ = MomentMatching(1, noise_floor=0.0)(counted, Loss(fn, radius=0.1), x_t, t, None)
-    far = (x0 - plain).flatten(1).norm(dim=1)
-    close((near - plain).flatten(1).norm(dim=1), far.clamp(max=0.1 * math.sqrt(plain[0].numel())), 1e-6)
-    assert (far > 0.3).any()
-
-
-@pytest.mark.parametrize("m", [1, 2, 7])
-def test_one_noisy_number_is_counted_once(m):
-    prior, _, constraint, x_t, _ = gaussian_case(0, m=1, noise=0.5)
-    exact = prior.posterior(constraint.operator, constraint.y, 0.5).denoiser(SCHEDULE)(x_t, 0.5)
-    close(MomentMatching(m)(prior.denoiser(SCHEDULE), constraint, x_t, 0.5, None)[1], exact, 1e-7)
-
-
-def test_further_evaluations_are_newton_steps_on_a_curved_loss():
-    """fn(x) = (w . x)^2: each tangent halves w . x, a double root."""
-    g = seeded(0)
-    prior, x_t, w = random_gaussian(g, SHAPE), normal(g, 2, *SHAPE), normal(g, *SHAPE)
-
-    def root(x0):
-        return (x0 * w).flatten(1).sum(1)
-
-    loss = Loss(lambda x0: root(x0).square(), radius=math.inf)
-    plain = root(prior.denoiser(SCHEDULE)(x_t, 0.5))
-    for m in (1, 2, 5):
-        _, x0, _ = MomentMatching(m, noise_floor=0.0)(prior.denoiser(SCHEDULE), loss, x_t, 0.5, None)
-        close(root(x0), plain / 2**m, 1e-6)
-
-
-def test_a_loss_is_met_where_little_noise_is_left(monkeypatch):
-    """By tangents that ask the network nothing: fn(x) = |x - y|^2, whose V_t e alone does not reach y."""
-    t, y = SCHEDULE.time_at(2.5), normal(seeded(1), *PRIOR.shape)
-    counted = Counted(PRIOR.denoiser(SCHEDULE))
-    x_t, loss = (
-        normal(seeded(0), 2, *PRIOR.shape),
-        Loss(lambda x0: (x0 - y).square().flatten(1).sum(1), radius=math.inf),
-    )
-    _, x0, _ = MomentMatching(1)(counted, loss, x_t, t, None)
-    assert counted.nfe == 2
-    monkeypatch.setattr("adhere.core.solvers.moment_matching.LITTLE_NOISE", math.inf)
-    _, once, _ = MomentMatching(1)(counted, loss, x_t, t, None)
-    close(loss.error(x0), loss.error(once) / 16, 1e-9)  # each of the two halves the distance to a double root
-
-
-class OneByOne(Counted):
-    """Denoises each sample alone: products of other sizes round otherwise, and a difference divides that by h."""
+class OneByOneDenoiser(CountingDenoiser):
+    """Denoises each sample alone: products of other sizes round differently, and a difference divides that by h."""
 
     def __call__(self, x_t, t):
-        return torch.cat([super(OneByOne, self).__call__(one, t) for one in x_t.split(1)])
+        return torch.cat([super(OneByOneDenoiser, self).__call__(one, t) for one in x_t.split(1)])
 
 
-@any_method
+@any_preset
 @mask_or_means
-def test_a_batch_is_its_singles(method, operator):
-    skip_unless_served(method, operator)
-    method = brief(method)
-    constraint, denoiser = linear_case(operator), OneByOne(PRIOR.denoiser(SCHEDULE))
-    together = run(method, constraint, [seeded(i) for i in range(4)], denoiser)
+def test_a_batch_with_a_measurement_per_sample_equals_its_singles(sampler, operator):
+    skip_unless_supported(sampler, operator)
+    constraint, denoiser = linear_constraint(operator), OneByOneDenoiser(PRIOR.denoiser(SCHEDULE))
+    together = run(sampler, constraint, [seeded(i) for i in range(4)], denoiser, num_steps=3)
     for i in range(4):
         one = Linear(operator, constraint.y[i : i + 1], constraint.noise)
-        close(together[i : i + 1], run(method, one, [seeded(i)], denoiser, count=1), 1e-9)
+        single = run(sampler, one, [seeded(i)], denoiser, count=1, num_steps=3)
+        assert_close(together[i : i + 1], single, 1e-9)
 
 
-@any_method
-def test_the_seed_decides(method):
-    constraint = linear_case(LEFT)
-    ends = [run(brief(method), constraint, seeded(seed)) for seed in (1, 1, 2)]
-    assert ends[0].equal(ends[1])
-    assert not ends[0].equal(ends[2])
+@any_preset
+def test_the_seed_decides_the_sample(sampler):
+    constraint = linear_constraint(LEFT_HALF)
+    samples = [run(sampler, constraint, seeded(seed), num_steps=3) for seed in (1, 1, 2)]
+    assert samples[0].equal(samples[1])
+    assert not samples[0].equal(samples[2])
 
 
-@any_method
+@any_preset
 @mask_or_means
-def test_the_constraint_is_met_at_the_end(method, operator):
-    """To a tenth of what plain sampling leaves, which is about 1; the measurement's own noise is 0.05."""
-    skip_unless_served(method, operator)
-    if isinstance(method.solver, NewtonExact):
-        pytest.skip("exact steps miss where J changes along them: see test_baselines.py for where it does not")
-    constraint = linear_case(operator, 16)
-    samples = run(method, constraint, seeded(0), count=16)
-    plain = run(replace(method, solver=Plain()), constraint, seeded(0), count=16)
+def test_the_constraint_is_met_at_the_end(sampler, operator):
+    """To a tenth of what plain sampling leaves, which is about 1; the noise of the measurement is 0.05."""
+    skip_unless_supported(sampler, operator)
+    if isinstance(sampler.solver, NewtonExact):
+        pytest.skip("exact steps err where J changes along them; see test_newton_exact.py for where it does not")
+    constraint = linear_constraint(operator, 16)
+    samples = run(sampler, constraint, seeded(0), count=16)
+    plain = run(replace(sampler, solver=Plain()), constraint, seeded(0), count=16)
     assert samples.isfinite().all()
-    assert constraint.error(samples).mean() < 0.1 * constraint.error(plain).mean()
+    assert constraint.residual_norm(samples).mean() < 0.1 * constraint.residual_norm(plain).mean()
 
 
-@without_own_noise
-def test_nothing_asked_is_plain_sampling(method):
-    """A mask that knows nothing leaves a residual of zero at every level: no division by it, and no other effect.
+@any_preset_without_own_noise
+def test_a_mask_that_knows_nothing_is_plain_sampling(sampler):
+    """The residual is zero at every noise level: there is no division by it, and no other effect.
 
-    Of moment matching, without its floor: what is known of the last mean does not ask how that was come by.
+    Moment matching runs without fusion of the previous mean, which changes x_t under any constraint.
     """
-    if isinstance(method.solver, MomentMatching):
-        method = replace(method, solver=replace(method.solver, snr_floor=0.0))
+    if isinstance(sampler.solver, MomentMatching):
+        sampler = replace(sampler, solver=replace(sampler.solver, fusion_snr=0.0))
     nothing = Linear(Mask(torch.zeros(1, 1, 4, 4).double()), torch.zeros(1, *PRIOR.shape).double())
-    plain = run(replace(method, solver=Plain()), Unconstrained(), seeded(0))
-    close(run(method, nothing, seeded(0)), plain, 1e-12)
+    plain = run(replace(sampler, solver=Plain()), Unconstrained(), seeded(0))
+    assert_close(run(sampler, nothing, seeded(0)), plain, 1e-12)
 
 
-@without_own_noise
-def test_a_satisfied_sample_stays_beside_one_that_is_not(method):
-    """One level: the sample whose denoised image meets the measurement keeps it, without NaN; the other changes."""
+@any_preset_without_own_noise
+def test_a_sample_that_meets_the_measurement_stays_beside_one_that_does_not(sampler):
+    """At one noise level, the first sample keeps its x_t and x0, without NaN, and the second one changes."""
     denoiser, t = PRIOR.denoiser(SCHEDULE), 0.5
     x_t = normal(seeded(0), 2, *PRIOR.shape)
     x0 = denoiser(x_t, t)
-    y = LEFT(x0) + torch.tensor([0.0, 1.0]).double().view(2, 1, 1, 1) * LEFT(torch.ones_like(x0))
-    constraint = asked_of(method, Linear(LEFT, y, 0.05))
-    moved, after, _ = method.solver(denoiser, constraint, x_t, t, None)
-    close(moved[0], x_t[0], 1e-12)
-    close(after[0], x0[0], 1e-12)
+    y = LEFT_HALF(x0) + torch.tensor([0.0, 1.0]).double().view(2, 1, 1, 1) * LEFT_HALF(torch.ones_like(x0))
+    constraint = as_supported(sampler, Linear(LEFT_HALF, y, 0.05))
+    moved, after, _ = sampler.solver(denoiser, constraint, x_t, t, None)
+    assert_close(moved[0], x_t[0], 1e-12)
+    assert_close(after[0], x0[0], 1e-12)
     assert after[1].isfinite().all() and not after[1].equal(x0[1])
 
 
-@any_method
-def test_a_constraint_it_cannot_serve_is_refused_with_an_alternative(method):
-    loss = Loss(lambda x0: x0.square().flatten(1).sum(1))
-    try:
-        samples = run(method, loss, seeded(0))
-    except TypeError as error:
-        said = re.fullmatch(r"\w+ needs a .*constraint.*, not Loss: try (\w+)", str(error))
-        assert said
-        samples = run(METHODS[said[1]], loss, seeded(0))
-    plain = run(METHODS["inexact_newton"], Unconstrained(), seeded(0))
-    assert loss.error(samples).mean() < loss.error(plain).mean()
+def constraints_of_every_kind():
+    """Return constraints on images (1, 4, 4), each also through an autoencoder."""
+    x = PRIOR.sample(1, seeded(1))
+    linear = [Linear(operator, operator(x), 0.05) for operator in (LEFT_HALF, Downsample(2))]
+    direct = [Loss(lambda x0: x0.square().flatten(1).mean(1)), *linear]
+    return [*direct, *(DecodedConstraint(one, IdentityAutoencoder()) for one in direct)]
 
 
-def test_the_default_method_suits_the_constraint():
-    loss = Loss(lambda x0: x0.square().flatten(1).sum(1))
-    assert default_method(Unconstrained()) == "plain"
-    for constraint in (linear_case(LEFT), loss, Sum((loss, linear_case(LEFT)), (1.0, 1.0))):
-        assert default_method(constraint) == DEFAULT_METHOD
+@pytest.mark.parametrize("constraint", constraints_of_every_kind(), ids=["loss", "mask", "means", *["decoded"] * 3])
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_solver_runs_with_what_it_supports_and_nothing_else(name, constraint):
+    sampler = PRESETS[name]
 
-    class Other:
-        """A newcomer's, with no linear stand-in."""
+    def run_two_steps():
+        noise = normal(seeded(0), 2, *PRIOR.shape)
+        return last_x0(sampler.trajectory(PRIOR.denoiser(SCHEDULE), constraint, noise, seeded(0), 2))
 
-        def direction(self, x0):
-            return -x0
-
-        def error(self, x0):
-            return x0.flatten(1).norm(dim=1)
-
-    assert default_method(Other()) == "inexact_newton"
-
-
-def test_methods_by_name():
-    assert DEFAULT_METHOD in METHODS
-    assert all(method_named(name) is method for name, method in METHODS.items())
-    with pytest.raises(ValueError, match=f"did you mean 'inexact_newton'.*{', '.join(METHODS)}"):
-        method_named("inexact-newton")
+    if sampler.solver.supports(constraint):
+        assert run_two_steps().isfinite().all()
+    else:
+        solver = type(sampler.solver).__name__
+        with pytest.raises(TypeError, match=rf"^{solver} does not support a {type(constraint).__name__}"):
+            run_two_steps()
 
 
-@pytest.mark.parametrize("schedule", [RectifiedFlow(), RectifiedFlow(1000.0)], ids=["flow", "flow of 1000"])
-def test_methods_do_not_ask_which_schedule_it_is(schedule):
-    """At equal log-SNR, x_t / alpha_t is the same for every schedule, and so is the conditional mean."""
-    constraint, lam = linear_case(LEFT), -0.5
-    x = normal(seeded(0), 4, *PRIOR.shape)
-    means = []
-    for one in (SCHEDULE, schedule):
-        t = one.time_at(lam)
-        means.append(MomentMatching()(PRIOR.denoiser(one), constraint, one(t)[0] * x, t, None)[1])
-    close(means[0], means[1], 1e-4)  # the differences' steps are not the same: first order in h, over the noise
+@any_preset
+def test_a_loss_is_reduced_or_refused_with_a_solver_that_reduces_it(sampler):
+    loss = mean_square()
+    if sampler.solver.supports(as_supported(sampler, loss)):
+        samples = run(sampler, loss, seeded(0))
+    else:
+        with pytest.raises(TypeError, match=r"does not support a Loss: try the solver inexact_newton$"):
+            run(sampler, loss, seeded(0))
+        samples = run(PRESETS["inexact_newton"], loss, seeded(0))
+    plain = run(PRESETS["inexact_newton"], Unconstrained(), seeded(0))
+    assert loss.residual_norm(samples).mean() < loss.residual_norm(plain).mean()
+
+
+# By name -------------------------------------------------------------------------------------------------------------
+
+
+class DistanceToZero(Constraint):
+    """A constraint that cannot be linearized."""
+
+    def neg_grad(self, x0):
+        return -x0
+
+    def residual_norm(self, x0):
+        return x0.flatten(1).norm(dim=1)
+
+
+def test_the_default_preset_suits_the_constraint():
+    assert DEFAULT_PRESET == "moment_matching"
+    assert default_preset(Unconstrained()) == "plain"
+    both = Sum((mean_square(), linear_constraint(LEFT_HALF)), (1.0, 1.0))
+    for constraint in (linear_constraint(LEFT_HALF), mean_square(), both):
+        assert default_preset(constraint) == DEFAULT_PRESET
+    assert default_preset(DistanceToZero()) == "inexact_newton"
+
+
+def test_presets_are_found_by_name():
+    assert all(get_sampler(name) is sampler for name, sampler in PRESETS.items())
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_and_all_presets():
+    with pytest.raises(ValueError, match=f"did you mean 'inexact_newton'.*{', '.join(PRESETS)}"):
+        get_sampler("inexact-newton")
+    with pytest.raises(ValueError, match=f"unknown solver '12345': choose one of {', '.join(PRESETS)}"):
+        get_sampler("12345")
+
+
+def test_the_former_name_of_the_default_preset_is_refused_with_the_new_one():
+    with pytest.raises(ValueError, match="solver 'moment_matching_calm' is now called 'moment_matching'"):
+        get_sampler("moment_matching_calm")
+
+
+def test_a_solver_object_gets_the_settings_of_the_preset_of_its_class():
+    solver = MomentMatching(fusion_snr=0.1)
+    assert get_sampler(solver) == replace(PRESETS["moment_matching"], solver=solver)
+    assert get_sampler(InexactNewton(2)) == replace(PRESETS["inexact_newton"], solver=InexactNewton(2))
+    assert MomentMatching() == PRESETS[DEFAULT_PRESET].solver
+
+
+def test_a_solver_of_another_class_gets_the_defaults_of_sampler():
+    class AnotherSolver(DDNM):
+        pass
+
+    assert get_sampler(AnotherSolver()) == Sampler(AnotherSolver())
+
+
+def test_other_things_than_names_solvers_and_samplers_are_refused():
+    unchecked = inspect.unwrap(get_sampler)  # without the type checker of the tests
+    with pytest.raises(TypeError, match=r"solver = DDNM is a class: give an object, DDNM\(\.\.\.\)"):
+        unchecked(DDNM)
+    with pytest.raises(TypeError, match=r"solver = 3: give a name in adhere\.PRESETS, or a solver"):
+        unchecked(3)
+
+
+def test_a_sampler_is_used_as_it_is():
+    sampler = Sampler(DDNM(), DDIM(), log_snr_spacing, 5)
+    assert get_sampler(sampler) is sampler
+
+
+# sample --------------------------------------------------------------------------------------------------------------
+
+BATCH = (4, *PRIOR.shape)
+
+
+def sample_prior(constraint=None, shape=BATCH, **options):
+    constraint = linear_constraint(LEFT_HALF) if constraint is None else constraint
+    return sample(PRIOR.denoiser(SCHEDULE), constraint, shape, dtype=torch.float64, **options)
+
+
+def test_sample_takes_a_name_a_solver_or_a_sampler():
+    samples = [sample_prior(solver=one, generator=seeded(0)) for one in ("ddnm", DDNM(), PRESETS["ddnm"])]
+    assert samples[0].equal(samples[1]) and samples[0].equal(samples[2])
+    assert samples[0].equal(run(PRESETS["ddnm"], linear_constraint(LEFT_HALF), seeded(0)))
+
+
+def test_sample_chooses_the_solver_by_the_constraint():
+    for constraint in (linear_constraint(LEFT_HALF), Unconstrained()):
+        by_name = sample_prior(constraint, solver=default_preset(constraint), generator=seeded(0))
+        assert sample_prior(constraint, generator=seeded(0)).equal(by_name)
+
+
+def test_sample_without_a_generator_is_reproducible_after_manual_seed():
+    samples = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        samples.append(sample_prior())
+    assert samples[0].equal(samples[1])
+    assert not samples[0].equal(samples[2])
+    assert not samples[2].equal(sample_prior())  # the next call draws another seed
+
+
+def test_sample_with_one_generator_per_sample_equals_single_samples():
+    y = linear_constraint(LEFT_HALF).y[:1]
+    together = sample_prior(Linear(LEFT_HALF, y, 0.05), generator=[seeded(i) for i in range(4)])
+    for i in range(4):
+        one = sample_prior(Linear(LEFT_HALF, y, 0.05), (1, *PRIOR.shape), generator=seeded(i))
+        assert_close(together[i : i + 1], one, 1e-6)
+
+
+def test_sample_runs_without_gradients():
+    parameter, graphs = torch.nn.Parameter(torch.tensor(0.5)), []
+
+    def network(x_t, t):
+        graphs.append(torch.is_grad_enabled())
+        return parameter * x_t
+
+    known = Linear(Mask(torch.ones(1, 1, 4, 4)), torch.zeros(1, 1, 4, 4), 0.1)
+    x0 = sample(NetworkDenoiser(network, SCHEDULE, "sample"), known, (2, 1, 4, 4))
+    assert x0.dtype == torch.float32 and x0.shape == (2, 1, 4, 4)
+    assert not x0.requires_grad and not any(graphs)
+
+
+def test_sample_takes_the_number_of_noise_levels():
+    counting = CountingDenoiser(PRIOR.denoiser(SCHEDULE))
+    sample(counting, Unconstrained(), BATCH, num_inference_steps=3, dtype=torch.float64)
+    assert counting.nfe == 3
+    with pytest.raises(ValueError, match="num_steps = 0"):
+        sample_prior(num_inference_steps=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sample_returns_the_dtype_it_is_asked_for(dtype):
+    assert sample(PRIOR.denoiser(SCHEDULE), Unconstrained(), BATCH, dtype=dtype).dtype == dtype
+
+
+def test_sample_refuses_a_solver_that_does_not_support_the_constraint_and_unknown_names():
+    with pytest.raises(TypeError, match="RePaint does not support a Loss"):
+        sample_prior(mean_square(), solver="repaint")
+    with pytest.raises(ValueError, match="unknown solver 'repant': did you mean 'repaint'"):
+        sample_prior(solver="repant")
+    with pytest.raises(ValueError, match="2 generators for a batch of 4"):
+        sample_prior(generator=[seeded(0), seeded(1)])
+
+
+# What a newcomer adds ------------------------------------------------------------------------------------------------
+
+
+def has_at_most_ten_lines(thing):
+    return len(inspect.getsource(thing).splitlines()) <= 10
+
+
+def test_a_new_solver_takes_ten_lines():
+    class Replacement(Solver):
+        """Replaces the known part of x0 by the measurement."""
+
+        def __call__(self, denoiser, constraint, x_t, t, memory):
+            x0 = denoiser(x_t, t)
+            return x_t, x0 + constraint.neg_grad(x0), None
+
+        def evaluations(self, log_snrs, state_size=0):
+            return len(log_snrs)
+
+    assert has_at_most_ten_lines(Replacement)
+    check_solver(Replacement())
+    constraint = linear_constraint(LEFT_HALF)
+    x0 = sample_prior(constraint, solver=Replacement())
+    assert constraint.residual_norm(x0).max() < 1e-12
+
+
+def test_a_new_operator_takes_ten_lines():
+    class Diagonal(LinearOperator):
+        """Measures the diagonal of square images."""
+
+        def __call__(self, x):
+            return x.diagonal(dim1=-2, dim2=-1)
+
+        def adjoint(self, y):
+            return torch.diag_embed(y)
+
+    assert has_at_most_ten_lines(Diagonal)
+    check_operator(Diagonal(), (3, 5, 5))
+    constraint = Linear(Diagonal(), torch.zeros(1, 1, 4).double(), 0.0)
+    assert constraint.residual_norm(sample_prior(constraint)).max() < 1e-6
+
+
+def test_a_new_constraint_takes_ten_lines():
+    class MeanIs(Constraint):
+        """The mean of each image is a given value."""
+
+        def neg_grad(self, x0):
+            return (0.3 - x0.mean((1, 2, 3), keepdim=True)).expand_as(x0)
+
+        def residual_norm(self, x0):
+            return (x0.mean((1, 2, 3)) - 0.3).abs()
+
+    assert has_at_most_ten_lines(MeanIs)
+    plain = MeanIs().residual_norm(sample_prior(Unconstrained(), generator=seeded(0)))
+    x0 = sample_prior(MeanIs(), generator=seeded(0))
+    assert MeanIs().residual_norm(x0).mean() < 0.1 * plain.mean()
+
+
+def test_a_raw_network_takes_ten_lines():
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Tanh(), torch.nn.Conv2d(8, 3, 3, padding=1)
+    )
+    alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
+    known, y = torch.zeros(1, 1, 16, 16), torch.zeros(1, 3, 16, 16)
+    known[..., :8] = 1
+
+    denoiser = NetworkDenoiser.from_alphas_cumprod(lambda x_t, t: network(x_t), alphas_cumprod)
+    x0 = sample(denoiser, Linear(Mask(known), y), shape=(4, 3, 16, 16))
+
+    assert x0.shape == (4, 3, 16, 16) and x0.isfinite().all()
+    assert x0[..., :8].abs().max() < 1e-5

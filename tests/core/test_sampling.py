@@ -1,305 +1,236 @@
-"""Transitions against exact solutions and diffusers' schedulers, and what the loop promises."""
+"""The loop of sampling: what `trajectory` and `Sampler` guarantee for any solver and transition."""
 
 import math
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from adhere.core.constraints import Linear, Unconstrained
-from adhere.core.denoise import Prediction
-from adhere.core.operators import Mask
-from adhere.core.sample import DDIM, DPMSolver2M, State, initial_noise, randn, sample, trajectory
-from adhere.core.schedule import Discrete, RectifiedFlow, Trigonometric, log_snr, log_snr_timesteps
-from adhere.core.solvers import DDNM, Plain
+from adhere.core.denoisers import CountingDenoiser
+from adhere.core.noise import initial_noise
+from adhere.core.operators import Downsample, Mask
+from adhere.core.sampling import Sampler, State, last_x0, trajectory
+from adhere.core.schedules import CosineSchedule, FlowSchedule, log_snr, log_snr_spacing, uniform_spacing
+from adhere.core.solvers.base import Solver
+from adhere.core.solvers.ddnm import DDNM
+from adhere.core.solvers.inexact_newton import InexactNewton
 from adhere.core.solvers.moment_matching import MomentMatching
-from tests.core.exact import close, normal, random_gaussian, random_mixture, seeded
+from adhere.core.solvers.plain import Plain
+from adhere.core.transitions import DDIM, DPMSolver2M
+from tests.core.exact import normal, random_gaussian, random_mixture, seeded
 
 TRANSITIONS = [DDIM(0.0), DDIM(1.0), DPMSolver2M(0.0), DPMSolver2M(1.0)]
-SCHEDULES = [RectifiedFlow(), Trigonometric()]
+any_transition = pytest.mark.parametrize("transition", TRANSITIONS, ids=repr)
 
-
-def plain_states(denoiser, x_T, timesteps, transition, generator=None):
-    generator = seeded(1) if generator is None else generator
-    return list(trajectory(denoiser, Unconstrained(), Plain(), x_T, timesteps, transition, generator))
-
-
-# Exact solutions -----------------------------------------------------------------------------------------------------
-
-
-def exact_flow(prior, x_t, t, s, schedule):
-    """The probability-flow ODE of a Gaussian prior: x_s - alpha_s mu = C_s^1/2 C_t^-1/2 (x_t - alpha_t mu)."""
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
-    lam, V = torch.linalg.eigh(prior.covariance)
-    ratio = ((alpha_s**2 * lam + sigma_s**2) / (alpha_t**2 * lam + sigma_t**2)).sqrt()
-    moved = ((x_t - alpha_t * prior.mean).flatten(1) @ V * ratio) @ V.T
-    return alpha_s * prior.mean + moved.view_as(x_t)
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=["flow", "vp"])
-@pytest.mark.parametrize(("transition", "order"), [(DDIM(0.0), 1), (DPMSolver2M(0.0), 2)], ids=["DDIM", "2M"])
-def test_observed_order_on_the_probability_flow(transition, order, schedule):
-    """Halving the steps in log-SNR divides the error at the last level by 2^order."""
-    prior = random_gaussian(seeded(0))
-    first, last = -2.0, 2.0
-    t, s = schedule.time_at(first), schedule.time_at(last)
-    x_T = normal(seeded(1), 4, *prior.shape)
-    exact = exact_flow(prior, x_T, t, s, schedule)
-    errors = []
-    for steps in (40, 80, 160):
-        times = log_snr_timesteps(schedule, steps + 1, first, last)
-        errors.append(float((plain_states(prior.denoiser(schedule), x_T, times, transition)[-1].x_t - exact).norm()))
-    orders = [math.log2(coarse / fine) for coarse, fine in pairwise(errors)]
-    # The next term of the error is one order higher: at 40 steps of h = 0.1 it shifts the observed order by about h.
-    assert orders == pytest.approx([order, order], abs=0.15), errors
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.floats(0.02, 0.98), st.floats(0.02, 0.98))
-def test_ddim_without_noise_is_eulers_step_on_the_rectified_flow(a, b):
-    s, t = sorted((a, b))
-    x_t, x0 = normal(seeded(0), 2, 2, 1, 2, 2)
-    eps = (x_t - (1 - t) * x0) / t
-    x_s, memory = DDIM(0.0)(RectifiedFlow(), x_t, x0, t, s, None, seeded(0))
-    close(x_s, x_t + (s - t) * (eps - x0))
-    assert memory is None
-
-
-@pytest.mark.parametrize("transition", TRANSITIONS, ids=repr)
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=["flow", "vp"])
-def test_a_known_x0_keeps_the_marginal(transition, schedule):
-    """For a point prior x_t - alpha_t x0 is N(0, sigma_t^2) at every level, whatever the noise of the transition."""
-    x0 = torch.full((20_000, 1), 0.7, dtype=torch.float64)
-    times, g = log_snr_timesteps(schedule, 4, -1.0, 1.0), seeded(0)
-    alpha_t, sigma_t = schedule(times[0])
-    x_t, memory = alpha_t * x0 + sigma_t * normal(g, *x0.shape), None
-    for t, s in pairwise(times):
-        x_t, memory = transition(schedule, x_t, x0, t, s, memory, g)
-        alpha_s, sigma_s = schedule(s)
-        z = (x_t - alpha_s * x0) / sigma_s
-        # Five standard errors of the mean and variance of 20,000 standard normals.
-        assert abs(z.mean()) < 5 / math.sqrt(len(z))
-        assert abs(z.var() - 1) < 5 * math.sqrt(2 / len(z))
-
-
-# diffusers -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def unet():
-    torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D")}
-    small = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
-    return UNet2DModel(sample_size=8, in_channels=3, out_channels=3, **blocks, **small).eval()
-
-
-def as_denoiser(unet, scheduler, prediction):
-    return Prediction(
-        lambda x_t, t: unet(x_t, t).sample, Discrete(tuple(scheduler.alphas_cumprod.tolist())), prediction
-    )
-
-
-def their_states(unet, scheduler, x_T, **options):
-    """x_t before each step, and after the last, stepping diffusers' own scheduler."""
-    states = [x_T]
-    for t in scheduler.timesteps:
-        states.append(scheduler.step(unet(states[-1], t).sample, t, states[-1], **options).prev_sample)
-    return states
-
-
-def assert_same_states(ours, theirs):
-    """To 1e-4 of each state's largest entry: float32, and an epsilon network's x0 is divided by a small alpha_t."""
-    for state, x_t in zip([*(state.x_t for state in ours), ours[-1].x0], theirs, strict=True):
-        torch.testing.assert_close(state, x_t, rtol=0, atol=1e-4 * max(1.0, float(x_t.abs().max())))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_unconstrained_ddim_is_diffusers(unet, prediction, eta):
-    """All states; their last step (to alpha = 1) returns the x0 that ends ours."""
-    scheduler = DDIMScheduler(prediction_type=prediction, clip_sample=False, timestep_spacing="trailing")
-    scheduler.set_timesteps(10)
-    x_T = torch.randn(2, 3, 8, 8, generator=seeded(0))
-    theirs = their_states(unet, scheduler, x_T, eta=eta, generator=seeded(1))
-    denoiser = as_denoiser(unet, scheduler, prediction)
-    ours = plain_states(denoiser, x_T, denoiser.schedule.evenly(10), DDIM(eta), seeded(1))
-    assert_same_states(ours, theirs)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize(("algorithm", "eta"), [("dpmsolver++", 0.0), ("sde-dpmsolver++", 1.0)])
-def test_unconstrained_dpm_solver_is_diffusers(unet, prediction, algorithm, eta):
-    """Uneven steps in log-SNR, so that the ratio of two steps counts; their last step too is x0."""
-    scheduler = DPMSolverMultistepScheduler(
-        prediction_type=prediction, algorithm_type=algorithm, solver_order=2, solver_type="midpoint"
-    )
-    times = [999, 900, 750, 640, 500, 300, 180, 90, 20, 1]
-    scheduler.set_timesteps(timesteps=times)
-    x_T = torch.randn(2, 3, 8, 8, generator=seeded(0))
-    theirs = their_states(unet, scheduler, x_T, generator=seeded(1))
-    denoiser = as_denoiser(unet, scheduler, prediction)
-    ours = plain_states(denoiser, x_T, [float(t) for t in times], DPMSolver2M(eta), seeded(1))
-    assert_same_states(ours, theirs)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("shift", [1.0, 3.0])
-@pytest.mark.parametrize("steps", [1, 2, 10])
-def test_unconstrained_ddim_on_a_flow_is_diffusers_euler(unet, shift, steps):
-    """From pure noise, where alpha = 0: all states and the end."""
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    scheduler.set_timesteps(steps)
-    x_T = torch.randn(2, 3, 8, 8, generator=seeded(0))
-    theirs = their_states(unet, scheduler, x_T)
-    schedule = RectifiedFlow(1000.0, shift, last=scheduler.sigma_min)
-    denoiser = Prediction(lambda x_t, t: unet(x_t, torch.tensor(t)).sample, schedule, "flow")
-    ours = plain_states(denoiser, x_T, schedule.evenly(steps), DDIM(0.0))
-    for state, x_t in zip([*(state.x_t for state in ours), ours[-1].x0], theirs, strict=True):
-        torch.testing.assert_close(state, x_t, rtol=1e-5, atol=1e-5)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
-def test_zero_terminal_snr_is_diffusers(unet, prediction):
-    """Without noise: with it, theirs is NaN."""
-    scheduler = DDIMScheduler(
-        prediction_type=prediction, clip_sample=False, timestep_spacing="trailing", rescale_betas_zero_snr=True
-    )
-    scheduler.set_timesteps(10)
-    x_T = torch.randn(2, 3, 8, 8, generator=seeded(0))
-    theirs = their_states(unet, scheduler, x_T)
-    denoiser = as_denoiser(unet, scheduler, prediction)
-    times = denoiser.schedule.evenly(10)
-    assert denoiser.schedule(times[0])[0] == 0
-    assert_same_states(plain_states(denoiser, x_T, times, DDIM(0.0)), theirs)
-
-
-def test_what_divides_by_alpha_refuses_pure_noise():
-    x_t, flow = torch.ones(1, 1, 2, 2), RectifiedFlow()
-    with pytest.raises(ValueError, match="DPMSolver2M cannot start from nothing but noise"):
-        DPMSolver2M()(flow, x_t, x_t, 1.0, 0.5, None, seeded(0))
-    with pytest.raises(ValueError, match="moment_matching cannot start from nothing but noise"):
-        MomentMatching()(PRIOR.denoiser(flow), CONSTRAINT, X_T, 1.0, None)
-
-
-# The loop ------------------------------------------------------------------------------------------------------------
-
+SCHEDULE = CosineSchedule()
 PRIOR = random_mixture(seeded(7))
-DENOISER = PRIOR.denoiser(Trigonometric())
-TIMES = Trigonometric().evenly(5)
+DENOISER = PRIOR.denoiser(SCHEDULE)
+TIMES = SCHEDULE.timesteps(5)
 HALF = Mask(torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]]).double())
 CONSTRAINT = Linear(HALF, HALF(PRIOR.sample(1, seeded(8))))
 X_T = normal(seeded(9), 3, 1, 2, 2)
 
 
-@pytest.mark.parametrize("transition", TRANSITIONS, ids=repr)
-def test_trajectory_yields_a_state_per_level_and_sample_its_end(transition):
+def plain_sample(x_T, times, transition, generator):
+    return last_x0(trajectory(DENOISER, Unconstrained(), Plain(), x_T, times, transition, generator))
+
+
+# States --------------------------------------------------------------------------------------------------------------
+
+
+@any_transition
+def test_trajectory_yields_one_state_per_noise_level(transition):
     states = list(trajectory(DENOISER, CONSTRAINT, DDNM(), X_T, TIMES, transition, seeded(0)))
     assert [state.step for state in states] == list(range(5))
     assert [state.t for state in states] == TIMES
-    assert {state.steps for state in states} == {5}
-    assert {field.name for field in fields(State)} == {"step", "steps", "t", "x_t", "x0", "constraint"}
+    assert {state.num_steps for state in states} == {5}
+    assert {field.name for field in fields(State)} == {"step", "num_steps", "t", "x_t", "x0", "constraint"}
     for state in states:
         assert state.x_t.shape == state.x0.shape == X_T.shape
-        assert state.error.equal(CONSTRAINT.error(state.x0))
+        assert state.residual_norm.equal(CONSTRAINT.residual_norm(state.x0))
         assert state.x0.isfinite().all()
     assert states[0].x_t.equal(X_T)
-    assert states[-1].x0.equal(sample(DENOISER, CONSTRAINT, DDNM(), X_T, TIMES, transition, seeded(0)))
+    sample = last_x0(trajectory(DENOISER, CONSTRAINT, DDNM(), X_T, TIMES, transition, seeded(0)))
+    assert states[-1].x0.equal(sample)
 
 
-def test_one_level_is_one_denoising():
-    assert sample(DENOISER, Unconstrained(), Plain(), X_T, TIMES[:1], DDIM(), seeded(0)).equal(DENOISER(X_T, TIMES[0]))
+def test_one_noise_level_is_one_denoising():
+    assert plain_sample(X_T, TIMES[:1], DDIM(), seeded(0)).equal(DENOISER(X_T, TIMES[0]))
 
 
-@pytest.mark.parametrize("timesteps", [[], [0.2, 0.8], [0.8, 0.5, 0.5], [0.8, 0.2, 0.5]])
-def test_levels_that_do_not_fall_are_refused(timesteps):
-    with pytest.raises(ValueError, match="from high noise to low"):
-        next(trajectory(DENOISER, Unconstrained(), Plain(), X_T, timesteps, DDIM(), seeded(0)))
-
-
-@pytest.mark.parametrize("transition", TRANSITIONS, ids=repr)
-def test_nothing_is_kept_on_the_objects(transition):
-    """Two runs that share solver and transition, step by step in turn, are the two runs one after the other."""
+@any_transition
+def test_nothing_is_kept_on_solver_and_transition(transition):
+    """Two runs that share both and take turns are the two runs one after the other."""
 
     def run(x_T, seed):
         return trajectory(DENOISER, CONSTRAINT, DDNM(), x_T, TIMES, transition, seeded(seed))
 
     one, other = run(X_T, 1), run(-X_T, 2)
-    for a, b, together in zip(run(X_T, 1), run(-X_T, 2), zip(one, other, strict=True), strict=True):
-        assert a.x_t.equal(together[0].x_t) and b.x_t.equal(together[1].x_t)
+    for a, b, in_turns in zip(run(X_T, 1), run(-X_T, 2), zip(one, other, strict=True), strict=True):
+        assert a.x_t.equal(in_turns[0].x_t) and b.x_t.equal(in_turns[1].x_t)
 
 
-@pytest.mark.parametrize("transition", TRANSITIONS, ids=repr)
-def test_noise_is_drawn_only_when_asked_for_and_the_seed_decides_it(transition):
-    ends = [sample(DENOISER, Unconstrained(), Plain(), X_T, TIMES, transition, seeded(seed)) for seed in (1, 1, 2)]
-    assert ends[0].equal(ends[1])
-    assert ends[0].equal(ends[2]) == (transition.eta == 0)
+@any_transition
+def test_the_seed_decides_the_noise_and_matters_only_where_noise_is_added(transition):
+    samples = [plain_sample(X_T, TIMES, transition, seeded(seed)) for seed in (1, 1, 2)]
+    assert samples[0].equal(samples[1])
+    assert samples[0].equal(samples[2]) == (transition.eta == 0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_list_of_generators_draws_what_singles_would(dtype):
-    like = torch.zeros(1, dtype=dtype)
-    batch = randn((3, 2, 4), like, [seeded(i) for i in range(3)])
-    assert batch.dtype == dtype and batch.shape == (3, 2, 4)
-    assert batch.equal(torch.cat([randn((1, 2, 4), like, seeded(i)) for i in range(3)]))
-    assert randn((2, 4), like, seeded(0)).equal(torch.randn(2, 4, generator=seeded(0), dtype=dtype))
+# Replaced states -----------------------------------------------------------------------------------------------------
+
+
+@any_transition
+def test_a_state_that_is_sent_in_replaces_x_t_and_x0(transition):
+    """The next x_t is the step from the replaced state, and the run ends elsewhere."""
+    x_t, x0 = normal(seeded(1), *X_T.shape), normal(seeded(2), *X_T.shape)
+    states = trajectory(DENOISER, Unconstrained(), Plain(), X_T, TIMES, transition, seeded(0))
+    first = next(states)
+    second = states.send(replace(first, x_t=x_t, x0=x0))
+    expected, _ = transition(SCHEDULE, x_t, x0, TIMES[0], TIMES[1], None, seeded(0))
+    assert second.step == 1
+    assert second.x_t.equal(expected)
+    assert not last_x0(states).equal(plain_sample(X_T, TIMES, transition, seeded(0)))
+
+
+@any_transition
+def test_sending_a_state_back_unchanged_changes_nothing(transition):
+    states = trajectory(DENOISER, CONSTRAINT, DDNM(), X_T, TIMES, transition, seeded(0))
+    state, sent = next(states), []
+    while True:
+        sent.append(state)
+        try:
+            state = states.send(state)
+        except StopIteration:
+            break
+    for a, b in zip(trajectory(DENOISER, CONSTRAINT, DDNM(), X_T, TIMES, transition, seeded(0)), sent, strict=True):
+        assert a.x_t.equal(b.x_t) and a.x0.equal(b.x0)
+
+
+# Constraints during a run --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RecordingConstraint(Unconstrained):
+    """Records what it is called with at each update."""
+
+    calls: tuple[tuple[Tensor, float], ...] = ()
+
+    def update(self, x0: Tensor, log_snr: float) -> "RecordingConstraint":
+        return replace(self, calls=(*self.calls, (x0, log_snr)))
+
+
+def test_the_constraint_is_updated_between_noise_levels():
+    """With x0 of the noise level before, and the log-SNR of the next one."""
+    prior = random_gaussian(seeded(0))
+    denoiser, times = prior.denoiser(SCHEDULE), [0.9, 0.6, 0.3]
+    x_T = normal(seeded(1), 2, *prior.shape)
+    states = list(trajectory(denoiser, RecordingConstraint(), Plain(), x_T, times, DDIM(), seeded(2)))
+    assert [len(state.constraint.calls) for state in states] == [0, 1, 2]
+    for before, after in pairwise(states):
+        x0, level = after.constraint.calls[-1]
+        assert torch.equal(x0, before.x0)
+        assert level == log_snr(denoiser.schedule, after.t)
+
+
+def test_the_constraint_is_updated_with_the_replaced_x0():
+    states = trajectory(DENOISER, RecordingConstraint(), Plain(), X_T, TIMES, DDIM(), seeded(0))
+    replaced = replace(next(states), x0=torch.zeros_like(X_T))
+    ((x0, _),) = states.send(replaced).constraint.calls
+    assert x0 is replaced.x0
+
+
+@pytest.mark.parametrize(
+    ("constraint", "given"),
+    [
+        (Unconstrained(), "an? Unconstrained"),
+        (Linear(Downsample(2), torch.zeros(1, 1, 1, 1).double()), "a Linear constraint with Downsample"),
+    ],
+)
+def test_a_constraint_that_the_solver_does_not_support_is_refused_before_the_first_evaluation(constraint, given):
+    class MaskSolver(DDNM):
+        def supports(self, constraint):
+            return isinstance(constraint, Linear) and isinstance(constraint.operator, Mask)
+
+    denoiser = CountingDenoiser(DENOISER)
+    with pytest.raises(TypeError, match=f"^MaskSolver does not support {given}: try the solver inexact_newton$"):
+        next(trajectory(denoiser, constraint, MaskSolver(), X_T, TIMES, DDIM(), seeded(0)))
+    assert denoiser.nfe == 0
+
+
+# Refusals ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("timesteps", [[], [0.2, 0.8], [0.8, 0.5, 0.5], [0.8, 0.2, 0.5]])
+def test_timesteps_whose_noise_does_not_decrease_are_refused(timesteps):
+    with pytest.raises(ValueError, match="from high noise to low"):
+        next(trajectory(DENOISER, Unconstrained(), Plain(), X_T, timesteps, DDIM(), seeded(0)))
 
 
 @pytest.mark.parametrize("count", [0, 1, 4])
 def test_a_wrong_number_of_generators_is_refused(count):
-    generators = [seeded(i) for i in range(count)]
-    with pytest.raises(ValueError, match=f"{count} generators for a batch of 3: give one, or one per sample"):
-        randn((3, 2), torch.zeros(1), generators)
     with pytest.raises(ValueError, match="one per sample"):
-        sample(DENOISER, Unconstrained(), Plain(), X_T, TIMES, DDIM(), generators)
+        plain_sample(X_T, TIMES, DDIM(), [seeded(i) for i in range(count)])
 
 
-def test_initial_noise_has_the_spread_of_unit_variance_data():
-    like, white = X_T, normal(seeded(0), 3, 4)
-    close(initial_noise(Trigonometric(), (3, 4), 0.9, like, seeded(0)), white)
-    close(initial_noise(RectifiedFlow(), (3, 4), 0.9, like, seeded(0)), math.sqrt(0.1**2 + 0.9**2) * white)
+def test_moment_matching_refuses_pure_noise():
+    with pytest.raises(ValueError, match="moment_matching cannot start from pure noise"):
+        MomentMatching()(PRIOR.denoiser(FlowSchedule()), CONSTRAINT, X_T, 1.0, None)
 
 
-def test_temperature_scales_the_noise_of_the_stochastic_solver():
-    """x_s is the noise-free step plus temperature times the same draw."""
-    schedule, x_t, x0 = Trigonometric(), torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
-
-    def step(temperature: float):
-        transition = DPMSolver2M(temperature=temperature)
-        return transition(schedule, x_t, x0, 0.8, 0.5, None, torch.Generator().manual_seed(3))[0]
-
-    cold, half, warm = step(0.0), step(0.5), step(1.0)
-    torch.testing.assert_close(half, (cold + warm) / 2)
-    assert (warm - cold).abs().max() > 0.1
+# Samplers ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Asking(Unconstrained):
-    """Remembers what it was told at each renewal."""
+def test_a_sampler_runs_its_solver_over_its_timesteps():
+    spacing = partial(log_snr_spacing, log_snr_min=-1.0, log_snr_max=2.0)
+    sampler, noise = Sampler(DDNM(), DDIM(), spacing, num_steps=4), normal(seeded(0), 2, 1, 2, 2)
+    flow = FlowSchedule()
+    for num_steps in (None, 6):
+        states = list(sampler.trajectory(PRIOR.denoiser(flow), CONSTRAINT, noise, seeded(1), num_steps))
+        times = log_snr_spacing(flow, num_steps or 4, -1.0, 2.0)
+        assert [state.t for state in states] == times
+        x_T = initial_noise(flow, times[0], noise)
+        assert states[0].x_t.equal(x_T)
+        expected = last_x0(trajectory(PRIOR.denoiser(flow), CONSTRAINT, DDNM(), x_T, times, DDIM(), seeded(1)))
+        assert states[-1].x0.equal(expected)
 
-    told: tuple[tuple[Tensor, float], ...] = ()
 
-    def renewed(self, x0: Tensor, log_snr: float) -> "Asking":
-        return replace(self, told=(*self.told, (x0, log_snr)))
+def test_a_sampler_has_defaults_for_all_but_the_solver():
+    sampler = Sampler(InexactNewton())
+    assert sampler.transition == DPMSolver2M() and sampler.num_steps == 20
+    assert sampler.timesteps is log_snr_spacing and sampler.multiscale_max_log_snr == -math.inf
 
 
-def test_a_renewable_constraint_hears_of_each_level_before_the_next():
-    prior = random_gaussian(seeded(0))
-    denoiser, times = prior.denoiser(Trigonometric()), [0.9, 0.6, 0.3]
-    x_T = normal(seeded(1), 2, *prior.shape)
-    states = list(trajectory(denoiser, Asking(), Plain(), x_T, times, DDIM(), seeded(2)))
-    assert [len(state.constraint.told) for state in states] == [0, 1, 2]
-    for before, after in pairwise(states):
-        x0, level = after.constraint.told[-1]
-        assert torch.equal(x0, before.x0)
-        assert level == log_snr(denoiser.schedule, after.t)
+def test_a_sampler_states_its_cost():
+    """By the default number of steps or another one, over the noise levels of the schedule."""
+    sampler = Sampler(InexactNewton(num_iterations=2), DDIM(), uniform_spacing, num_steps=7)
+    assert sampler.evaluations(SCHEDULE) == 7 * 5
+    assert sampler.evaluations(SCHEDULE, 3) == 3 * 5
+    assert sampler.backward_passes(SCHEDULE) == 0
+    by_level = Sampler(MomentMatching(((-1.0, 3), (0.0, 1))), DDIM(), log_snr_spacing)
+    levels = [log_snr(SCHEDULE, t) for t in log_snr_spacing(SCHEDULE, 20)]
+    assert by_level.evaluations(SCHEDULE) == sum(
+        1 + MomentMatching(((-1.0, 3), (0.0, 1))).iterations_at(one) for one in levels
+    )
+
+
+@pytest.mark.parametrize("num_steps", [0, -1])
+def test_a_sampler_refuses_fewer_than_one_step(num_steps):
+    sampler = Sampler(Plain())
+    with pytest.raises(ValueError, match=f"num_steps = {num_steps}"):
+        sampler.trajectory(DENOISER, Unconstrained(), X_T, seeded(0), num_steps)
+    with pytest.raises(ValueError, match=f"num_steps = {num_steps}"):
+        sampler.evaluations(SCHEDULE, num_steps)
+
+
+def test_a_solver_must_state_its_evaluations():
+    class Incomplete(Solver):
+        def __call__(self, denoiser, constraint, x_t, t, memory):
+            return x_t, denoiser(x_t, t), None
+
+    with pytest.raises(TypeError, match="evaluations"):
+        Incomplete()

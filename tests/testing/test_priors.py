@@ -1,4 +1,4 @@
-"""The exact priors against closed forms, quadrature, autograd and their own samples; float64 throughout."""
+"""The exact priors against closed forms, quadrature, autograd and their own samples; in float64."""
 
 import math
 from itertools import pairwise
@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd.functional import jacobian
 
-from adhere.core.priors import FactorMixture, GaussianMixture
-from adhere.core.schedule import RectifiedFlow
+from adhere.core.denoisers import Denoiser
+from adhere.core.schedules import FlowSchedule
+from adhere.testing.priors import FactorMixture, GaussianMixture
 from tests.core.exact import (
     Matrix,
-    close,
+    assert_close,
     normal,
     random_factors,
     random_gaussian,
@@ -23,11 +24,12 @@ from tests.core.exact import (
 
 SEEDS = st.integers(0, 2**32 - 1)
 NOISE_LEVELS = st.floats(0.05, 0.95)
-FEW = settings(max_examples=15, deadline=None)
-flow = RectifiedFlow()
+few_examples = settings(max_examples=15, deadline=None)
+flow = FlowSchedule()
 
 
 def as_dense(prior):
+    """Return the same prior with dense covariances."""
     covariances = torch.stack([prior.component_covariance(k) for k in range(prior.components)])
     return GaussianMixture(prior.weights, prior.means, covariances)
 
@@ -40,24 +42,24 @@ def jacobian_at(prior, x_t, alpha_t, sigma_t):
 # Denoisers -----------------------------------------------------------------------------------------------------------
 
 
-@FEW
+@few_examples
 @given(SEEDS, NOISE_LEVELS)
-def test_gaussian_denoiser_is_the_closed_form_and_its_jacobian_the_covariance(seed, t):
+def test_the_denoiser_of_a_gaussian_is_the_closed_form_and_its_jacobian_is_the_covariance(seed, t):
     g = seeded(seed)
     prior, (alpha_t, sigma_t) = random_gaussian(g), flow(t)
     x_t, S, identity = normal(g, 3, *prior.shape), prior.covariance, torch.eye(4, dtype=torch.float64)
     precision = S.inverse() + alpha_t**2 / sigma_t**2 * identity
     information = prior.mean.flatten() @ S.inverse() + alpha_t / sigma_t**2 * x_t.flatten(1)
-    close(prior.denoiser(flow)(x_t, t).flatten(1), information @ precision.inverse())
+    assert_close(prior.denoiser(flow)(x_t, t).flatten(1), information @ precision.inverse())
     J = jacobian_at(prior, x_t[:1], alpha_t, sigma_t)
-    close(J, alpha_t / sigma_t**2 * precision.inverse())
-    close(J, J.T)
+    assert_close(J, alpha_t / sigma_t**2 * precision.inverse())
+    assert_close(J, J.T)
 
 
 @pytest.mark.parametrize("t", [0.1, 0.4, 0.7, 0.95])
-def test_mixture_denoiser_and_density_match_quadrature_in_one_dimension(t):
+def test_denoiser_and_density_of_a_mixture_match_quadrature_in_one_dimension(t):
     prior = GaussianMixture(*(torch.tensor(v).double() for v in ([0.3, 0.7], [-1.0, 0.8], [[[0.04]], [[0.3]]])))
-    grid = torch.linspace(-8, 8, 20001, dtype=torch.float64)  # trapezoids: exact to round-off for a smooth integrand
+    grid = torch.linspace(-8, 8, 20001, dtype=torch.float64)  # trapezoids: exact to rounding for a smooth integrand
     alpha_t, sigma_t = flow(t)
     x_t = torch.tensor([-1.5, -0.2, 0.1, 1.3]).double()
     eps = (x_t[:, None] - alpha_t * grid) / sigma_t  # (B, grid)
@@ -68,51 +70,51 @@ def test_mixture_denoiser_and_density_match_quadrature_in_one_dimension(t):
     prior_density = normals[0] + normals[1]
     joint = (-0.5 * eps**2).exp() / math.sqrt(2 * math.pi) / sigma_t * prior_density  # p(x_t | x0) p(x0)
     marginal = torch.trapezoid(joint, grid)
-    close(prior.denoiser(flow)(x_t, t), torch.trapezoid(joint * grid, grid) / marginal, 1e-7)
-    close(prior.log_density(x_t, alpha_t, sigma_t), marginal.log(), 1e-7)
-    close(prior.log_density(grid[::1000]), prior_density[::1000].log(), 1e-6)
+    assert_close(prior.denoiser(flow)(x_t, t), torch.trapezoid(joint * grid, grid) / marginal, 1e-7)
+    assert_close(prior.log_density(x_t, alpha_t, sigma_t), marginal.log(), 1e-7)
+    assert_close(prior.log_density(grid[::1000]), prior_density[::1000].log(), 1e-6)
 
 
-def test_mixture_denoiser_and_posterior_match_quadrature_in_two_dimensions():
+def test_denoiser_and_posterior_of_a_mixture_match_quadrature_in_two_dimensions():
     prior = random_mixture(seeded(0), shape=(2,))
     axis = torch.linspace(-12, 12, 501, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)  # (501^2, 2)
     log_prior = prior.log_density(grid)
-    close(log_prior.exp().sum() * (axis[1] - axis[0]) ** 2, torch.tensor(1.0).double(), 1e-7)
+    assert_close(log_prior.exp().sum() * (axis[1] - axis[0]) ** 2, torch.tensor(1.0).double(), 1e-7)
     x_t, (alpha_t, sigma_t) = torch.tensor([[0.3, -0.6]]).double(), flow(0.4)
     log_noise = -0.5 * ((x_t - alpha_t * grid) / sigma_t).square().sum(1)
-    close(prior.denoiser(flow)(x_t, 0.4)[0], (log_prior + log_noise).softmax(0) @ grid, 1e-7)
+    assert_close(prior.denoiser(flow)(x_t, 0.4)[0], (log_prior + log_noise).softmax(0) @ grid, 1e-7)
     A, y, noise = torch.tensor([[1.0, -0.5]]).double(), torch.tensor([0.4]).double(), 0.3
     posterior = prior.posterior(Matrix(A), y, noise)
     log_likelihood = -0.5 * ((y - grid @ A.T) / noise).square().sum(1)
     weight = (log_prior + log_likelihood).softmax(0)
-    close(posterior.mean, weight @ grid, 1e-7)
-    close(posterior.covariance, (grid - posterior.mean).T @ (weight[:, None] * (grid - posterior.mean)), 1e-7)
+    assert_close(posterior.mean, weight @ grid, 1e-7)
+    assert_close(posterior.covariance, (grid - posterior.mean).T @ (weight[:, None] * (grid - posterior.mean)), 1e-7)
     weight = (log_prior + log_likelihood + log_noise).softmax(0)
-    close(posterior.denoiser(flow)(x_t, 0.4)[0], weight @ grid, 1e-7)
+    assert_close(posterior.denoiser(flow)(x_t, 0.4)[0], weight @ grid, 1e-7)
 
 
-@FEW
+@few_examples
 @given(SEEDS, NOISE_LEVELS, st.sampled_from([random_gaussian, random_mixture, random_factors]))
-def test_tweedie(seed, t, make):
+def test_the_denoiser_follows_from_the_score_by_tweedies_formula(seed, t, make):
     g = seeded(seed)
     prior, (alpha_t, sigma_t) = make(g), flow(t)
     x_t = normal(g, 3, *prior.shape).requires_grad_()
     (score,) = torch.autograd.grad(prior.log_density(x_t, alpha_t, sigma_t).sum(), x_t)
-    close(prior.denoiser(flow)(x_t, t), (x_t + sigma_t**2 * score) / alpha_t, 1e-8)
+    assert_close(prior.denoiser(flow)(x_t, t), (x_t + sigma_t**2 * score) / alpha_t, 1e-8)
 
 
-@FEW
+@few_examples
 @given(SEEDS, NOISE_LEVELS, st.sampled_from([random_mixture, random_factors]))
-def test_mixture_jacobian_is_symmetric_positive_semi_definite(seed, t, make):
+def test_the_jacobian_of_a_mixture_is_symmetric_and_positive_semi_definite(seed, t, make):
     g = seeded(seed)
     prior = make(g)
     J = jacobian_at(prior, normal(g, 1, *prior.shape), *flow(t))
-    close(J, J.T)
+    assert_close(J, J.T)
     assert torch.linalg.eigvalsh(J).min() >= -1e-10
 
 
-def test_finite_difference_of_a_mixture_has_a_first_order_error():
+def test_the_error_of_a_finite_difference_of_a_mixture_is_of_first_order():
     g = seeded(0)
     prior = random_mixture(g)
     x_t, v, (alpha_t, sigma_t) = normal(g, 1, *prior.shape), normal(g, 1, *prior.shape), flow(0.5)
@@ -125,30 +127,31 @@ def test_finite_difference_of_a_mixture_has_a_first_order_error():
 
 
 @pytest.mark.parametrize("make", [random_gaussian, random_mixture, random_factors])
-def test_ends_of_the_schedule(make):
+def test_without_noise_the_denoiser_returns_x_t_and_without_signal_the_mean(make):
     g = seeded(0)
     prior = make(g)
     x_t = normal(g, 2, *prior.shape)
-    close(prior.denoiser(flow)(x_t, 0.0), x_t)
-    close(prior.denoiser(flow)(x_t, 1.0), prior.mean.expand_as(x_t))
+    assert_close(prior.denoiser(flow)(x_t, 0.0), x_t)
+    assert_close(prior.denoiser(flow)(x_t, 1.0), prior.mean.expand_as(x_t))
 
 
-def test_denoiser_keeps_the_state_dtype():
+def test_the_denoiser_keeps_the_dtype_of_the_state():
     prior = random_mixture(seeded(0))
     denoiser = prior.denoiser(flow)
     x_t = normal(seeded(1), 2, *prior.shape)
+    assert isinstance(denoiser, Denoiser)
     assert denoiser.schedule is flow and denoiser.dtype == torch.float64
-    half = denoiser(x_t.float(), 0.5)
-    assert half.dtype == torch.float32
-    torch.testing.assert_close(half, denoiser(x_t.float().double(), 0.5).float())
+    single = denoiser(x_t.float(), 0.5)
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single, denoiser(x_t.float().double(), 0.5).float())
 
 
 # Posteriors ----------------------------------------------------------------------------------------------------------
 
 
-@FEW
+@few_examples
 @given(SEEDS, NOISE_LEVELS, st.sampled_from([random_gaussian, random_mixture, random_factors]))
-def test_conditional_denoiser_is_the_posterior_mean_of_both_measurements_stacked(seed, t, make):
+def test_the_conditional_denoiser_is_the_posterior_mean_given_both_measurements(seed, t, make):
     g = seeded(seed)
     prior, (alpha_t, sigma_t), noise = make(g), flow(t), 0.3
     A, x0 = normal(g, 3, prior.size), prior.sample(1, g)
@@ -158,33 +161,33 @@ def test_conditional_denoiser_is_the_posterior_mean_of_both_measurements_stacked
     both = Matrix(torch.cat([alpha_t / sigma_t * identity, A / noise]))
     stacked = prior.posterior(both, torch.cat([x_t.flatten() / sigma_t, y / noise]), 1.0)
     conditional = prior.posterior(Matrix(A), y, noise).denoiser(flow)(x_t, t)
-    close(conditional[0], stacked.mean, 1e-8)
+    assert_close(conditional[0], stacked.mean, 1e-8)
 
 
-@FEW
+@few_examples
 @given(SEEDS, st.sampled_from([random_gaussian, random_mixture, random_factors]))
-def test_posterior_density_is_bayes_rule(seed, make):
+def test_the_posterior_density_follows_bayes_rule(seed, make):
     """log p(x0 | y) - log p(x0) - log p(y | x0) is the same at every x0."""
     g = seeded(seed)
     prior, noise = make(g), 0.4
     A, y, x0 = normal(g, 2, prior.size), normal(g, 2), prior.sample(5, g)
     log_likelihood = -0.5 * ((y - Matrix(A)(x0)) / noise).square().sum(1)
     evidence = prior.log_density(x0) + log_likelihood - prior.posterior(Matrix(A), y, noise).log_density(x0)
-    close(evidence, evidence[:1].expand(5), 1e-8)
+    assert_close(evidence, evidence[:1].expand(5), 1e-8)
 
 
 @pytest.mark.parametrize("make", [random_gaussian, random_mixture, random_factors])
-def test_noiseless_mask_pins_the_known_pixels_and_conditions_the_rest(make):
+def test_a_mask_without_noise_determines_the_known_pixels_and_conditions_the_rest(make):
     g = seeded(3)
     prior = make(g)
     known = (torch.arange(prior.size) % 2 == 0).double().reshape(prior.shape)
     x0 = prior.sample(1, g)
-    y = known * x0  # zero rows where nothing is known: A S A^T is singular
+    y = known * x0  # rows of zeros where nothing is known, so A S A^T is singular
     posterior = prior.posterior(lambda x: known * x, y, 0.0)
     samples = posterior.sample(50, g)
-    close(known * samples, y.expand_as(samples), 1e-6)
+    assert_close(known * samples, y.expand_as(samples), 1e-6)
     assert (samples.std(0).flatten()[1::2] > 0.01).all()
-    # The textbook conditional N(x_u | x_k) of a component, for the first that the measurement leaves possible.
+    # The textbook conditional N(x_u | x_k) of a component, for the first one that is kept.
     found = posterior.means[0].flatten()[1::2]
 
     def conditional(k):
@@ -193,55 +196,55 @@ def test_noiseless_mask_pins_the_known_pixels_and_conditions_the_rest(make):
         return mean[1::2] + gain @ (x0.flatten() - mean)[::2], S[1::2, 1::2] - gain @ S[::2, 1::2]
 
     mean, covariance = min(map(conditional, range(prior.components)), key=lambda pair: (pair[0] - found).norm())
-    close(found, mean, 1e-7)
-    close(posterior.component_covariance(0)[1::2, 1::2], covariance, 1e-7)
+    assert_close(found, mean, 1e-7)
+    assert_close(posterior.component_covariance(0)[1::2, 1::2], covariance, 1e-7)
     with pytest.raises(ValueError, match="singular"):
         posterior.log_density(x0)
     assert posterior.log_density(x0, 1.0, 0.1).isfinite().all()
 
 
-def test_noiseless_posterior_is_the_limit_of_small_noise():
+def test_the_posterior_without_noise_is_the_limit_of_small_noise():
     g = seeded(4)
     prior = random_mixture(g)
     A = normal(g, 1, 4).expand(2, 4)  # the same row twice
     y = normal(g, 1).expand(2)
     exact, nearly = prior.posterior(Matrix(A), y, 0.0), prior.posterior(Matrix(A), y, 1e-5)
-    close(exact.weights, nearly.weights, 1e-6)
-    close(exact.mean, nearly.mean, 1e-6)
-    close(exact.covariance, nearly.covariance, 1e-6)
+    assert_close(exact.weights, nearly.weights, 1e-6)
+    assert_close(exact.mean, nearly.mean, 1e-6)
+    assert_close(exact.covariance, nearly.covariance, 1e-6)
 
 
 # Factor mixtures -----------------------------------------------------------------------------------------------------
 
 
-@FEW
+@few_examples
 @given(SEEDS, NOISE_LEVELS)
-def test_factor_mixture_equals_the_dense_mixture(seed, t):
+def test_a_factor_mixture_equals_the_dense_mixture(seed, t):
     g = seeded(seed)
     prior = random_factors(g)
     dense, x = as_dense(prior), normal(g, 4, *prior.shape)
-    close(prior.log_density(x), dense.log_density(x))
-    close(prior.log_density(x, *flow(t)), dense.log_density(x, *flow(t)))
-    close(prior.denoiser(flow)(x, t), dense.denoiser(flow)(x, t))
-    close(prior.mean, dense.mean)
-    close(prior.covariance, dense.covariance)
+    assert_close(prior.log_density(x), dense.log_density(x))
+    assert_close(prior.log_density(x, *flow(t)), dense.log_density(x, *flow(t)))
+    assert_close(prior.denoiser(flow)(x, t), dense.denoiser(flow)(x, t))
+    assert_close(prior.mean, dense.mean)
+    assert_close(prior.covariance, dense.covariance)
     A, y = normal(g, 2, prior.size), normal(g, 2)
     ours, theirs = prior.posterior(Matrix(A), y, 0.2), dense.posterior(Matrix(A), y, 0.2)
-    close(ours.weights, theirs.weights, 1e-8)
-    close(ours.mean, theirs.mean, 1e-8)
-    close(ours.covariance, theirs.covariance, 1e-8)
+    assert_close(ours.weights, theirs.weights, 1e-8)
+    assert_close(ours.mean, theirs.mean, 1e-8)
+    assert_close(ours.covariance, theirs.covariance, 1e-8)
 
 
-def planted(g):
-    """Four clusters some six standard deviations apart, on (2, 4) images."""
+def separated_mixture(g):
+    """Return a mixture of four clusters about six standard deviations apart, over images of (2, 4)."""
     means = 8 * torch.eye(4, 8, dtype=torch.float64).reshape(4, 2, 4)
     weights = torch.tensor([0.4, 0.3, 0.2, 0.1]).double()
     return FactorMixture(weights, means, normal(g, 4, 8, 2), torch.full((4, 2, 4), 0.05).double())
 
 
-def test_fit_recovers_a_planted_mixture():
+def test_fit_recovers_a_mixture_of_separated_clusters():
     g = seeded(0)
-    truth = planted(g)
+    truth = separated_mixture(g)
     train, held_out = truth.sample(2000, g), truth.sample(1000, g)
     fitted = FactorMixture.fit(train, 4, 2, g, em_steps=100)
     excess = (truth.log_density(held_out) - fitted.log_density(held_out)).mean()
@@ -250,9 +253,9 @@ def test_fit_recovers_a_planted_mixture():
     assert -0.01 < excess < 3 * parameters / (2 * len(train))
 
 
-def test_em_steps_raise_the_likelihood_and_the_floor_holds():
+def test_em_steps_raise_the_likelihood_and_the_variance_stays_above_the_minimum():
     g = seeded(1)
-    x = planted(g).sample(300, g)
+    x = separated_mixture(g).sample(300, g)
     x[:, 0, 0] = 1.0  # a constant pixel would have zero variance
     fits = [FactorMixture.fit(x, 6, 2, seeded(2), minimum_std=0.1, em_steps=steps) for steps in (0, 1, 3, 10)]
     likelihoods = [fit.log_density(x).mean().item() for fit in fits]
@@ -261,7 +264,7 @@ def test_em_steps_raise_the_likelihood_and_the_floor_holds():
     assert fits[-1].shape == (2, 4)
 
 
-def test_fit_with_more_columns_than_a_cluster_has_examples():
+def test_fit_works_with_a_rank_above_the_size_of_a_cluster():
     x = torch.cat([normal(seeded(0), 30, 6), 50 + normal(seeded(1), 2, 6)])
     fitted = FactorMixture.fit(x, 2, 4, seeded(2))
     assert fitted.log_density(x).isfinite().all()
@@ -271,7 +274,7 @@ def test_fit_with_more_columns_than_a_cluster_has_examples():
 
 
 def assert_moments(samples, mean, covariance):
-    """Sample mean and covariance within 5 standard errors, the errors estimated from the samples themselves."""
+    """Assert that mean and covariance are within 5 standard errors, which are estimated from the samples."""
     x = samples.flatten(1) - mean.flatten()
     products = x[:, :, None] * x[:, None, :]  # (N, n, n)
     for values, expected in [(x, torch.zeros_like(mean.flatten())), (products, covariance)]:
@@ -281,25 +284,25 @@ def assert_moments(samples, mean, covariance):
 
 @pytest.mark.parametrize("make", [random_gaussian, random_mixture, random_factors])
 @pytest.mark.parametrize("noise", [None, 0.0, 0.3], ids=["prior", "noiseless", "noisy"])
-def test_samples_have_the_mixtures_moments(make, noise):
+def test_samples_have_the_mean_and_the_covariance_of_the_mixture(make, noise):
     g = seeded(5)
-    law = make(g)
+    mixture = make(g)
     if noise is not None:
-        law = law.posterior(Matrix(normal(g, 2, law.size)), normal(g, 2), noise)
-    samples = law.sample(20_000, g)
-    assert samples.shape == (20_000, *law.shape) and samples.dtype == torch.float64
-    assert_moments(samples, law.mean, law.covariance)
+        mixture = mixture.posterior(Matrix(normal(g, 2, mixture.size)), normal(g, 2), noise)
+    samples = mixture.sample(20_000, g)
+    assert samples.shape == (20_000, *mixture.shape) and samples.dtype == torch.float64
+    assert_moments(samples, mixture.mean, mixture.covariance)
 
 
-def test_components_are_drawn_by_weight():
-    truth, count = planted(seeded(0)), 20_000
+def test_components_are_drawn_in_proportion_to_their_weights():
+    truth, count = separated_mixture(seeded(0)), 20_000
     samples = truth.sample(count, seeded(1))
     responsibility = truth._condition(samples, 1.0, 0.0)[0].softmax(1)  # (N, K); its expectation is the weights
     error = responsibility.std(0) / math.sqrt(count)
     assert ((responsibility.mean(0) - truth.weights).abs() <= 5 * error).all()
 
 
-def test_the_generator_alone_decides_the_samples():
+def test_the_generator_decides_samples_and_fits():
     prior = random_factors(seeded(0))
     assert prior.sample(7, seeded(1)).equal(prior.sample(7, seeded(1)))
     x = prior.sample(50, seeded(2))
@@ -325,12 +328,12 @@ EYES = torch.eye(3, dtype=torch.float64).expand(2, 3, 3)
         ((ONES / 2, MEANS, -EYES), "positive semi-definite"),
     ],
 )
-def test_mixture_refuses(arguments, message):
+def test_parameters_of_a_mixture_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         GaussianMixture(*arguments)
 
 
-def test_factor_mixture_refuses():
+def test_parameters_of_a_factor_mixture_out_of_range_are_refused():
     with pytest.raises(ValueError, match="loadings has shape"):
         FactorMixture(ONES / 2, MEANS, torch.ones(2, 4, 1).double(), MEANS + 1)
     with pytest.raises(ValueError, match="noise_variance must be > 0"):
@@ -345,7 +348,7 @@ def test_factor_mixture_refuses():
         FactorMixture.fit(x[:1].expand(10, 3), 2, 1, seeded(0))
 
 
-def test_prior_refuses():
+def test_inputs_of_another_shape_and_operators_that_are_not_linear_are_refused():
     prior = GaussianMixture(ONES / 2, MEANS, EYES)
     with pytest.raises(ValueError, match="this prior takes"):
         prior.log_density(torch.zeros(3).double())

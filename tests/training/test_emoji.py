@@ -229,7 +229,7 @@ def test_checkpoint_keys_are_those_of_existing_checkpoints(tmp_path: Path) -> No
     model = tiny_model(new_loss_weighting())
     Training(model, tmp_path, lr=1e-3).save()
     checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert set(checkpoint) == {"network", "average", "optimiser", "step", "pictures_seen"}
+    assert set(checkpoint) == {"network", "average", "optimiser", "step", "pictures_seen"}  # retired spelling
     assert "level_loss" in checkpoint["average"]
 
 

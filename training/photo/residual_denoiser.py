@@ -43,7 +43,7 @@ def conv3x3(in_channels: int, out_channels: int, gain: float = math.sqrt(2)) -> 
 
 
 class ResidualBlock(nn.Module):
-    """h + conv2(relu(conv1(h))), without normalisation."""
+    """h + conv2(relu(conv1(h))), without normalization."""
 
     def __init__(self, channels: int):
         super().__init__()

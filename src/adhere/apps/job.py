@@ -1,6 +1,7 @@
-"""One run of the command line, whatever the verb: check, load, sample, write, and say what it cost.
+"""One request: check it, load the model, sample, write the files, and return a report.
 
-Diffusers is imported last: what is wrong with the request is said before that.
+A job raises `AdhereError` for bad input and prints nothing; `adhere.apps.cli` prints. Diffusers takes seconds to
+import, so it is imported only after the request has been checked.
 """
 
 import json
@@ -11,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -29,154 +30,253 @@ from adhere.tasks import Generate, Task
 if TYPE_CHECKING:
     from adhere.pipelines.base import ConstrainedOutput, ConstrainedPipeline
 
-
-DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
+_DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
+_BYTES_PER_GB = 1024**3
 
 
 @dataclass(frozen=True)
-class Run:
-    """Where the results go, what samples them and how; `None` is the usual. Every method raises `AdhereError`."""
+class Report:
+    """The figures and the settings of one job, in the order in which the JSON file has them.
 
-    output: Path
-    report: Path | None
-    force: bool
-    model: str | None
+    Attributes:
+        nfe: network evaluations.
+        seconds: the wall time of sampling and decoding.
+        residual: see `ConstrainedOutput`.
+        peak_gb: the largest amount of memory in use, in units of 1024^3 bytes: of the GPU if the network is on one,
+            otherwise of the process; None if the system does not tell.
+        model: the name, folder, file or hub id.
+        prompt: what the result shows, or None.
+        negative_prompt: what the result does not show, or None.
+        guidance_scale: the one that was given, or None.
+        solver: the name of the preset.
+        steps: the noise levels of the run.
+        seed: of the random numbers.
+        device: of the network.
+        dtype: of the network.
+        version: of adhere.
+    """
+
+    nfe: int
+    seconds: float
+    residual: float
+    peak_gb: float | None
+    model: str
     prompt: str | None
     negative_prompt: str | None
     guidance_scale: float | None
-    solver: str | None
-    steps: int | None
+    solver: str
+    steps: int
     seed: int
-    device: str | None
-    dtype: str | None
+    device: str
+    dtype: str
+    version: str
+
+    @property
+    def line(self) -> str:
+        """The figures in one line, such as '12 NFE, 2.1 s, residual 0.000, peak 0.6 GB'."""
+        peak = "unknown" if self.peak_gb is None else f"{self.peak_gb:.1f} GB"
+        return f"{self.nfe} NFE, {self.seconds:.1f} s, residual {self.residual:.3f}, peak {peak}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Where the results of one request are written, and how they are sampled.
+
+    Call `check` first, then make the task, then call `run`.
+
+    Args:
+        output: the picture to write.
+        json_file: the file to which the report is written, or None.
+        force: whether existing files may be replaced.
+        model: as for `adhere.load`; None is the shipped photograph model.
+        prompt: for models that read text.
+        negative_prompt: for models that read text.
+        guidance_scale: above 0; None is the model's own.
+        solver: the name of a preset; None is the default for the task.
+        steps: the number of noise levels; None is the solver's own.
+        seed: of the random numbers.
+        device: a name that `torch.device` understands; None is a GPU if there is one, otherwise the CPU.
+        dtype: 'float32', 'float16' or 'bfloat16'; None is float32 on a CPU and float16 on a GPU.
+        show_progress: whether a progress bar on standard error shows the steps.
+    """
+
+    output: Path
+    json_file: Path | None = None
+    force: bool = False
+    model: str | None = None
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    guidance_scale: float | None = None
+    solver: str | None = None
+    steps: int | None = None
+    seed: int = 0
+    device: str | None = None
+    dtype: str | None = None
+    show_progress: bool = False
 
     def check(self, *inputs: Path | None) -> None:
-        """Refuse what could not be finished, before anything is read or computed."""
-        pictures = {os.path.realpath(path) for path in (*inputs, self.output) if path is not None}
-        if self.report is not None and os.path.realpath(self.report) in pictures:
-            raise AdhereError(f"--json {self.report}: is one of the pictures; give the report a file of its own")
+        """Check everything that can be checked before a picture is read.
+
+        Args:
+            inputs: the files that the task is going to read; None is left out.
+
+        Raises:
+            AdhereError: if a file cannot be written, the report would replace a picture, or the solver, the device or
+                the dtype does not exist.
+        """
+        pictures = {_real_path(path) for path in (*inputs, self.output) if path is not None}
+        if self.json_file is not None and _real_path(self.json_file) in pictures:
+            raise AdhereError(f"--json {self.json_file}: is one of the pictures; give the report a file of its own")
         self._check_outputs()
         if self.solver is not None:
             try:
                 get_sampler(self.solver)
             except ValueError as error:
                 raise AdhereError(str(error)) from error
-        _place(self.device, self.dtype)
+        _device_and_dtype(self.device, self.dtype)
 
-    def finish(self, task: Task, size: tuple[int, int] | None = None) -> None:
-        """Load the model, sample, write the files, print the report line. size: (height, width), where it is known."""
-        from adhere.pipelines.loading import DEFAULT_MODEL
+    def run(self, task: Task, size: tuple[int, int] | None = None) -> Report:
+        """Sample a picture, write the files and return the report.
 
+        While the files are renamed to their final names, and from then on, the process ignores Ctrl-C.
+
+        Args:
+            task: what to sample.
+            size: (height, width) of the result in pixels, if it is known.
+
+        Raises:
+            AdhereError: if the model cannot be loaded or cannot do the task, or a file cannot be written. No file is
+                written or changed then.
+            OutOfMemory: if the picture or the model is too large.
+        """
         if size is not None:
             check_output_size(self.output, size)
         if self.solver == "plain" and not isinstance(task, Generate):
-            raise AdhereError("--solver 'plain': ignores what is known, so only adhere generate has it")
-        device, dtype = _place(self.device, self.dtype)
-        out = self._sample(_load(self.model, device, dtype), task)
-        figures = {
-            "nfe": out.nfe,
-            "seconds": round(out.seconds, 3),
-            "residual": round(out.residual[0], 6),
-            "peak_gb": _peak_gb(device),
-            "model": self.model or DEFAULT_MODEL,
-            "prompt": self.prompt,
-            "negative_prompt": self.negative_prompt,
-            "guidance_scale": self.guidance_scale,
-            "solver": out.solver,
-            "steps": out.num_steps,
-            "seed": self.seed,
-            "device": str(device),
-            "dtype": str(dtype).removeprefix("torch."),
-            "version": __version__,
-        }
-        self._write(out.images[0], figures)  # pyright: ignore[reportArgumentType]
-        peak = "unknown" if figures["peak_gb"] is None else f"{figures['peak_gb']:.1f} GB"
-        print("{nfe} NFE, {seconds:.1f} s, residual {residual:.3f}".format(**figures) + f", peak {peak}")
+            raise AdhereError("--solver 'plain': ignores all constraints, so only adhere generate accepts it")
+        device, dtype = _device_and_dtype(self.device, self.dtype)
+        pipe = _load(self.model, device, dtype)
+        pipe.set_progress_bar_config(desc="sampling", leave=False, disable=not self.show_progress)  # type: ignore[attr-defined]
+        out = self._sample(pipe, task)
+        report = self._report(out, device, dtype)
+        self._write(out.images[0], report)  # pyright: ignore[reportArgumentType]
+        return report
 
     def _sample(self, pipe: "ConstrainedPipeline", task: Task) -> "ConstrainedOutput":
-        generator = torch.Generator().manual_seed(self.seed)
         try:
-            out = pipe(
+            return pipe(
                 task,
                 self.prompt,
                 self.negative_prompt,
                 guidance_scale=self.guidance_scale,
                 solver=self.solver,
                 num_inference_steps=self.steps,
-                generator=generator,
+                generator=torch.Generator().manual_seed(self.seed),
             )
-        except (TypeError, ValueError) as error:  # a solver that cannot run the task, steps the schedule does not have
+        except (TypeError, ValueError) as error:  # the solver does not support the task, or the schedule is shorter
             raise AdhereError(str(error)) from error
-        assert not isinstance(out, tuple)
-        return out
 
-    def _write(self, image: Image.Image, figures: dict[str, Any]) -> None:
-        self._check_outputs()  # again: sampling can take hours
+    def _report(self, out: "ConstrainedOutput", device: torch.device, dtype: torch.dtype) -> Report:
+        from adhere.pipelines.loading import DEFAULT_MODEL
+
+        return Report(
+            nfe=out.nfe,
+            seconds=round(out.seconds, 3),
+            residual=round(out.residual[0], 6),
+            peak_gb=_peak_gb(device),
+            model=self.model or DEFAULT_MODEL,
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+            guidance_scale=self.guidance_scale,
+            solver=out.solver,
+            steps=out.num_steps,
+            seed=self.seed,
+            device=str(device),
+            dtype=str(dtype).removeprefix("torch."),
+            version=__version__,
+        )
+
+    def _write(self, image: Image.Image, report: Report) -> None:
+        """Write the picture and the report, or neither."""
+        self._check_outputs()  # again, because sampling can take hours
         contents: dict[Path, Callable[[IO[bytes]], Any]] = {}
-        if self.report is not None:
-            text = json.dumps(figures, indent=2) + "\n"
-            contents[self.report] = lambda file: file.write(text.encode())
+        if self.json_file is not None:
+            text = json.dumps(asdict(report), indent=2) + "\n"
+            contents[self.json_file] = lambda file: file.write(text.encode())
         contents[self.output] = partial(encode, image, self.output.suffix)
         with staged_writes(contents) as commit:
-            # The rest takes an instant. Ctrl-C comes too late for it, so that "nothing was written" is always true.
+            # Renaming takes an instant. Ctrl-C is ignored from here on, so that it never reports that nothing was
+            # written when something was.
             signal.signal(signal.SIGINT, lambda *_: None)
             commit()
 
     def _check_outputs(self) -> None:
         check_output(self.output, self.force)
-        if self.report is not None:
-            check_writable(self.report, self.force)
+        if self.json_file is not None:
+            check_writable(self.json_file, self.force)
 
 
-def _place(device: str | None, dtype: str | None) -> tuple[torch.device, torch.dtype]:
-    """Where and in what the network computes."""
-    if device is None:
-        found = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    else:
-        try:
-            found = torch.device(device)
-            torch.zeros(1, device=found).tolist()  # 'meta' is a device, but computes nothing
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise AdhereError(f"--device '{device}': cannot be used here ({reason}); cpu always can") from error
-    if dtype not in (None, *DTYPES):
-        raise AdhereError(f"--dtype '{dtype}': there are {', '.join(DTYPES)}")
-    return found, DTYPES[dtype or ("float32" if found.type == "cpu" else "float16")]
+def _real_path(path: Path) -> str:
+    """The absolute path without links and without `~`."""
+    return os.path.realpath(os.path.expanduser(path))
+
+
+def _device_and_dtype(device: str | None, dtype: str | None) -> tuple[torch.device, torch.dtype]:
+    """The device and the dtype of the network."""
+    if dtype not in (None, *_DTYPES):
+        raise AdhereError(f"--dtype '{dtype}': choose one of {', '.join(_DTYPES)}")
+    found = _default_device() if device is None else _usable_device(device)
+    return found, _DTYPES[dtype or ("float32" if found.type == "cpu" else "float16")]
+
+
+def _default_device() -> torch.device:
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def _usable_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).tolist()  # the device 'meta' exists, but computes nothing
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise AdhereError(f"--device '{name}': cannot be used here ({reason}); use cpu") from error
+    return device
 
 
 def _load(model: str | None, device: torch.device, dtype: torch.dtype) -> "ConstrainedPipeline":
-    """The model, silent but for a progress bar where standard error is a terminal."""
-    from diffusers.utils.logging import disable_progress_bar
-
+    """The model on the device."""
     from adhere.pipelines.loading import load
 
-    # What matters comes as an AdhereError, in one line.
-    warnings.simplefilter("ignore")
-    for library in ("diffusers", "huggingface_hub", "transformers"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)
-    disable_progress_bar()  # of loading
-    with suppress(ImportError):  # only models that read text need it
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()
+    _silence_libraries()
     try:
         pipe = load(model, torch_dtype=dtype)
     except ModuleNotFoundError as error:
-        mend = "pip install 'adhere[text]'"
-        raise AdhereError(f"model '{model}' needs the package {error.name}, which is not installed: {mend}") from error
+        hint = "pip install 'adhere[text]'"
+        raise AdhereError(f"model '{model}' needs the package {error.name}, which is not installed: {hint}") from error
     pipe.to(device)  # type: ignore[attr-defined]
-    terminal = sys.stderr.isatty()
-    pipe.set_progress_bar_config(desc="sampling", leave=False, disable=not terminal)  # type: ignore[attr-defined]
     return pipe
 
 
+def _silence_libraries() -> None:
+    """Switch off warnings, log messages and progress bars of loading; errors that matter are raised as AdhereError."""
+    from diffusers.utils.logging import disable_progress_bar
+
+    warnings.simplefilter("ignore")
+    for library in ("diffusers", "huggingface_hub", "transformers"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    disable_progress_bar()
+    with suppress(ImportError):  # only models that read text need transformers
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
+
+
 def _peak_gb(device: torch.device) -> float | None:
-    """The most memory held: of the GPU, or by this process; None where the system does not say (Windows)."""
+    """The largest amount of memory that the GPU, or else this process, has used; None on Windows."""
     if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 1024**3, 3)
+        return round(torch.cuda.max_memory_allocated(device) / _BYTES_PER_GB, 3)
     try:
         import resource
     except ImportError:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1024**3 if sys.platform == "darwin" else 1024**2), 3)  # bytes there, kilobytes elsewhere
+    return round(peak * (1 if sys.platform == "darwin" else 1024) / _BYTES_PER_GB, 3)  # kilobytes except on macOS

@@ -134,8 +134,9 @@ class Linear(Constraint):
         if len(linear) < len(others) or any(other.noise != self.noise for other in linear):
             return None
         operator = self.operator.stack([other.operator for other in linear], repeats)
-        y = repeat_samples([self.y, *(other.y for other in linear)], repeats)
-        return None if operator is None else replace(self, operator=operator, y=y)
+        if operator is None:
+            return None
+        return replace(self, operator=operator, y=repeat_samples([self.y, *(other.y for other in linear)], repeats))
 
     def project(self, x0: Tensor, std: float = 1.0) -> Tensor:
         """Return the mean of N(x0, std^2 I) given y: x0 + A^T (A A^T + (noise/std)^2 I)^-1 (y - A x0).

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from adhere.core.schedules import DDPMSchedule, PredictionType, Schedule, check_prediction_type, predict_x0
+from adhere.errors import keyword_hints
+
+_name_the_prediction = keyword_hints(prediction="call it prediction_type", model="call it network")
 
 
 @runtime_checkable
@@ -33,6 +36,7 @@ class Denoiser(Protocol):
         ...
 
 
+@_name_the_prediction
 @dataclass(frozen=True)
 class NetworkDenoiser:
     """A network of any prediction type as a denoiser.
@@ -59,6 +63,7 @@ class NetworkDenoiser:
         check_prediction_type(self.prediction_type)
 
     @classmethod
+    @_name_the_prediction
     def from_alphas_cumprod(
         cls,
         network: Callable[[Tensor, Tensor], Tensor],

@@ -78,7 +78,7 @@ class KnownLatents(Linear):
         if stacked is None or not others:
             return stacked
         parts = [self, *(other for other in others if isinstance(other, KnownLatents))]
-        if any(part.reencode_at != self.reencode_at for part in parts):
+        if any(part.reencode_at != self.reencode_at or part.autoencoder != self.autoencoder for part in parts):
             return None
         picture = repeat_samples([part.picture for part in parts], repeats)
         return replace(stacked, picture=picture, known=repeat_samples([part.known for part in parts], repeats))

@@ -29,6 +29,26 @@ def randn(shape: Sequence[int], like: Tensor, generator: Generators) -> Tensor:
     return torch.cat([randn((1, *shape[1:]), like, one) for one in generator])
 
 
+def check_generator(generator: object, batch_size: int) -> Generators:
+    """Return the generator or the list of generators of a batch; None gets a seed from torch's global generator.
+
+    Raises:
+        TypeError: for anything but generators.
+        ValueError: for another number of generators than samples.
+    """
+    if generator is None:
+        return Generator().manual_seed(int(torch.randint(2**62, (1,))))
+    if isinstance(generator, Generator):
+        return generator
+    if isinstance(generator, int):
+        raise TypeError(f"generator = {generator}: write generator=torch.Generator().manual_seed({generator})")
+    if not isinstance(generator, Sequence) or not all(isinstance(one, Generator) for one in generator):
+        raise TypeError(f"generator = {generator!r}: give a torch.Generator, or a list with one per sample")
+    if len(generator) != batch_size:
+        raise ValueError(f"{len(generator)} generators for a batch of {batch_size}: give one, or one per sample")
+    return list(generator)
+
+
 def initial_noise(schedule: Schedule, t: float, noise: Tensor) -> Tensor:
     """Return x_T for a run that begins at time t: white noise scaled to the variance of x_t for x0 of unit variance.
 

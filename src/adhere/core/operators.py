@@ -114,7 +114,8 @@ class Mask(LinearOperator):
 
     def stack(self, others: Sequence[LinearOperator], repeats: int) -> "Mask | None":
         masks = [other.known for other in (self, *others) if isinstance(other, Mask)]
-        return Mask(repeat_samples(masks, repeats)) if len(masks) == 1 + len(others) else None
+        alike = len(masks) == 1 + len(others) and all(mask.shape == self.known.shape for mask in masks)
+        return Mask(repeat_samples(masks, repeats)) if alike and self.known.ndim == 4 else None
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,8 @@ class _FunctionOperator(LinearOperator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         zero, transposed = vjp(self.fn, y.new_zeros(len(y), *self.shape))
+        if zero.is_complex():
+            raise ValueError("fn returns complex numbers: measure torch.view_as_real of them")
         if zero.shape != y.shape:
             raise ValueError(f"y has shape {tuple(y.shape)}, but the operator returns {tuple(zero.shape)}")
         return transposed(y)

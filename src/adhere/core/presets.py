@@ -21,7 +21,7 @@ from adhere.core.baselines.psld import PSLD
 from adhere.core.baselines.repaint import RePaint
 from adhere.core.constraints import Constraint, Unconstrained
 from adhere.core.denoisers import Denoiser
-from adhere.core.noise import Generators, randn
+from adhere.core.noise import Generators, check_generator, randn
 from adhere.core.sampling import Sampler, last_x0
 from adhere.core.schedules import log_snr_spacing, uniform_spacing
 from adhere.core.solvers.base import Solver
@@ -67,7 +67,7 @@ PRESETS: dict[str, Sampler] = {
     "plain": Sampler(Plain(), DDIM(eta=0.0), uniform_spacing),
 }
 DEFAULT_PRESET = "moment_matching"
-_RENAMED_PRESETS = {"moment_matching_calm": "moment_matching"}
+_RENAMED_PRESETS = {"moment_matching_calm": "moment_matching"}  # retired
 
 
 def default_preset(constraint: Constraint) -> str:
@@ -85,12 +85,17 @@ def get_sampler(solver: str | Solver | Sampler) -> Sampler:
 
     Raises:
         ValueError: for an unknown name; the message lists the presets.
+        TypeError: for anything but a name, a solver or a sampler.
     """
     if isinstance(solver, Sampler):
         return solver
     if isinstance(solver, Solver):
         similar = [sampler for sampler in PRESETS.values() if type(sampler.solver) is type(solver)]
         return replace(similar[0], solver=solver) if similar else Sampler(solver)
+    if isinstance(solver, type):
+        raise TypeError(f"solver = {solver.__name__} is a class: give an object, {solver.__name__}(...)")
+    if not isinstance(solver, str):
+        raise TypeError(f"solver = {solver!r}: give a name in adhere.PRESETS, or a solver such as adhere.DDNM()")
     if solver not in PRESETS:
         if solver in _RENAMED_PRESETS:
             raise ValueError(f"solver '{solver}' is now called '{_RENAMED_PRESETS[solver]}'")
@@ -120,16 +125,16 @@ def sample(
         shape: of the samples, (B, ...).
         solver: a preset's name, a solver or a sampler; chosen by the constraint if None.
         num_inference_steps: the number of noise levels, the sampler's own by default.
-        generator: one, or one per sample; a random seed is drawn from torch's global generator if None.
+        generator: one, or one per sample. By default the seed is drawn from torch's global generator.
         dtype: of the state.
         device: of the state; that of the generator by default.
 
     Raises:
         ValueError: for an unknown solver's name or an impossible number of steps.
-        TypeError: if the solver does not support the constraint.
+        TypeError: for a generator or a solver of a wrong type, or if the solver does not support the constraint.
     """
     sampler = get_sampler(solver or default_preset(constraint))
-    generator = generator or torch.Generator().manual_seed(int(torch.randint(2**62, (1,))))
+    generator = check_generator(generator, shape[0])
     first = generator if isinstance(generator, torch.Generator) else generator[0]
     like = torch.empty(0, dtype=dtype, device=device or first.device)
     noise = randn(shape, like, generator)

@@ -63,7 +63,8 @@ def trajectory(
 ) -> StateGenerator:
     """Yield the `State` of each noise level of a run; the x0 of the last one is the sample.
 
-    A state that is sent into the generator replaces the one it yielded: its x_t and x0 are used from there on.
+    A state that is sent into the generator replaces the one it yielded: its x_t and x0 are used from there on, and the
+    solver forgets its memory, which belongs to the old ones.
 
     Args:
         denoiser: D.
@@ -88,7 +89,7 @@ def trajectory(
         x_t, x0, solver_memory = solver(denoiser, constraint, x_t, t, solver_memory)
         replacement = yield State(step, len(timesteps), t, x_t, x0, constraint)
         if replacement is not None:
-            x_t, x0 = replacement.x_t, replacement.x0
+            x_t, x0, solver_memory = replacement.x_t, replacement.x0, None
         if step + 1 < len(timesteps):
             s = timesteps[step + 1]
             constraint = constraint.update(x0, log_snr(denoiser.schedule, s))

@@ -35,8 +35,8 @@ def read_mask(path: str | Path, size: tuple[int, int]) -> Bool[np.ndarray, "H W"
         size: (H, W) of the picture to inpaint.
 
     Raises:
-        AdhereError: The file cannot be read (see `read_picture`), it has another size, or the mask is True everywhere
-            or nowhere.
+        AdhereError: The file cannot be read (see `read_picture`), it has another size, or the mask is True for every
+            pixel or for none.
     """
     return _checked(_white(read_picture(path)), size, str(path))
 
@@ -70,7 +70,7 @@ def mask_from_alpha(picture: Picture) -> Bool[np.ndarray, "H W"]:
     `opaque=True` makes them opaque.
 
     Raises:
-        AdhereError: The picture has no alpha channel, or the mask is True everywhere or nowhere.
+        AdhereError: The picture has no alpha channel, or the mask is True for every pixel or for none.
     """
     if picture.alpha is None:
         raise AdhereError("the picture has no transparency that says what to inpaint; give --mask")

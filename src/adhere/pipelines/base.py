@@ -25,13 +25,13 @@ from torch import Generator, Tensor
 from adhere.core.constraints import Constraint
 from adhere.core.denoisers import CountingDenoiser, Denoiser
 from adhere.core.multiscale import MultiscaleDenoiser
-from adhere.core.noise import initial_noise
+from adhere.core.noise import check_generator, initial_noise
 from adhere.core.sampling import Sampler, StateGenerator, trajectory
 from adhere.core.schedules import Schedule
 from adhere.core.solvers.base import Solver
 from adhere.core.tiling import TiledDenoiser
 from adhere.errors import keyword_hints
-from adhere.pipelines.checks import FiniteDenoiser, check_generator, check_names, check_steps, explain_errors
+from adhere.pipelines.checks import FiniteDenoiser, check_names, check_steps, explain_errors
 from adhere.pipelines.prompts import PromptInputs
 from adhere.pipelines.runs import Batch, Images, Results, RunOptions, RunPlan, plan_runs, requested_size
 from adhere.tasks.base import Task
@@ -89,6 +89,28 @@ class ConstrainedPipeline(DiffusionPipeline):
     max_downsamplings: int = 0  # the network may see the state down-sampled by 2 up to this many times
     _callback_tensor_inputs = ["latents", "x0", "residual"]  # noqa: RUF012  # as in diffusers
     _interrupt = False
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Return the family's pipeline, as in diffusers; `adhere.load` finds the family of a model.
+
+        Raises:
+            TypeError: for this base class.
+        """
+        if cls is ConstrainedPipeline:
+            raise TypeError("ConstrainedPipeline is the base of all families: use adhere.load(model)")
+        return super().from_pretrained(*args, **kwargs)
+
+    @classmethod
+    def from_pipe(cls, *args: Any, **kwargs: Any) -> Any:
+        """Return the family's pipeline with the components of another, as in diffusers; see also `adhere.from_pipe`.
+
+        Raises:
+            TypeError: for this base class.
+        """
+        if cls is ConstrainedPipeline:
+            raise TypeError("ConstrainedPipeline is the base of all families: use adhere.from_pipe(pipeline)")
+        return super().from_pipe(*args, **kwargs)
 
     # --- What a family defines.
 
@@ -214,8 +236,8 @@ class ConstrainedPipeline(DiffusionPipeline):
 
         Args:
             task: what is asked for. Of several tasks, those whose crops have one size share a batch.
-            prompt, negative_prompt: for models that read text; one, or one per task. Several prompts for one task give
-                one picture each.
+            prompt, negative_prompt: for models that read text; one, or one per task. One task with several prompts is
+                sampled for each of them.
             height, width: in pixels, for tasks without a picture of their own size.
             num_inference_steps: the number of noise levels, the solver's own by default.
             guidance_scale: above 0; up to 1, guidance is off. The default is that of the model or its family.
@@ -252,15 +274,17 @@ class ConstrainedPipeline(DiffusionPipeline):
             latents,
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
+            batch.size,
         )
         crops = [one.crops(self, requested_size(self, height, width)) for one in batch.tasks]
         if (output_type == "latent" or latents is not None) and any(len(parts) > 1 for parts in crops):
-            raise ValueError("latents: a task has several crops, each with its own latents")
+            raise ValueError("a task has several crops, each with its own latents: use output_type='pil', no latents")
         self._interrupt = False
         begin = time.perf_counter()
         with self.vae_in_float32():
-            lift = partial(self.to_latent_constraint, backward=decoder_backward)
-            runs = self._prepare(plan_runs(crops, lift, batch.num_images), batch, options)
+            to_latent_constraint = partial(self.to_latent_constraint, backward=decoder_backward)
+            plans = plan_runs(crops, to_latent_constraint, batch.num_images)
+            runs = self._prepare(plans, batch, options)
             samples = self._sample(runs, options)
             pictures = [self.decode(x0) for x0 in samples]
             results = Results(batch, crops, [run.plan for run in runs], pictures)

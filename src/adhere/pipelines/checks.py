@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from adhere.core.denoisers import Denoiser, DenoiserWrapper
 from adhere.errors import AdhereError, OutOfMemory
@@ -28,26 +27,6 @@ def check_steps(num_inference_steps: object) -> int | None:
     if num_inference_steps is None or type(num_inference_steps) is int:
         return num_inference_steps
     raise TypeError(f"num_inference_steps = {num_inference_steps!r}: give an integer, such as 20")
-
-
-def check_generator(generator: object, batch_size: int) -> Generator | list[Generator]:
-    """Return the generator or the list of generators of a batch; None gets a seed from torch's global generator.
-
-    Raises:
-        TypeError: for anything but generators.
-        ValueError: for another number of generators than samples.
-    """
-    if generator is None:
-        return Generator().manual_seed(int(torch.randint(2**62, (1,))))
-    if isinstance(generator, Generator):
-        return generator
-    if isinstance(generator, int):
-        raise TypeError(f"generator = {generator}: write generator=torch.Generator().manual_seed({generator})")
-    if not isinstance(generator, Sequence) or not all(isinstance(one, Generator) for one in generator):
-        raise TypeError(f"generator is a {type(generator).__name__}: give a torch.Generator, or a list of them")
-    if len(generator) != batch_size:
-        raise ValueError(f"{len(generator)} generators for a batch of {batch_size}: give one, or one per sample")
-    return list(generator)
 
 
 @dataclass(frozen=True)

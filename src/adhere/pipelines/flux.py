@@ -27,7 +27,7 @@ class FluxPipeline(LatentPipeline, DiffusersFluxPipeline):  # pyright: ignore[re
     default_guidance_scale: float = 3.5
 
     @property
-    def patch_size(self) -> int:
+    def latent_multiple(self) -> int:
         return 2
 
     @property
@@ -45,6 +45,7 @@ class FluxPipeline(LatentPipeline, DiffusersFluxPipeline):  # pyright: ignore[re
 
     def make_denoiser(self, prompts: PromptInputs | None = None, size: tuple[int, int] | None = None) -> Denoiser:
         inputs = prompts or PromptInputs()
+        inputs.check_pooled()
         text = inputs.resolve(self.default_guidance_scale)
         has_negative = inputs.negative_prompt is not None or inputs.negative_prompt_embeds is not None
         use_cfg = has_negative and text.guidance_scale > 1

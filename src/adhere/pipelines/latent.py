@@ -84,8 +84,8 @@ class LatentPipeline(ConstrainedPipeline):
         return DiffusersVAE.from_config(self.vae)
 
     @property
-    def patch_size(self) -> int:
-        """The side, in latents, of what the network takes as one token."""
+    def latent_multiple(self) -> int:
+        """Heights and widths of latents must be multiples of this: the side of a transformer's patches, for example."""
         return 1
 
     @property
@@ -95,7 +95,7 @@ class LatentPipeline(ConstrainedPipeline):
 
     @property
     def multiple(self) -> int:
-        return self.vae_scale_factor * self.patch_size
+        return self.vae_scale_factor * self.latent_multiple
 
     @property
     def native_size(self) -> tuple[int, int]:

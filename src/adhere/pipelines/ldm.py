@@ -27,7 +27,7 @@ class UnconditionalLatentPipeline(LatentPipeline, LDMPipeline):  # pyright: igno
         return 2 ** (len(self.vqvae.config["block_out_channels"]) - 1)
 
     @property
-    def patch_size(self) -> int:
+    def latent_multiple(self) -> int:
         return 2 ** (len(self.unet.config["block_out_channels"]) - 1)
 
     @property

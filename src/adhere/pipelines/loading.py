@@ -103,13 +103,13 @@ def from_pipe(pipeline: DiffusionPipeline, **components: Any) -> ConstrainedPipe
 
 def _with_torch_dtype(kwargs: dict[str, Any], source: str) -> dict[str, Any]:
     """Return kwargs with a dtype given by name, such as torch_dtype="float16", as a torch dtype."""
-    name = kwargs.get("torch_dtype")
-    if not isinstance(name, str):
-        return kwargs
-    dtype = getattr(torch, name.removeprefix("torch."), None)
-    if not isinstance(dtype, torch.dtype):
-        raise AdhereError(f"{source}: torch_dtype = '{name}': write torch.float32, torch.float16 or torch.bfloat16")
-    return kwargs | {"torch_dtype": dtype}
+    names = {key: kwargs[key] for key in ("torch_dtype", "dtype") if isinstance(kwargs.get(key), str)}
+    for key, name in names.items():
+        dtype = getattr(torch, name.removeprefix("torch."), None)
+        if not isinstance(dtype, torch.dtype):
+            raise AdhereError(f"{source}: {key} = '{name}': write torch.float32, torch.float16 or torch.bfloat16")
+        kwargs = kwargs | {key: dtype}
+    return kwargs
 
 
 def _from_folder_or_hub(

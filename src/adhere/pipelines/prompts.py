@@ -66,6 +66,13 @@ class PromptInputs:
         if self.is_guided:
             raise AdhereError(f"guidance_scale = {self.guidance_scale:g}: this model reads no prompt to be guided by")
 
+    def check_pooled(self) -> None:
+        """Raise AdhereError if embeddings are given without their pooled ones, for models that read both."""
+        for name in ("prompt_embeds", "negative_prompt_embeds"):
+            pooled = name.replace("prompt", "pooled_prompt")
+            if (getattr(self, name) is None) != (getattr(self, pooled) is None):
+                raise AdhereError(f"{name} and {pooled}: give both, as encode_prompt returns them")
+
     def resolve(self, default_guidance_scale: float) -> "TextConditioning":
         """Return what the text encoder needs.
 
@@ -119,9 +126,9 @@ class TextConditioning:
     def cat_for_cfg(self, positive: Any, negative: Any, dtype: torch.dtype) -> Tensor:
         """Return the embeddings of the network's batch, in the order of `CFGDenoiser`: the negative half first.
 
-        Both arguments are tensors (B, ...), although diffusers' annotations allow more; `negative` is None without
-        classifier-free guidance.
+        Both arguments are tensors (B, ...), although diffusers' annotations allow more. Without classifier-free
+        guidance, `negative` is None or, if it was given to `encode_prompt`, not used.
         """
-        if negative is None:
+        if negative is None or not self.do_classifier_free_guidance:
             return positive.to(dtype)
         return (negative if self.is_unconditional else torch.cat([negative, positive])).to(dtype)

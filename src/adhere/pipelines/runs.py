@@ -59,16 +59,14 @@ class Batch:
         """Return the batch of a call, whose arguments are those of the pipeline.
 
         Raises:
-            TypeError: if `task` is not a task.
-            ValueError: if the numbers of tasks and prompts do not agree, or for fewer than one image.
+            TypeError: if `task` is not a task, or a prompt is not a text.
+            ValueError: if the numbers of tasks and prompts do not agree, for fewer than one image, or for a text
+                together with its embeddings.
         """
         if type(num_images) is not int or num_images < 1:
-            raise ValueError(f"num_images_per_prompt = {num_images}: at least 1 is needed")
+            raise ValueError(f"num_images_per_prompt = {num_images!r}: give an integer of at least 1")
         tasks = _check_tasks(task)
-        texts = [
-            None if text is None else [text] if isinstance(text, str) else list(text)
-            for text in (prompt, negative_prompt)
-        ]
+        texts = [_check_texts("prompt", prompt, embeds[0]), _check_texts("negative_prompt", negative_prompt, embeds[1])]
         given = [*texts, *embeds]
         counts = {len(tasks), *(len(one) for one in given if one is not None)}
         count = max(counts)
@@ -88,11 +86,25 @@ def _check_tasks(task: object) -> list[Task]:
     for one in task if isinstance(task, (list, tuple)) else [task]:
         if not isinstance(one, Task):
             given = type(one).__name__
-            raise TypeError(f"the first argument is a {given}: give a task, such as adhere.Inpaint(image, mask)")
+            raise TypeError(f"the task has the type {given}: give a task, such as adhere.Inpaint(image, mask)")
         tasks.append(one)
     if not tasks:
         raise ValueError("the list of tasks is empty: give at least one")
     return tasks
+
+
+def _check_texts(name: str, texts: object, embeds: Tensor | None) -> list[str] | None:
+    """Return one or several texts as a list, or None."""
+    if texts is None:
+        return None
+    if embeds is not None:
+        raise ValueError(f"{name} and {name}_embeds are given: give one of them")
+    checked: list[str] = []
+    for text in texts if isinstance(texts, (list, tuple)) else [texts]:
+        if not isinstance(text, str):
+            raise TypeError(f"{name} has the type {type(text).__name__}: give a text, or a list of texts")
+        checked.append(text)
+    return checked
 
 
 def _repeat_texts(texts: list[str] | None, count: int, num_images: int) -> list[str] | None:
@@ -133,18 +145,21 @@ class RunPlan:
         return [request * n + i for request, _ in self.parts for i in range(n)]
 
 
-def plan_runs(crops: list[list[Crop]], lift: Callable[[Constraint], Constraint], num_images: int) -> list[RunPlan]:
+def plan_runs(
+    crops: list[list[Crop]], to_latent_constraint: Callable[[Constraint], Constraint], num_images: int
+) -> list[RunPlan]:
     """Return the runs that sample all crops.
 
     Args:
         crops: of each request.
-        lift: maps a constraint on pictures to one on states.
+        to_latent_constraint: maps a constraint on pictures to one on states.
         num_images: the samples per request.
     """
     groups: list[list[RunPlan]] = []
     for request, parts in enumerate(crops):
         for index, crop in enumerate(parts):
-            plan = RunPlan(crop.size, lift(crop.constraint), [(request, index)], num_images)
+            constraint = to_latent_constraint(crop.constraint)
+            plan = RunPlan(crop.size, constraint, [(request, index)], num_images)
             group = next((group for group in groups if _may_join(group, plan)), None)
             if group is None:
                 groups.append([plan])
@@ -178,6 +193,7 @@ class RunOptions:
     latents: Tensor | None
     callback: Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor] | None] | None
     callback_inputs: Sequence[str]
+    num_samples: int
 
     def sampler_for(self, constraint: Constraint) -> tuple[str, Sampler]:
         """Return the name and the sampler for a constraint."""
@@ -211,8 +227,11 @@ class RunOptions:
         """Return the initial noise of unit variance: the given latents, or drawn."""
         if self.latents is None:
             return randn(shape, like, generator)
-        if self.latents.shape[1:] != shape[1:] or len(self.latents) <= max(samples):
-            raise ValueError(f"latents have shape {tuple(self.latents.shape)}: this call needs (N, *{shape[1:]})")
+        if not isinstance(self.latents, Tensor):
+            raise TypeError(f"latents have the type {type(self.latents).__name__}: give a torch tensor")
+        expected = (self.num_samples, *shape[1:])
+        if self.latents.shape != expected:
+            raise ValueError(f"latents have shape {tuple(self.latents.shape)}: this call needs {expected}")
         return self.latents[samples].to(like)
 
     def call_back(self, pipe: object, state: State) -> State | None:
@@ -223,6 +242,8 @@ class RunOptions:
         tensors = {name: getattr(state, attributes[name]) for name in self.callback_inputs}
         returned = self.callback(pipe, state.step, state.t, tensors) or {}
         x_t, x0 = returned.get("latents", state.x_t), returned.get("x0", state.x0)
+        if x_t is state.x_t and x0 is state.x0:
+            return None
         return State(state.step, state.num_steps, state.t, x_t, x0, state.constraint)
 
 
@@ -252,9 +273,16 @@ class Results:
         return torch.cat([one.square().mean(0).sqrt() for one in norms]).tolist()
 
     def latents(self, samples: list[Tensor]) -> Tensor:
-        """Return the states of all samples, (N, ...), for requests with one crop of one size."""
+        """Return the states of all samples, (N, ...), for requests with one crop each.
+
+        Raises:
+            AdhereError: if the states differ in size.
+        """
         parts = self._by_crop(samples)
-        return torch.cat([parts[request, 0] for request in range(len(self.crops))])
+        states = [parts[request, 0] for request in range(len(self.crops))]
+        if len({x.shape for x in states}) > 1:
+            raise AdhereError("output_type = 'latent': the latents differ in size; use output_type='pil'")
+        return torch.cat(states)
 
     def images(self, output_type: str) -> Images:
         """Return the pictures of all samples.
@@ -267,7 +295,7 @@ class Results:
         floats = [task.postprocess_float(x, crops) for task, x, crops in self._samples()]
         if len({x.shape for x in floats}) > 1:
             raise AdhereError(f"output_type = '{output_type}': the pictures differ in size; use output_type='pil'")
-        images = (torch.stack(floats) + 1) / 2
+        images = torch.stack(floats)
         return images if output_type == "pt" else images.permute(0, 2, 3, 1).numpy()
 
     def _samples(self) -> list[tuple[Task, list[Tensor], list[Crop]]]:

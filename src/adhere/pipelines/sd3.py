@@ -20,11 +20,12 @@ class SD3Pipeline(LatentPipeline, StableDiffusion3Pipeline):  # pyright: ignore[
     default_guidance_scale: float = 7.0
 
     @property
-    def patch_size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def latent_multiple(self) -> int:
         return int(self.transformer.config["patch_size"])
 
     def make_denoiser(self, prompts: PromptInputs | None = None, size: tuple[int, int] | None = None) -> Denoiser:
         inputs = prompts or PromptInputs()
+        inputs.check_pooled()
         text = inputs.resolve(self.default_guidance_scale)
         positive, negative, pooled, negative_pooled = self.encode_prompt(
             text.prompt,  # type: ignore[arg-type]  # diffusers' annotation leaves out None

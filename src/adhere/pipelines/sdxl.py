@@ -2,9 +2,9 @@
 
     prompt --2 CLIPs--> hidden states, pooled;  z_t, t, hidden states, pooled, sizes --UNet2DConditionModel--> eps or v
 
-The network is told that the original picture had the size of the sample and was not cropped. The published VAE
-overflows in float16: it computes in float32 during a run where its configuration asks for that (`force_upcast`), as in
-diffusers.
+The network also gets the size of the original picture and its crop: here, that of the sample, not cropped. The
+published VAE overflows in float16: it computes in float32 during a run where its configuration asks for that
+(`force_upcast`), as in diffusers.
 """
 
 from collections.abc import Iterator
@@ -26,6 +26,7 @@ class SDXLPipeline(LatentPipeline, StableDiffusionXLPipeline):  # pyright: ignor
 
     def make_denoiser(self, prompts: PromptInputs | None = None, size: tuple[int, int] | None = None) -> Denoiser:
         inputs = prompts or PromptInputs()
+        inputs.check_pooled()
         text, condition = inputs.resolve(self.default_guidance_scale).guidance_embedding(self)
         positive, negative, pooled, negative_pooled = self.encode_prompt(
             text.prompt,  # type: ignore[arg-type]  # diffusers' annotation leaves out lists

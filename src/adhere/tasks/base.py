@@ -71,7 +71,10 @@ class Task(ABC):
 
     @abstractmethod
     def postprocess_float(self, samples: list[Tensor], crops: list[Crop]) -> Float[Tensor, "C H W"]:
-        """Return the picture in [-1, 1], C = 1 or 3, from one sample (3, H, W) per crop."""
+        """Return the picture as float32 in [0, 1] on the CPU, C = 1 or 3, from one sample (3, H, W) per crop.
+
+        Samples are in about [-1, 1]. Pixels are not rounded to integers.
+        """
 
     @abstractmethod
     def postprocess(self, samples: list[Tensor], crops: list[Crop]) -> Image.Image:
@@ -104,15 +107,20 @@ class FullImageTask(Task):
         return [Crop(size, self.constraint_for(model, size))]
 
     def postprocess_float(self, samples: list[Tensor], crops: list[Crop]) -> Float[Tensor, "3 H W"]:
-        return samples[0].clamp(-1, 1).to("cpu", torch.float32)
+        return to_unit_range(samples[0])
 
     def postprocess(self, samples: list[Tensor], crops: list[Crop]) -> Image.Image:
-        return rgb_image(self.postprocess_float(samples, crops))
+        return rgb_image(samples[0])
+
+
+def to_unit_range(x: Float[Tensor, "C H W"]) -> Float[Tensor, "C H W"]:
+    """Return a picture in about [-1, 1] as float32 in [0, 1] on the CPU."""
+    return (x.clamp(-1, 1).to("cpu", torch.float32) + 1) / 2
 
 
 def rgb_image(x: Float[Tensor, "3 H W"]) -> Image.Image:
-    """Return a picture in [-1, 1] as an RGB image with 8 bits per channel."""
-    pixels = (x * 127.5 + 127.5).round().byte()
+    """Return a picture in about [-1, 1] as an RGB image with 8 bits per channel."""
+    pixels = (x.clamp(-1, 1).to("cpu", torch.float32) * 127.5 + 127.5).round().byte()
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 

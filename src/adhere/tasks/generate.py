@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate
 
 from adhere.core.constraints import Constraint, Linear, Loss, Unconstrained
 from adhere.core.operators import Downsample
-from adhere.errors import AdhereError
+from adhere.errors import AdhereError, keyword_hints
 from adhere.io.images import Picture, as_picture
 from adhere.losses import SilhouetteLoss
 from adhere.tasks.base import FullImageTask, ImageInput, ModelInfo
@@ -38,6 +38,11 @@ class Custom(FullImageTask):
         return self.constraint
 
 
+@keyword_hints(
+    height="write Generate((height, width))",
+    width="write Generate((height, width))",
+    prompt="give it to the pipeline: pipe(task, prompt=...)",
+)
 @dataclass(frozen=True)
 class Generate(FullImageTask):
     """A picture without a constraint: plain sampling.

@@ -15,7 +15,7 @@ from adhere.errors import AdhereError, keyword_hints
 from adhere.io.crops import crops_around
 from adhere.io.images import Picture, as_picture, pad_to_multiple
 from adhere.io.masks import as_mask, mask_from_alpha, paste_known, paste_known_float
-from adhere.tasks.base import Crop, ImageInput, ModelInfo, Task, refuse_size
+from adhere.tasks.base import Crop, ImageInput, ModelInfo, Task, refuse_size, to_unit_range
 
 
 @keyword_hints(
@@ -72,7 +72,11 @@ class Inpaint(Task):
         return crops
 
     def postprocess_float(self, samples: list[Tensor], crops: list[Crop]) -> Float[Tensor, "C H W"]:
-        return paste_known_float(self.picture, self._combine(samples, crops), self.mask_array)
+        """Return the repaired picture, whose known pixels are exactly value / 255, or value / 65535 with 16 bits."""
+        pasted = to_unit_range(paste_known_float(self.picture, self._combine(samples, crops), self.mask_array))
+        pixels = self.picture.pixels
+        exact = torch.from_numpy(pixels.astype(np.float32) / np.iinfo(pixels.dtype).max).permute(2, 0, 1)  # (C, H, W)
+        return torch.where(torch.from_numpy(self.mask_array), pasted, exact)
 
     def postprocess(self, samples: list[Tensor], crops: list[Crop]) -> Image.Image:
         """Return the repaired picture, of the input's size and mode."""

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass, field
 
-import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -12,7 +11,7 @@ from adhere.core.constraints import Linear
 from adhere.core.operators import Downsample, LinearOperator, Unpad
 from adhere.errors import AdhereError, keyword_hints
 from adhere.io.images import Picture, as_picture, pad_to_multiple, with_metadata
-from adhere.tasks.base import Crop, ImageInput, ModelInfo, Task, refuse_size, rgb_image
+from adhere.tasks.base import Crop, ImageInput, ModelInfo, Task, refuse_size, rgb_image, to_unit_range
 
 
 @keyword_hints(sigma="call it noise", image="call it y, the measurement")
@@ -42,11 +41,16 @@ class Restore(Task):
             raise AdhereError(f"operator is a {given}: give a LinearOperator, such as adhere.operator(fn, (3, H, W))")
         if not self.noise >= 0:
             raise AdhereError(f"noise = {self.noise:g}: a standard deviation must be at least 0, in units of y")
-        y = self.y if isinstance(self.y, Tensor) else as_picture(self.y).tensor()
-        image = self.operator.adjoint(y)
+        y = self.y.float() if isinstance(self.y, Tensor) else as_picture(self.y).tensor()
+        try:
+            image = self.operator.adjoint(y)
+            shape = self.operator(image).shape
+        except (ValueError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise AdhereError(f"y of shape {tuple(y.shape)} does not fit the operator: {reason}") from error
         if image.ndim != 4 or image.shape[:2] != (1, 3):
             raise AdhereError(f"A^T y has shape {tuple(image.shape)}: y must measure one RGB picture, (1, 3, H, W)")
-        if (shape := self.operator(image).shape) != y.shape:
+        if shape != y.shape:
             raise AdhereError(f"y has shape {tuple(y.shape)}, but the operator returns {tuple(shape)}")
         object.__setattr__(self, "measurement", y)
         object.__setattr__(self, "size", (image.shape[-2], image.shape[-1]))
@@ -59,11 +63,13 @@ class Restore(Task):
         return [Crop(padded, Linear(operator, self.measurement.to(model.execution_device), self.noise))]
 
     def postprocess_float(self, samples: list[Tensor], crops: list[Crop]) -> Float[Tensor, "3 H W"]:
-        height, width = self.size
-        return samples[0][:, :height, :width].clamp(-1, 1).to("cpu", torch.float32)
+        return to_unit_range(self._unpad(samples[0]))
 
     def postprocess(self, samples: list[Tensor], crops: list[Crop]) -> Image.Image:
-        return rgb_image(self.postprocess_float(samples, crops))
+        return rgb_image(self._unpad(samples[0]))
+
+    def _unpad(self, x0: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 H W"]:
+        return x0[:, : self.size[0], : self.size[1]]
 
 
 @keyword_hints(scale="call it factor", sigma="call it noise")
@@ -101,14 +107,17 @@ class Upscale(Task):
         return [Crop((height, width), Linear(Downsample(self.factor), y, self.noise))]
 
     def postprocess_float(self, samples: list[Tensor], crops: list[Crop]) -> Float[Tensor, "3 H W"]:
-        height, width = (side * self.factor for side in self.picture.size)
-        return samples[0][:, :height, :width].clamp(-1, 1).to("cpu", torch.float32)
+        return to_unit_range(self._unpad(samples[0]))
 
     def postprocess(self, samples: list[Tensor], crops: list[Crop]) -> Image.Image:
         """Return the large picture, with 8 bits per channel."""
-        image = rgb_image(self.postprocess_float(samples, crops))
+        image = rgb_image(self._unpad(samples[0]))
         if self.picture.pixels.shape[-1] == 1:
             image = image.convert("L")
         if self.picture.alpha is not None:
             image.putalpha(Image.fromarray(self.picture.alpha).resize(image.size, Image.Resampling.BICUBIC))
         return with_metadata(image, self.picture)
+
+    def _unpad(self, x0: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 H W"]:
+        height, width = (side * self.factor for side in self.picture.size)
+        return x0[:, :height, :width]

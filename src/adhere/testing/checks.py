@@ -32,8 +32,8 @@ def check_operator(
     - zero: A 0 = 0.
     - shape: A x has the batch size and the dtype of x, and A^T y has the shape and the dtype of x.
     - linearity: A (x + c z) = A x + c A z.
-    - adjointness: <A x, y> = <x, A^T y>.
     - batch: a batch gives the results of single images.
+    - adjointness: <A x, y> = <x, A^T y>.
     - is_tight: if it is claimed, A A^T is a multiple of the identity on the range of A.
     - solve_normal: u = solve_normal(r, damping) solves (A A^T + damping I) u = r. Without damping, where there may be
       no unique solution, the residual is at most r.
@@ -57,8 +57,8 @@ def check_operator(
     _check_zero_and_shapes(operator, x)
     y = randn(operator(x).shape, like, generator)
     _check_linearity(operator, x, z, float(randn((1,), like, generator)), tolerance)
-    _check_adjointness(operator, x, y, tolerance)
     _check_batch_of_operator(operator, x, y, tolerance)
+    _check_adjointness(operator, x, y, tolerance)
     if operator.is_tight:
         _check_tightness(operator, operator(z), tolerance)
     _check_solve_normal(operator, y, operator(z), tolerance)

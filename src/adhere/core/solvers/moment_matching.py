@@ -74,7 +74,7 @@ class MomentMatching(Solver[Tensor]):
             raise ValueError(f"num_iterations = {self.num_iterations!r}: give an integer, or pairs (log-SNR, integer)")
         if not all(type(number) is int and number >= 1 for _, number in pairs):
             raise ValueError(f"num_iterations = {self.num_iterations!r}: each must be an integer of at least 1")
-        if not all(a < b for (a, _), (b, _) in pairwise(pairs)):
+        if not all(a < b for (a, _), (b, _) in pairwise((*pairs, (math.inf, 1)))):
             raise ValueError(f"num_iterations = {self.num_iterations!r}: the log-SNRs of the pairs must increase")
         if not self.noise_floor >= 0:
             raise ValueError(f"noise_floor = {self.noise_floor}: a standard deviation must be at least 0")

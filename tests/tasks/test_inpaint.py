@@ -1,0 +1,189 @@
+"""Inpainting, from any kind of input to a picture of the same kind; random samples stand in for the model's."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from adhere import AdhereError, Inpaint, Linear, Mask
+from tests.picture_files import hole, image_of, noise
+from tests.tasks.fake_model import FakeModel
+
+SIZES = [(37, 53), (24, 31), (1, 2), (3, 3), (5, 100)]
+MASKS = {
+    "middle": lambda h, w: hole(h, w),
+    "one pixel": lambda h, w: at(h, w, h // 2, w // 2),
+    "corner": lambda h, w: at(h, w, slice(0, max(1, h // 3)), slice(0, max(1, w // 3))),
+    "last row": lambda h, w: at(h, w, -1, slice(0, w - 1)),
+    "right border": lambda h, w: at(h, w, slice(None), -1),
+    "all but one": lambda h, w: ~at(h, w, 0, 0),
+    "two far apart": lambda h, w: at(h, w, 0, 0) | at(h, w, -1, -1),
+}
+
+
+def at(height: int, width: int, rows, columns) -> np.ndarray:
+    mask = np.zeros((height, width), bool)
+    mask[rows, columns] = True
+    return mask
+
+
+def repaired(task: Inpaint, multiple: int = 4) -> Image.Image:
+    """Return what the pipeline would return for random samples."""
+    generator = torch.Generator().manual_seed(0)
+    crops = task.crops(FakeModel(multiple))
+    return task.postprocess([torch.randn(3, *crop.size, generator=generator) for crop in crops], crops)
+
+
+def refusal(*args, **kwargs) -> str:
+    """Return the message of the AdhereError that `Inpaint` must raise: one line."""
+    with pytest.raises(AdhereError) as caught:
+        Inpaint(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "I;16", "P", "1"])
+@pytest.mark.parametrize(("mask", "size"), [(m, s) for m in MASKS for s in SIZES if 0 < MASKS[m](*s).mean() < 1])
+def test_known_pixels_stay_bit_for_bit(mode, mask, size):
+    masked = MASKS[mask](*size)
+    task = Inpaint(image_of(mode, *size), masked)
+    out = np.asarray(repaired(task))
+    planes = task.picture.pixels if task.picture.alpha is None else np.dstack([task.picture.pixels, task.picture.alpha])
+    given = planes[..., 0] if planes.shape[2] == 1 else planes
+    assert out.dtype == given.dtype
+    assert out.shape == given.shape
+    assert np.array_equal(out[~masked], given[~masked])
+
+
+def test_masked_pixels_are_repainted():
+    picture, masked = noise(37, 53, 3), hole(37, 53)
+    assert (np.asarray(repaired(Inpaint(picture, masked)))[masked] != picture[masked]).mean() > 0.9
+
+
+@pytest.mark.parametrize("context", [1, 7, 96, 10_000])
+@pytest.mark.parametrize("mask", MASKS)
+def test_any_context_gives_a_picture_of_the_whole_size(mask, context):
+    picture, masked = noise(75, 101, 3), MASKS[mask](75, 101)
+    out = np.asarray(repaired(Inpaint(picture, masked, context)))
+    assert out.shape == picture.shape
+    assert np.array_equal(out[~masked], picture[~masked])
+
+
+def test_the_network_sees_only_the_masked_part_and_its_context():
+    task = Inpaint(noise(200, 300, 3), at(200, 300, slice(100, 110), slice(5, 25)), context=8)
+    (crop,) = task.crops(FakeModel(4))
+    assert crop.size == (28, 36)  # rows 92 ... 118, columns 0 ... 33, padded to multiples of 4
+    assert isinstance(crop.constraint, Linear)
+    known = torch.from_numpy(~task.mask_array[92:118, 0:33])
+    assert torch.equal(crop.constraint.y[..., :26, :33], task.picture.tensor()[..., 92:118, 0:33] * known)
+
+
+@pytest.mark.parametrize("multiple", [1, 2, 16, 64])
+@pytest.mark.parametrize("size", SIZES)
+def test_the_constraint_is_met_by_the_picture_itself(size, multiple):
+    """This includes the padding, whose pixels repeat the picture's."""
+    task = Inpaint(noise(*size, 3), at(size[0], size[1], 0, 0))
+    (crop,) = task.crops(FakeModel(multiple))
+    assert all(side % multiple == 0 for side in crop.size)
+    constraint = crop.constraint
+    assert isinstance(constraint, Linear)
+    assert constraint.y.shape[-2:] == crop.size
+    assert constraint.residual_norm(constraint.y).tolist() == [0.0]
+    assert isinstance(constraint.operator, Mask)
+    known = constraint.operator.known
+    assert known.sum() >= 1
+    assert set(known.unique().tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize(("side", "size"), [(64, (202, 212)), (512, (394, 404))])
+def test_the_default_context_of_a_small_mask_gives_crops_of_about_the_native_size(side, size):
+    task = Inpaint(noise(600, 700, 3), at(600, 700, slice(300, 310), slice(305, 325)))
+    (crop,) = task.crops(FakeModel(1, native_size=(side, side)))
+    assert crop.size == size
+
+
+@pytest.mark.parametrize("context", [0, -1])
+def test_a_context_below_one_pixel_is_refused(context):
+    assert f"context = {context}" in refusal(noise(8, 8, 3), hole(8, 8), context)
+
+
+def test_every_way_to_give_a_picture_and_a_mask_means_the_same(tmp_path):
+    picture, masked = noise(24, 31, 3), hole(24, 31)
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    Image.fromarray(masked).save(tmp_path / "mask.png")
+    first = Inpaint(picture, masked)
+    masks = [
+        tmp_path / "mask.png",
+        str(tmp_path / "mask.png"),
+        Image.fromarray(masked),
+        masked.astype(np.uint8) * 255,
+        masked.astype(np.float64),
+        torch.from_numpy(masked),
+        torch.from_numpy(masked)[None, None].half(),
+    ]
+    images = [picture, tmp_path / "picture.png", str(tmp_path / "picture.png"), Image.fromarray(picture), first.picture]
+    for image, mask in [(image, masked) for image in images] + [(picture, mask) for mask in masks]:
+        task = Inpaint(image, mask)
+        assert np.array_equal(task.picture.pixels, picture)
+        assert np.array_equal(task.mask_array, masked)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_without_a_mask_the_transparent_part_is_repainted_and_becomes_opaque(mode):
+    image = image_of(mode, 24, 31)
+    alpha = np.where(hole(24, 31), 0, 255).astype(np.uint8)
+    image.putalpha(Image.fromarray(alpha))
+    task = Inpaint(image)
+    assert np.array_equal(task.mask_array, hole(24, 31))
+    out = np.asarray(repaired(task))
+    assert (out[..., -1] == 255).all()
+    assert np.array_equal(out[~task.mask_array], np.asarray(image)[~task.mask_array])
+
+
+def test_with_a_mask_alpha_is_kept():
+    image = image_of("RGBA", 24, 31)
+    assert np.array_equal(np.asarray(repaired(Inpaint(image, hole(24, 31))))[..., 3], np.asarray(image)[..., 3])
+
+
+def test_bad_input_is_refused_when_the_task_is_made(tmp_path):
+    picture = noise(24, 31, 3)
+    assert "31 x 24" in refusal(picture, hole(31, 24))
+    assert "nothing to inpaint" in refusal(picture, np.zeros((24, 31), bool))
+    assert "nothing to keep" in refusal(picture, np.ones((24, 31), bool))
+    assert "no such file" in refusal(tmp_path / "missing.png", hole())
+    assert "no such file" in refusal(picture, tmp_path / "missing.png")
+    assert "mask" in refusal(picture)  # there is no alpha either
+
+
+def test_a_task_cannot_be_changed():
+    task = Inpaint(noise(24, 31, 3), hole())
+    with pytest.raises(AttributeError):
+        task.context = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_samples_out_of_range_are_clamped():
+    task = Inpaint(np.full((24, 31, 3), 128, np.uint8), hole())
+    (crop,) = task.crops(FakeModel())
+    assert np.asarray(task.postprocess([torch.full((3, *crop.size), 7.0)], [crop]))[12, 15].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "I;16", "P", "1"])
+def test_float_pictures_are_the_pictures_before_rounding_and_known_pixels_are_exact(mode):
+    task = Inpaint(image_of(mode, 24, 31), hole())
+    (crop,) = task.crops(FakeModel(4))
+    sample = torch.randn(3, *crop.size, generator=torch.Generator().manual_seed(0)) / 2
+    x = task.postprocess_float([sample], [crop])
+    pixels = task.picture.pixels
+    largest = np.iinfo(pixels.dtype).max
+    assert x.dtype == torch.float32
+    assert x.shape == (pixels.shape[2], 24, 31)
+    exact = (pixels / largest).astype(np.float32).transpose(2, 0, 1)
+    assert np.array_equal(x.numpy()[:, ~hole()], exact[:, ~hole()])
+    image = np.asarray(task.postprocess([sample], [crop])).reshape(24, 31, -1)[..., : pixels.shape[2]]
+    rounded = x.numpy().astype(np.float64).transpose(1, 2, 0) * largest
+    assert np.abs(rounded - image).max() <= 0.5 + largest * 2**-23  # of float32
+
+
+def test_height_and_width_are_those_of_the_picture():
+    with pytest.raises(AdhereError, match="Inpaint has the size of its input"):
+        Inpaint(noise(24, 31, 3), hole()).crops(FakeModel(), (64, 64))

@@ -1,0 +1,117 @@
+"""Restoration and upscaling: the constraint on a model's sizes, and the picture that comes back."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import adhere
+from adhere import AdhereError, Blur, Downsample, Gray, Linear, Mask, Restore, Upscale
+from adhere.core.operators import Identity
+from tests.picture_files import image_of, noise
+from tests.tasks.fake_model import FakeModel
+
+
+def to_tensor(picture: np.ndarray) -> torch.Tensor:
+    """Return a picture uint8 (H, W, 3) as (1, 3, H, W) in [-1, 1]."""
+    return torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
+
+
+def pad(x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Return x (1, 3, H, W) with random pixels at the bottom and the right, which a measurement must not see."""
+    padded = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    padded[..., : x.shape[-2], : x.shape[-1]] = x
+    return padded
+
+
+OPERATORS = {
+    "identity": Identity(),
+    "blur": Blur(1.5),
+    "gray": Gray(),
+    "downsample": Downsample(3),
+    "mask": Mask((torch.arange(30) % 2).float()),
+    "function": adhere.operator(lambda x: x.flip(3)[:, :1] + x[:, 1:2], (3, 21, 30)),
+    "composition": Gray() @ Blur(1.0),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("multiple", [1, 2, 8, 64])
+def test_the_picture_meets_its_measurement_whatever_the_model_needs(name, multiple):
+    """Sides of 21 and 30 pixels are odd for most models, which sample a padded picture."""
+    picture, A = noise(21, 30, 3), OPERATORS[name]
+    x = to_tensor(picture)
+    task = Restore(A(x), A, noise=0.02)
+    assert task.size == (21, 30)
+    (crop,) = task.crops(FakeModel(multiple))
+    assert crop.size == tuple(-(-side // multiple) * multiple for side in (21, 30))
+    assert isinstance(crop.constraint, Linear)
+    assert crop.constraint.noise == 0.02
+    padded = pad(x, crop.size)
+    assert crop.constraint.residual_norm(padded).item() < 1e-6
+    assert np.array_equal(np.asarray(task.postprocess([padded[0]], [crop])), picture)
+    floats = task.postprocess_float([padded[0]], [crop])
+    assert floats.shape == (3, 21, 30)
+    torch.testing.assert_close(floats, (x[0] + 1) / 2, atol=1e-6, rtol=0)
+
+
+def test_a_measurement_may_be_a_picture_or_in_float64(tmp_path):
+    picture = noise(21, 30, 3)
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    for y in (picture, tmp_path / "picture.png", Image.fromarray(picture), to_tensor(picture).double()):
+        task = Restore(y, Identity())
+        assert task.measurement.dtype == torch.float32
+        torch.testing.assert_close(task.measurement, to_tensor(picture))
+
+
+def test_measurements_that_do_not_fit_the_operator_are_refused():
+    with pytest.raises(AdhereError, match="operator is a function: give a LinearOperator"):
+        Restore(torch.zeros(1, 3, 8, 8), lambda x: x)  # type: ignore[arg-type]  # pyright: ignore
+    with pytest.raises(AdhereError, match="noise = -1: a standard deviation must be at least 0"):
+        Restore(torch.zeros(1, 3, 8, 8), Identity(), noise=-1.0)
+    with pytest.raises(AdhereError, match=r"A\^T y has shape \(2, 3, 8, 8\): y must measure one RGB picture"):
+        Restore(torch.zeros(2, 3, 8, 8), Identity())
+    with pytest.raises(AdhereError, match=r"A\^T y has shape \(3, 8, 8\)"):
+        Restore(torch.zeros(3, 8, 8), Identity())
+    with pytest.raises(AdhereError, match="Restore has the size of its input"):
+        Restore(torch.zeros(1, 3, 8, 8), Identity()).crops(FakeModel(), (16, 16))
+
+
+def test_a_measurement_of_another_size_than_the_function_returns_is_refused():
+    A = adhere.operator(lambda x: x[..., ::2, ::2], (3, 8, 8))
+    with pytest.raises(AdhereError, match=r"y has shape \(1, 3, 5, 5\), but the operator returns \(1, 3, 4, 4\)"):
+        Restore(torch.zeros(1, 3, 5, 5), A)
+    with pytest.raises(AdhereError, match=r"y of shape \(1, 3, 8, 9\) does not fit the operator: .* must match"):
+        Restore(torch.zeros(1, 3, 8, 9), Mask(torch.ones(1, 1, 8, 8)))
+
+
+@pytest.mark.parametrize("multiple", [1, 2, 8, 16])
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_area_means_of_an_enlarged_picture_are_the_small_one(multiple, factor):
+    task = Upscale(noise(7, 10, 3), factor)
+    (crop,) = task.crops(FakeModel(multiple))
+    assert all(side % multiple == 0 for side in crop.size)
+    large = task.picture.tensor().repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    assert isinstance(crop.constraint, Linear)
+    means = crop.constraint.operator(pad(large, crop.size))
+    torch.testing.assert_close(means[..., :7, :10], crop.constraint.y[..., :7, :10])
+    image = task.postprocess([pad(large, crop.size)[0]], [crop])
+    assert np.array_equal(np.asarray(image), task.picture.pixels.repeat(factor, 0).repeat(factor, 1))
+    assert task.postprocess_float([pad(large, crop.size)[0]], [crop]).shape == (3, 7 * factor, 10 * factor)
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("L", "L"), ("RGB", "RGB"), ("RGBA", "RGBA"), ("LA", "LA"), ("P", "RGB")]
+)
+def test_gray_stays_gray_and_transparency_is_enlarged(mode, expected):
+    task = Upscale(image_of(mode, 8, 12), 2)
+    (crop,) = task.crops(FakeModel(4))
+    image = task.postprocess([torch.zeros(3, *crop.size)], [crop])
+    assert image.mode == expected
+    assert image.size == (24, 16)
+
+
+@pytest.mark.parametrize("factor", [1, 0, -2])
+def test_a_factor_below_two_is_refused(factor):
+    with pytest.raises(AdhereError, match=f"factor = {factor}: give an integer of at least 2"):
+        Upscale(noise(7, 10, 3), factor)
