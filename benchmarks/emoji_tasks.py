@@ -14,10 +14,11 @@ from transformers.utils import logging as transformers_logging
 import adhere
 from adhere.core.constraints import Constraint, Linear, Loss, mask_of
 from adhere.core.denoisers import CountingDenoiser
+from adhere.core.filters import Downsample
 from adhere.core.noise import randn
-from adhere.core.operators import Downsample, Mask
+from adhere.core.operators import Mask
 from adhere.core.presets import PRESETS
-from adhere.core.sampling import Sampler, last_x0
+from adhere.core.sampling import Sampler
 from adhere.core.schedules import DDPMSchedule, Schedule
 from adhere.core.solvers.base import Solver
 from adhere.features import EfficientNetLite0
@@ -215,5 +216,6 @@ def run(
     denoiser = CountingDenoiser(pipe.make_denoiser(prompts, size))
     latent_constraint = pipe.to_latent_constraint(constraint, decoder_backward)
     noise = randn((len(generators), *pipe.state_shape(size)), torch.empty(0), generators)
-    x0 = last_x0(sampler.trajectory(denoiser, latent_constraint, noise, generators))
+    *_, last = sampler.trajectory(denoiser, latent_constraint, noise, generators)
+    x0 = last.x0
     return pipe.decode(x0), denoiser.nfe, time.perf_counter() - begin

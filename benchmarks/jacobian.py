@@ -32,10 +32,10 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from scipy.sparse import linalg
 from torch import Tensor
 
+from adhere.core._linalg import dot
 from adhere.core.constraints import Constraint, Linear
 from adhere.core.denoisers import CountingDenoiser, Denoiser, NetworkDenoiser
 from adhere.core.derivatives import jvp, vjp
-from adhere.core.linalg import dot
 from adhere.core.operators import Mask
 from adhere.core.schedules import DDPMSchedule
 from adhere.core.solvers.base import Solver

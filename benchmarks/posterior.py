@@ -32,10 +32,11 @@ from torch import Generator, Tensor
 
 from adhere.core.constraints import Linear, mask_of
 from adhere.core.denoisers import CountingDenoiser
+from adhere.core.filters import Blur, Downsample
 from adhere.core.noise import randn
-from adhere.core.operators import Blur, Downsample, Gray, LinearOperator, Mask
+from adhere.core.operators import Gray, LinearOperator, Mask
 from adhere.core.presets import PRESETS
-from adhere.core.sampling import Sampler, last_x0
+from adhere.core.sampling import Sampler
 from adhere.core.schedules import DDPMSchedule
 from adhere.testing.priors import FactorMixture, GaussianMixture
 from benchmarks.tables import Row, load, meta, save, table
@@ -166,7 +167,8 @@ def run_method(
     denoiser = CountingDenoiser(prior.denoiser(DDPMSchedule.from_betas()))
     generator = Generator().manual_seed(seed)
     noise = randn((num_samples, *prior.shape), constraint.y, generator)
-    return last_x0(sampler.trajectory(denoiser, constraint, noise, generator)), denoiser.nfe
+    *_, last = sampler.trajectory(denoiser, constraint, noise, generator)
+    return last.x0, denoiser.nfe
 
 
 def compare(methods: dict[str, Sampler], prior: FactorMixture, task: str, items: list[Problem]) -> list[Row]:

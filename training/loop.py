@@ -80,11 +80,8 @@ class Training:
 
     def _parts(self) -> dict[str, Any]:
         """The parts with a state, by their key in the checkpoint. The keys are those of existing checkpoints."""
-        return {
-            "network": self.network,
-            "average": self.ema_network,
-            "optimiser": self.optimizer,
-        }  # retired spelling, in checkpoints
+        parts = {"network": self.network, "average": self.ema_network}
+        return parts | {"optimiser": self.optimizer}  # retired spelling
 
     def save(self) -> None:
         """Write the checkpoint atomically: an interrupted write leaves the previous one. Only rank 0 writes."""

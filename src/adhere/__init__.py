@@ -22,7 +22,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from adhere.core.constraints import Constraint, Linear, Loss, Sum
     from adhere.core.denoisers import NetworkDenoiser
-    from adhere.core.operators import Blur, Downsample, Gray, Identity, LinearOperator, Mask, operator
+    from adhere.core.filters import Blur, Downsample
+    from adhere.core.operators import Gray, Identity, LinearOperator, Mask, operator
     from adhere.core.presets import PRESETS, sample
     from adhere.core.sampling import Sampler
     from adhere.core.solvers.base import Solver
@@ -78,7 +79,8 @@ __all__ = [
 _MODULES = {
     "adhere.core.constraints": ("Constraint", "Linear", "Loss", "Sum"),
     "adhere.core.denoisers": ("NetworkDenoiser",),
-    "adhere.core.operators": ("Blur", "Downsample", "Gray", "Identity", "LinearOperator", "Mask", "operator"),
+    "adhere.core.filters": ("Blur", "Downsample"),
+    "adhere.core.operators": ("Gray", "Identity", "LinearOperator", "Mask", "operator"),
     "adhere.core.presets": ("PRESETS", "sample"),
     "adhere.core.sampling": ("Sampler",),
     "adhere.core.solvers.base": ("Solver",),

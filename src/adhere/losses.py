@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-Features = Callable[[Tensor], Sequence[Tensor]]  # pictures (B, 3, H, W) -> for each layer (B, C, N) or (B, C, h, w)
+_Features = Callable[[Tensor], Sequence[Tensor]]  # pictures (B, 3, H, W) -> for each layer (B, C, N) or (B, C, h, w)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class GramDistance:
         reference: (1, 3, H, W) or (B, 3, H, W) in [-1, 1]; H and W may differ from those of the pictures.
     """
 
-    features: Features
+    features: _Features
     reference: Float[Tensor, "n 3 H W"]
 
     @cached_property

@@ -97,7 +97,7 @@ def test_bad_files(folder, inpaint_args, argument, content, message):
 
 
 def test_a_picture_with_too_many_pixels(folder, inpaint_args, monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 700)
+    monkeypatch.setattr(images, "_MAX_PIXELS", 700)
     assert "31 x 24" in error_line(inpaint_args(), folder)
 
 
@@ -133,8 +133,8 @@ def test_the_error_for_an_unknown_solver_lists_all(folder, inpaint_args, name):
 
 @pytest.mark.parametrize("verb", EXAMPLES)
 def test_the_error_for_a_renamed_solver_has_the_new_name(folder, verb_args, verb):
-    line = error_line(verb_args(verb, solver="moment_matching_calm"), folder)
-    assert "'moment_matching_calm' is now called 'moment_matching'" in line
+    line = error_line(verb_args(verb, solver="moment_matching_calm"), folder)  # retired
+    assert "'moment_matching_calm' is now called 'moment_matching'" in line  # retired
 
 
 @pytest.mark.parametrize("steps", ["0", "-3", "1001", "100000", "abc", "2.5", ""])

@@ -1,13 +1,14 @@
 """What the tests of the core share: seeded random numbers, random exact priors and dense operators, all in float64."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Generator, Tensor
 
 from adhere.core.constraints import Linear
 from adhere.core.operators import LinearOperator
+from adhere.core.sampling import State
 from adhere.testing.priors import FactorMixture, Gaussian, GaussianMixture
 
 
@@ -94,3 +95,9 @@ def matrix_of(function: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> T
 def assert_close(a: Tensor, b: Tensor, tolerance: float = 1e-9) -> None:
     """Assert that each entry of a is that of b, with the same relative and absolute tolerance."""
     torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def last_x0(states: Iterator[State]) -> Tensor:
+    """Return the sample of a run, the x0 of its last state."""
+    *_, last = states
+    return last.x0

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adhere.core.constraints import Constraint, Linear, Linearization, Loss, Sum, Unconstrained, mask_of
-from adhere.core.operators import Blur, Downsample, Gray, Identity, InnerProduct, Mask
+from adhere.core.filters import Blur, Downsample
+from adhere.core.operators import Gray, Identity, InnerProduct, Mask
 from tests.core.exact import Matrix, assert_close, matrix_of, normal, seeded
 
 few_examples = settings(max_examples=15, deadline=None)

@@ -5,9 +5,9 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from adhere.core.denoisers import CFGDenoiser, CountingDenoiser, Denoiser, NetworkDenoiser
+from adhere.core.denoisers import CFGDenoiser, CountingDenoiser, Denoiser, NetworkDenoiser, _check_prediction_type
 from adhere.core.derivatives import jvp, vjp
-from adhere.core.schedules import CosineSchedule, DDPMSchedule, FlowSchedule, check_prediction_type
+from adhere.core.schedules import CosineSchedule, DDPMSchedule, FlowSchedule
 from tests.core.exact import assert_close, normal, random_gaussian, seeded
 
 
@@ -85,7 +85,7 @@ def test_a_unet_of_diffusers_works_unchanged_from_alphas_cumprod():
 
 def test_an_unknown_prediction_type_is_refused_with_all_that_are_known():
     with pytest.raises(ValueError, match=r"prediction_type = 'eps'.*'epsilon', 'sample', 'v_prediction'"):
-        check_prediction_type("eps")  # `NetworkDenoiser` calls it; here the type checker of the tests would be first
+        _check_prediction_type("eps")  # `NetworkDenoiser` calls it; here the type checker of the tests would be first
 
 
 @pytest.mark.parametrize("make", [NetworkDenoiser, NetworkDenoiser.from_alphas_cumprod])

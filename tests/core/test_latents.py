@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adhere.core.constraints import Linear, Linearization, Loss, Unconstrained
+from adhere.core.filters import Downsample
 from adhere.core.latents import Autoencoder, DecodedConstraint, KnownLatents
-from adhere.core.operators import Downsample, Mask
+from adhere.core.operators import Mask
 from adhere.core.sampling import trajectory
 from adhere.core.schedules import CosineSchedule
 from adhere.core.solvers.ddnm import DDNM

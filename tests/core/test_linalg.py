@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adhere.core.linalg import clip_rms, conjugate_residuals, dot, gmres, max_norm, per_sample, safe_divide
+from adhere.core._linalg import clip_rms, conjugate_residuals, dot, gmres, max_norm, per_sample, safe_divide
 from tests.core.exact import assert_close, normal, random_covariance, seeded
 
 few_examples = settings(max_examples=15, deadline=None)

@@ -75,7 +75,7 @@ def test_sides_that_cannot_be_halved_are_not():
 
 
 def test_the_noise_shown_is_that_of_the_nearest_time_of_a_table():
-    """White noise of exactly sigma_s at the time s that the network is told."""
+    """White noise of exactly sigma_s at the time s that the network is given."""
     schedule, seen = DDPMSchedule.from_betas(), []
     network = NetworkDenoiser(lambda x_t, t: seen.append((x_t, t)) or x_t, schedule, "sample", torch.float64)
     noise = normal(seeded(0), 1, 1, 512, 512)

@@ -8,18 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import avg_pool2d, interpolate
 
-from adhere.core.linalg import conjugate_residuals
+from adhere.core._linalg import conjugate_residuals
+from adhere.core.filters import Blur, Downsample
 from adhere.core.operators import (
-    Blur,
-    Composition,
-    Downsample,
     Gray,
     Identity,
     InnerProduct,
     LinearOperator,
     Mask,
-    Stacked,
     Unpad,
+    _Composition,
+    _Stacked,
     operator,
 )
 from adhere.testing import check_operator
@@ -73,7 +72,7 @@ def make_case(seed, kind, factor, size, sigma):
         "gray of mask": Gray() @ mask,
         "area of blur": area @ blur,
         "inner product": inner_product,
-        "stacked": Stacked((area, inner_product), (0.5, 2.0), shapes),
+        "stacked": _Stacked((area, inner_product), (0.5, 2.0), shapes),
         "unpad": Unpad((height, width), (max(1, height - 2), max(1, width - 3))),
         "channel means": operator(lambda x: x.mean((2, 3)), shape),
         "low-pass filter": operator(low_pass, shape),
@@ -222,7 +221,7 @@ def test_composition_is_the_product_of_the_matrices(seed):
     g = seeded(seed)
     outer, inner = Matrix(normal(g, 2, 4), (1, 2, 2)), Matrix(normal(g, 4, 9), (1, 3, 3))
     composed = outer @ inner
-    assert isinstance(composed, Composition)
+    assert isinstance(composed, _Composition)
     assert_close(matrix_of(composed, (1, 3, 3)), outer.A @ inner.A, 1e-12)
     three = Matrix(normal(g, 3, 2)) @ outer @ inner
     assert_close(matrix_of(three, (1, 3, 3)), three.outer.outer.A @ outer.A @ inner.A, 1e-12)

@@ -12,10 +12,11 @@ import torch
 from adhere.core.baselines.newton_exact import NewtonExact
 from adhere.core.constraints import Constraint, Linear, Loss, Sum, Unconstrained
 from adhere.core.denoisers import CountingDenoiser, NetworkDenoiser
+from adhere.core.filters import Downsample
 from adhere.core.latents import DecodedConstraint
-from adhere.core.operators import Downsample, LinearOperator, Mask
-from adhere.core.presets import DEFAULT_PRESET, PRESETS, default_preset, get_sampler, sample
-from adhere.core.sampling import Sampler, last_x0
+from adhere.core.operators import LinearOperator, Mask
+from adhere.core.presets import PRESETS, default_preset, get_sampler, sample
+from adhere.core.sampling import Sampler
 from adhere.core.schedules import CosineSchedule, DDPMSchedule, FlowSchedule, log_snr_spacing
 from adhere.core.solvers.base import Solver, StochasticSolver
 from adhere.core.solvers.ddnm import DDNM
@@ -24,7 +25,7 @@ from adhere.core.solvers.moment_matching import MomentMatching
 from adhere.core.solvers.plain import Plain
 from adhere.core.transitions import DDIM
 from adhere.testing import check_operator, check_solver
-from tests.core.exact import IdentityAutoencoder, assert_close, normal, random_factors, seeded
+from tests.core.exact import IdentityAutoencoder, assert_close, last_x0, normal, random_factors, seeded
 
 CONSTRAINED = {name: sampler for name, sampler in PRESETS.items() if name != "plain"}
 any_preset = pytest.mark.parametrize("sampler", CONSTRAINED.values(), ids=CONSTRAINED)
@@ -240,11 +241,10 @@ class DistanceToZero(Constraint):
 
 
 def test_the_default_preset_suits_the_constraint():
-    assert DEFAULT_PRESET == "moment_matching"
     assert default_preset(Unconstrained()) == "plain"
     both = Sum((mean_square(), linear_constraint(LEFT_HALF)), (1.0, 1.0))
     for constraint in (linear_constraint(LEFT_HALF), mean_square(), both):
-        assert default_preset(constraint) == DEFAULT_PRESET
+        assert default_preset(constraint) == "moment_matching"
     assert default_preset(DistanceToZero()) == "inexact_newton"
 
 
@@ -260,15 +260,15 @@ def test_an_unknown_name_is_refused_with_the_nearest_and_all_presets():
 
 
 def test_the_former_name_of_the_default_preset_is_refused_with_the_new_one():
-    with pytest.raises(ValueError, match="solver 'moment_matching_calm' is now called 'moment_matching'"):
-        get_sampler("moment_matching_calm")
+    with pytest.raises(ValueError, match="solver 'moment_matching_calm' is now called 'moment_matching'"):  # retired
+        get_sampler("moment_matching_calm")  # retired
 
 
 def test_a_solver_object_gets_the_settings_of_the_preset_of_its_class():
     solver = MomentMatching(fusion_snr=0.1)
     assert get_sampler(solver) == replace(PRESETS["moment_matching"], solver=solver)
     assert get_sampler(InexactNewton(2)) == replace(PRESETS["inexact_newton"], solver=InexactNewton(2))
-    assert MomentMatching() == PRESETS[DEFAULT_PRESET].solver
+    assert MomentMatching() == PRESETS["moment_matching"].solver
 
 
 def test_a_solver_of_another_class_gets_the_defaults_of_sampler():

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from adhere.core.constraints import Linear, Unconstrained
 from adhere.core.denoisers import CountingDenoiser
+from adhere.core.filters import Downsample
 from adhere.core.noise import initial_noise
-from adhere.core.operators import Downsample, Mask
-from adhere.core.sampling import Sampler, State, last_x0, trajectory
+from adhere.core.operators import Mask
+from adhere.core.sampling import Sampler, State, trajectory
 from adhere.core.schedules import CosineSchedule, FlowSchedule, log_snr, log_snr_spacing, uniform_spacing
 from adhere.core.solvers.base import Solver
 from adhere.core.solvers.ddnm import DDNM
@@ -21,7 +22,7 @@ from adhere.core.solvers.inexact_newton import InexactNewton
 from adhere.core.solvers.moment_matching import MomentMatching
 from adhere.core.solvers.plain import Plain
 from adhere.core.transitions import DDIM, DPMSolver2M
-from tests.core.exact import normal, random_gaussian, random_mixture, seeded
+from tests.core.exact import last_x0, normal, random_gaussian, random_mixture, seeded
 
 TRANSITIONS = [DDIM(0.0), DDIM(1.0), DPMSolver2M(0.0), DPMSolver2M(1.0)]
 any_transition = pytest.mark.parametrize("transition", TRANSITIONS, ids=repr)

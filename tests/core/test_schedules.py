@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adhere.core.denoisers import NetworkDenoiser
+from adhere.core.sampling import _is_decreasing_noise
 from adhere.core.schedules import (
     CosineSchedule,
     DDPMSchedule,
     FlowSchedule,
     Schedule,
-    is_decreasing_noise,
     log_snr,
     log_snr_spacing,
     uniform_spacing,
@@ -35,7 +35,7 @@ def name_of(schedule):
     return type(schedule).__name__
 
 
-def time_at(schedule, fraction):
+def time_of_fraction(schedule, fraction):
     """Return a time of the schedule, `fraction` of the way from the image to noise."""
     if isinstance(schedule, DDPMSchedule):
         return float(round(999 * fraction))
@@ -48,7 +48,7 @@ def time_at(schedule, fraction):
 @given(fraction=st.floats(0.001, 0.999), seed=st.integers(0, 2**32 - 1))
 def test_a_network_without_error_gives_x0(prediction_type, schedule, fraction, seed):
     """The outputs are those of the papers' definitions, not p x0 + q eps. The network is called at the right time."""
-    t = time_at(schedule, fraction)
+    t = time_of_fraction(schedule, fraction)
     x0, eps = normal(seeded(seed), 2, 2, 3)
     alpha_t, sigma_t = schedule(t)
     out = {
@@ -71,7 +71,7 @@ def test_a_network_without_error_gives_x0(prediction_type, schedule, fraction, s
 @many_examples
 @given(first=st.floats(0.001, 0.999), second=st.floats(0.001, 0.999))
 def test_alpha_and_sigma_are_positive_and_noise_grows_with_t(schedule, first, second):
-    s, t = sorted(time_at(schedule, fraction) for fraction in (first, second))
+    s, t = sorted(time_of_fraction(schedule, fraction) for fraction in (first, second))
     alpha_t, sigma_t = schedule(t)
     assert alpha_t > 0 and sigma_t > 0
     total = alpha_t + sigma_t if isinstance(schedule, FlowSchedule) else alpha_t**2 + sigma_t**2
@@ -140,7 +140,7 @@ def test_timesteps_of_a_flow_are_those_of_the_flow_match_scheduler(shift, s_end,
 def test_timesteps_are_as_many_as_requested_from_high_noise_to_low(schedule, num_steps):
     times = schedule.timesteps(num_steps)
     assert len(times) == num_steps
-    assert is_decreasing_noise(schedule, times)
+    assert _is_decreasing_noise(schedule, times)
     assert uniform_spacing(schedule, num_steps) == times
 
 
@@ -170,7 +170,7 @@ def test_t_from_log_snr_of_a_table_is_the_nearest_time(target):
 @given(num_steps=st.integers(1, 60), start=st.floats(-4, 0), end=st.floats(0.5, 4))
 def test_log_snr_spacing_goes_from_one_bound_to_the_other(schedule, num_steps, start, end):
     times = log_snr_spacing(schedule, num_steps, start, end)
-    assert is_decreasing_noise(schedule, times)
+    assert _is_decreasing_noise(schedule, times)
     assert times[0] == schedule.t_from_log_snr(start)
     if num_steps > 1:
         assert times[-1] == pytest.approx(schedule.t_from_log_snr(end))
@@ -192,9 +192,9 @@ def test_log_snr_spacing_is_uniform_in_log_snr():
 
 
 def test_is_decreasing_noise():
-    assert is_decreasing_noise(DDPM, [900.0, 500.0, 1.0])
-    assert not is_decreasing_noise(DDPM, [500.0, 900.0])
-    assert not is_decreasing_noise(DDPM, [500.0, 500.0])
+    assert _is_decreasing_noise(DDPM, [900.0, 500.0, 1.0])
+    assert not _is_decreasing_noise(DDPM, [500.0, 900.0])
+    assert not _is_decreasing_noise(DDPM, [500.0, 500.0])
 
 
 @pytest.mark.parametrize("t", [0.5, -1.0, 1000.0])
@@ -221,7 +221,7 @@ def test_more_steps_than_the_table_has_are_refused():
 def test_zero_terminal_snr_is_minus_infinity_and_never_chosen_by_log_snr():
     table = DDPMSchedule((*DDPM.alphas_cumprod[:-1], 0.0))
     assert log_snr(table, 999.0) == -math.inf
-    assert is_decreasing_noise(table, table.timesteps(1000))
+    assert _is_decreasing_noise(table, table.timesteps(1000))
     for target in (-math.inf, -300.0, -6.0, log_snr(table, 998.0)):
         assert table.t_from_log_snr(target) == 998
     assert table.t_from_log_snr(log_snr(table, 500.0)) == 500

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adhere.errors import AdhereError
-from adhere.io.atomic import check_writable, staged_writes
+from adhere.io._atomic import check_writable, staged_writes
 from tests.picture_files import refusal
 
 

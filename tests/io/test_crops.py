@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from adhere.io.crops import crops_around
+from adhere.io._crops import crops_around
 
 MASKS = st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(
     lambda size: arrays(bool, size, elements=st.sampled_from([False] * 30 + [True])).filter(lambda mask: mask.any())

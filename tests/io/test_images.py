@@ -15,8 +15,8 @@ from PIL import ExifTags, Image
 
 from adhere.errors import AdhereError
 from adhere.io import images
-from adhere.io.images import as_picture, pad_to_multiple, read_picture
-from adhere.io.masks import read_mask
+from adhere.io.images import as_picture, pad_to_multiple
+from adhere.io.masks import as_mask
 from tests.picture_files import HEIGHT, OPTIONS, SIZE, WIDTH, encoded, hole, image_of, noise, refusal, written
 
 # --- reading
@@ -47,7 +47,7 @@ from tests.picture_files import HEIGHT, OPTIONS, SIZE, WIDTH, encoded, hole, ima
 )
 def test_every_mode_is_read_with_its_channels_and_bit_depth(tmp_path, mode, suffix, channels, alpha, dtype):
     path = written(tmp_path, mode, suffix)
-    picture = read_picture(path)
+    picture = as_picture(path)
     with Image.open(path) as image:
         assert picture.format == image.format
         if dtype == "uint16":
@@ -68,7 +68,7 @@ def test_a_transparent_color_becomes_alpha(tmp_path, mode):
     image = image_of(mode)
     key = image.getpixel((3, 5))
     image.save(tmp_path / "keyed.png", transparency=key)
-    picture = read_picture(tmp_path / "keyed.png")
+    picture = as_picture(tmp_path / "keyed.png")
     same = (np.asarray(image).reshape(*SIZE, -1) == np.array(key)).all(-1)
     assert picture.alpha is not None
     assert np.array_equal(picture.alpha, np.where(same, 0, 255))
@@ -78,7 +78,7 @@ def test_a_transparent_color_becomes_alpha(tmp_path, mode):
 def test_the_first_frame_of_an_animation_is_read(tmp_path):
     frames = [Image.new("RGB", (8, 6), color) for color in ("red", "lime")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert (read_picture(tmp_path / "a.gif").pixels == (255, 0, 0)).all()
+    assert (as_picture(tmp_path / "a.gif").pixels == (255, 0, 0)).all()
 
 
 def test_sixteen_bit_color_is_reduced_to_eight(tmp_path):
@@ -88,7 +88,7 @@ def test_sixteen_bit_color_is_reduced_to_eight(tmp_path):
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0))
     data = chunk(b"IDAT", zlib.compress(b"\0" + bytes([200, 7, 100, 7, 50, 7])))
     (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b""))
-    assert read_picture(tmp_path / "deep.png").pixels.tolist() == [[[200, 100, 50]]]
+    assert as_picture(tmp_path / "deep.png").pixels.tolist() == [[[200, 100, 50]]]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -102,11 +102,11 @@ def test_exif_orientation_is_applied_and_reset(tmp_path, orientation, mode, suff
     image_of(mode).save(path, exif=exif, **OPTIONS.get(suffix, {}))
     plain = tmp_path / f"plain{suffix}"
     image_of(mode).save(plain, **OPTIONS.get(suffix, {}))
-    v = read_picture(plain).pixels
+    v = as_picture(plain).pixels
     transposed = v.swapaxes(0, 1)  # the EXIF standard says where the 0th row and the 0th column are
     upright = [v, v[:, ::-1], v[::-1, ::-1], v[::-1]]
     upright += [transposed, transposed[:, ::-1], transposed[::-1, ::-1], transposed[::-1]]
-    picture = read_picture(path)
+    picture = as_picture(path)
     assert np.array_equal(picture.pixels, upright[orientation - 1])
     assert picture.exif is not None
     kept = Image.Exif()
@@ -119,12 +119,12 @@ def test_exif_orientation_is_applied_to_sixteen_bit_gray(tmp_path):
     exif[ExifTags.Base.Orientation] = 6
     image_of("I;16").save(tmp_path / "deep.png", exif=exif)
     deep = np.asarray(image_of("I;16"))
-    assert np.array_equal(read_picture(tmp_path / "deep.png").pixels[..., 0], np.rot90(deep, -1))
+    assert np.array_equal(as_picture(tmp_path / "deep.png").pixels[..., 0], np.rot90(deep, -1))
 
 
 def test_a_picture_with_damaged_exif_is_read(tmp_path):
     image_of("RGB").save(tmp_path / "a.png", exif=b"Exif\0\0II*\0\xff\xff\xff\x7fgarbage")
-    assert np.array_equal(read_picture(tmp_path / "a.png").pixels, np.asarray(image_of("RGB")))
+    assert np.array_equal(as_picture(tmp_path / "a.png").pixels, np.asarray(image_of("RGB")))
 
 
 def test_the_exif_thumbnail_is_dropped_and_the_camera_data_kept(tmp_path):
@@ -136,7 +136,7 @@ def test_the_exif_thumbnail_is_dropped_and_the_camera_data_kept(tmp_path):
     block_path = tmp_path / "a.jpg"
     image_of("RGB").save(block_path, exif=b"Exif\0\0" + block)
     assert b"THUMBNAIL" in block_path.read_bytes()
-    exif = read_picture(block_path).exif
+    exif = as_picture(block_path).exif
     assert exif is not None
     assert b"THUMBNAIL" not in exif
     kept = Image.Exif()
@@ -149,15 +149,15 @@ def test_the_exif_thumbnail_is_dropped_and_the_camera_data_kept(tmp_path):
 def test_the_icc_profile_is_read_unless_it_is_for_cmyk(tmp_path, mode, kept):
     profile = bytes(16) + b"test" + bytes(108)
     image_of(mode).save(tmp_path / "a.tiff", icc_profile=profile)
-    assert read_picture(tmp_path / "a.tiff").icc_profile == (profile if kept else None)
+    assert as_picture(tmp_path / "a.tiff").icc_profile == (profile if kept else None)
 
 
 # --- refused files
 
 
 def test_missing_files_and_folders_are_refused(tmp_path):
-    assert "no such file" in refusal(read_picture, tmp_path / "none.png")
-    assert "is a folder" in refusal(read_picture, tmp_path)
+    assert "no such file" in refusal(as_picture, tmp_path / "none.png")
+    assert "is a folder" in refusal(as_picture, tmp_path)
 
 
 def test_a_file_without_read_permission_is_refused(tmp_path, monkeypatch):
@@ -167,13 +167,13 @@ def test_a_file_without_read_permission_is_refused(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("builtins.open", forbidden)  # a mock, because root may read everything
-    assert "permission" in refusal(read_picture, path)
+    assert "permission" in refusal(as_picture, path)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"])
 def test_a_file_that_is_not_an_image_is_refused(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
-    message = refusal(read_picture, tmp_path / "a.png")
+    message = refusal(as_picture, tmp_path / "a.png")
     assert "not an image" in message
     assert "PNG, JPEG" in message
 
@@ -182,14 +182,14 @@ def test_an_image_without_pixels_is_refused(tmp_path):
     data = bytearray(encoded(image_of("RGB"), "BMP"))
     data[18:22] = bytes(4)  # the width
     (tmp_path / "a.bmp").write_bytes(data)
-    assert str(tmp_path / "a.bmp") in refusal(read_picture, tmp_path / "a.bmp")
+    assert str(tmp_path / "a.bmp") in refusal(as_picture, tmp_path / "a.bmp")
     assert "is empty (0 x 5 pixels)" in refusal(as_picture, Image.new("RGB", (0, 5)))
     assert "is empty (5 x 0 pixels)" in refusal(as_picture, np.zeros((0, 5), np.uint8))
 
 
 def test_a_vector_drawing_is_refused_before_it_is_decoded(tmp_path):
     image_of("RGB").save(tmp_path / "a.eps")
-    assert "EPS is a drawing" in refusal(read_picture, tmp_path / "a.eps")
+    assert "EPS is a drawing" in refusal(as_picture, tmp_path / "a.eps")
 
 
 FILES = {
@@ -205,7 +205,7 @@ FILES = {
 @pytest.mark.parametrize("format", FILES)
 def test_a_file_cut_in_half_is_refused(tmp_path, format):
     (tmp_path / "cut").write_bytes(FILES[format][: len(FILES[format]) // 2])
-    assert "damaged" in refusal(read_picture, tmp_path / "cut")
+    assert "damaged" in refusal(as_picture, tmp_path / "cut")
 
 
 @settings(deadline=None)  # files and a busy machine
@@ -217,7 +217,7 @@ def test_a_truncated_file_is_refused_or_read_completely(format, data):
         path = Path(folder, "cut")
         path.write_bytes(cut)
         try:
-            pixels = read_picture(path).pixels
+            pixels = as_picture(path).pixels
         except AdhereError as error:
             assert "\n" not in str(error)
         else:
@@ -234,7 +234,7 @@ def test_a_damaged_file_raises_no_other_exception(format, data):
         path = Path(folder, "damaged")
         path.write_bytes(damaged)
         try:
-            read_picture(path)
+            as_picture(path)
         except AdhereError as error:
             assert "\n" not in str(error)
 
@@ -247,29 +247,29 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, side, monkeypat
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     (tmp_path / "bomb.png").write_bytes(data)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("it was decoded"))
-    message = refusal(read_picture, tmp_path / "bomb.png")
+    message = refusal(as_picture, tmp_path / "bomb.png")
     assert "at most 50,000,000" in message
     assert "make it smaller" in message
 
 
 def test_the_largest_allowed_picture_is_read(tmp_path, monkeypatch):
     path = written(tmp_path, "RGB", ".png")
-    monkeypatch.setattr(images, "MAX_PIXELS", HEIGHT * WIDTH)
-    read_picture(path)
-    monkeypatch.setattr(images, "MAX_PIXELS", HEIGHT * WIDTH - 1)
-    assert f"is {WIDTH} x {HEIGHT}" in refusal(read_picture, path)
+    monkeypatch.setattr(images, "_MAX_PIXELS", HEIGHT * WIDTH)
+    as_picture(path)
+    monkeypatch.setattr(images, "_MAX_PIXELS", HEIGHT * WIDTH - 1)
+    assert f"is {WIDTH} x {HEIGHT}" in refusal(as_picture, path)
     assert f"is {WIDTH} x {HEIGHT}" in refusal(as_picture, noise(HEIGHT, WIDTH))
 
 
 def test_values_that_do_not_fit_into_16_bits_are_refused(tmp_path):
     image_of("F").save(tmp_path / "a.tiff")
-    assert "floating-point" in refusal(read_picture, tmp_path / "a.tiff")
+    assert "floating-point" in refusal(as_picture, tmp_path / "a.tiff")
     Image.fromarray(np.array([[0, 70_000]], np.int32)).save(tmp_path / "b.tiff")
-    assert "0 to 70000" in refusal(read_picture, tmp_path / "b.tiff")
+    assert "0 to 70000" in refusal(as_picture, tmp_path / "b.tiff")
 
 
 @pytest.mark.parametrize("url", ["https://example.com/a.png", "HTTP://example.com/a.png"])
-@pytest.mark.parametrize("read", [read_picture, as_picture, lambda url: read_mask(url, SIZE)])
+@pytest.mark.parametrize("read", [as_picture, lambda url: as_mask(url, SIZE)])
 @pytest.mark.parametrize("path_type", [str, Path])
 def test_a_url_is_refused_and_the_message_says_how_to_download_it(url, read, path_type):
     message = refusal(read, path_type(url))
@@ -281,10 +281,10 @@ def test_a_leading_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     path = written(tmp_path, "RGB", ".png")
     for name in (f"~/{path.name}", Path(f"~/{path.name}")):
-        assert np.array_equal(read_picture(name).pixels, read_picture(path).pixels)
+        assert np.array_equal(as_picture(name).pixels, as_picture(path).pixels)
     Image.fromarray(hole()).save(tmp_path / "mask.png")
-    assert np.array_equal(read_mask("~/mask.png", SIZE), hole())
-    assert str(tmp_path / "none.png") in refusal(read_picture, "~/none.png")
+    assert np.array_equal(as_mask("~/mask.png", SIZE), hole())
+    assert str(tmp_path / "none.png") in refusal(as_picture, "~/none.png")
 
 
 # --- conversion from Python objects and to tensors

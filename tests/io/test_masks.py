@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from adhere.io import masks
-from adhere.io.images import Picture, as_picture, read_picture, save_picture, to_float
-from adhere.io.masks import as_mask, mask_from_alpha, paste_known, paste_known_float, read_mask
+from adhere.io.images import Picture, as_picture, save_picture, to_float
+from adhere.io.masks import as_mask, mask_from_alpha, paste_known, paste_known_float
 from tests.picture_files import HEIGHT, SIZE, WIDTH, encoded, hole, image_of, noise, refusal, written
 
 LOSSLESS = [
@@ -28,7 +28,7 @@ def test_white_is_true_in_mask_files_of_every_mode(tmp_path, mode):
     white = Image.fromarray(hole())
     image = Image.fromarray(hole().astype(np.uint16) * 65535) if mode == "I;16" else white.convert("L").convert(mode)
     image.save(tmp_path / "mask.png")
-    assert np.array_equal(read_mask(tmp_path / "mask.png", SIZE), hole())
+    assert np.array_equal(as_mask(tmp_path / "mask.png", SIZE), hole())
     assert np.array_equal(as_mask(image, SIZE), hole())
     assert np.array_equal(as_mask(tmp_path / "mask.png", SIZE), hole())
 
@@ -47,28 +47,28 @@ def test_a_mask_of_one_color_is_read_from_its_alpha(tmp_path, color):
     rgba = np.full((*SIZE, 4), color, np.uint8)
     rgba[..., 3] = np.where(hole(), 100, 200)
     Image.fromarray(rgba).save(tmp_path / "mask.png")
-    assert np.array_equal(read_mask(tmp_path / "mask.png", SIZE), hole())
+    assert np.array_equal(as_mask(tmp_path / "mask.png", SIZE), hole())
 
 
 def test_a_mask_of_two_colors_is_read_from_its_color_whatever_its_alpha(tmp_path):
     rgba = np.zeros((*SIZE, 4), np.uint8)
     rgba[hole()] = 255  # white strokes on a transparent layer
     Image.fromarray(rgba).save(tmp_path / "mask.png")
-    assert np.array_equal(read_mask(tmp_path / "mask.png", SIZE), hole())
+    assert np.array_equal(as_mask(tmp_path / "mask.png", SIZE), hole())
 
 
 def test_exif_orientation_is_applied_to_masks(tmp_path):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     Image.fromarray(hole()).convert("L").save(tmp_path / "mask.png", exif=exif)
-    assert np.array_equal(read_mask(tmp_path / "mask.png", (WIDTH, HEIGHT)), np.rot90(hole(), -1))
+    assert np.array_equal(as_mask(tmp_path / "mask.png", (WIDTH, HEIGHT)), np.rot90(hole(), -1))
 
 
 def test_the_message_about_an_unreadable_mask_names_the_file_once(tmp_path):
-    assert "no such file" in refusal(read_mask, tmp_path / "none.png", SIZE)
+    assert "no such file" in refusal(as_mask, tmp_path / "none.png", SIZE)
     data = encoded(image_of("L"), "PNG")
     (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
-    message = refusal(read_mask, tmp_path / "cut.png", SIZE)
+    message = refusal(as_mask, tmp_path / "cut.png", SIZE)
     assert message.startswith(f"{tmp_path / 'cut.png'}: damaged or cut short")
     assert message.count("cut.png") == 1
 
@@ -76,7 +76,7 @@ def test_the_message_about_an_unreadable_mask_names_the_file_once(tmp_path):
 def test_masks_of_wrong_size_shape_type_range_or_content_are_refused(tmp_path):
     image = Image.fromarray(hole())
     image.save(tmp_path / "mask.png")
-    message = refusal(read_mask, tmp_path / "mask.png", (48, 62))
+    message = refusal(as_mask, tmp_path / "mask.png", (48, 62))
     assert "mask is 31 x 24" in message
     assert "picture is 62 x 48" in message
     assert "resize the mask to 62 x 48" in message
@@ -126,10 +126,10 @@ def test_mask_from_alpha_is_true_below_one_half():
 @pytest.mark.parametrize(("mode", "suffix"), LOSSLESS)
 @pytest.mark.parametrize("blend", [0, 4])
 def test_pixels_outside_the_mask_are_kept_bit_for_bit_through_files(tmp_path, mode, suffix, blend):
-    picture = read_picture(written(tmp_path, mode, suffix))
+    picture = as_picture(written(tmp_path, mode, suffix))
     result = torch.rand(3, *SIZE) * 2 - 1
     save_picture(paste_known(picture, result, hole(), blend), tmp_path / f"out{suffix}")
-    out = read_picture(tmp_path / f"out{suffix}")
+    out = as_picture(tmp_path / f"out{suffix}")
     assert out.pixels.dtype == picture.pixels.dtype
     assert out.pixels.shape == picture.pixels.shape
     assert np.array_equal(out.pixels[~hole()], picture.pixels[~hole()])

@@ -9,9 +9,7 @@ from adhere.io.images import (
     Picture,
     as_picture,
     check_output,
-    read_picture,
     save_picture,
-    with_metadata,
 )
 from tests.picture_files import HEIGHT, SIZE, WIDTH, image_of, noise, refusal, written
 
@@ -22,12 +20,12 @@ def test_the_icc_profile_and_exif_are_saved(tmp_path):
     exif[ExifTags.Base.Orientation] = 6
     profile = bytes(16) + b"RGB " + bytes(108)
     image_of("RGB").save(tmp_path / "in.jpg", exif=exif, icc_profile=profile)
-    picture = read_picture(tmp_path / "in.jpg")
-    image = with_metadata(Image.fromarray(picture.pixels), picture)
+    picture = as_picture(tmp_path / "in.jpg")
+    image = picture.add_metadata(Image.fromarray(picture.pixels))
     for suffix in (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".PNG"):
         path = tmp_path / f"out-{suffix}{suffix}"
         save_picture(image, path)
-        again = read_picture(path)
+        again = as_picture(path)
         assert again.size == (WIDTH, HEIGHT)  # rotated once, not twice
         assert again.icc_profile == profile
         assert again.exif is not None
@@ -35,14 +33,14 @@ def test_the_icc_profile_and_exif_are_saved(tmp_path):
         kept.load(again.exif)
         assert kept[ExifTags.Base.Artist] == "A. Person"
     save_picture(image, tmp_path / "out.bmp")
-    assert read_picture(tmp_path / "out.bmp").icc_profile is None
+    assert as_picture(tmp_path / "out.bmp").icc_profile is None
 
 
 def test_metadata_that_the_format_cannot_hold_is_left_out(tmp_path):
     profile = bytes(16) + b"GRAY" + bytes(108)
     exif = b"Exif\0\0MM\0*" + bytes(70_000)
     picture = Picture(noise(*SIZE, 1), None, profile, exif)
-    image = with_metadata(Image.fromarray(picture.pixels[..., 0]), picture)
+    image = picture.add_metadata(Image.fromarray(picture.pixels[..., 0]))
     for suffix, kept in ((".png", profile), (".jpg", profile), (".webp", None)):
         save_picture(image, tmp_path / f"out{suffix}")
         with Image.open(tmp_path / f"out{suffix}") as again:
@@ -55,7 +53,7 @@ def test_an_icc_profile_for_other_channels_is_left_out(tmp_path):
         image = image_of("RGB")
         image.info["icc_profile"] = bytes(16) + space + bytes(108)
         save_picture(image, tmp_path / "a.png", force=True)
-        assert (read_picture(tmp_path / "a.png").icc_profile is not None) == kept
+        assert (as_picture(tmp_path / "a.png").icc_profile is not None) == kept
 
 
 def test_jpeg_is_written_without_chroma_subsampling(tmp_path):
@@ -69,18 +67,18 @@ def test_jpeg_is_written_without_chroma_subsampling(tmp_path):
 def test_alpha_is_flattened_onto_white(tmp_path, suffix, mode):
     color = (0, 0, 0, 0) if mode == "RGBA" else (0, 0)
     save_picture(Image.new(mode, (8, 8), color), tmp_path / f"a{suffix}")
-    picture = read_picture(tmp_path / f"a{suffix}")
+    picture = as_picture(tmp_path / f"a{suffix}")
     assert picture.alpha is None
     assert (picture.pixels == 255).all()
     half = Image.new(mode, (8, 8), (*color[:-1], 128))
     save_picture(half, tmp_path / f"half{suffix}")
-    assert abs(int(read_picture(tmp_path / f"half{suffix}").pixels[0, 0, 0]) - 127) <= 1
+    assert abs(int(as_picture(tmp_path / f"half{suffix}").pixels[0, 0, 0]) - 127) <= 1
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".bmp", ".webp"])
 def test_sixteen_bits_are_reduced_to_eight_if_the_format_needs_it(tmp_path, suffix):
     save_picture(Image.fromarray(np.full((8, 8), 257 * 200 - 100, np.uint16)), tmp_path / f"a{suffix}")
-    assert (read_picture(tmp_path / f"a{suffix}").pixels == 200).all()
+    assert (as_picture(tmp_path / f"a{suffix}").pixels == 200).all()
 
 
 def test_check_output_and_save_picture_refuse_the_same_paths(tmp_path):
@@ -101,7 +99,7 @@ def test_check_output_and_save_picture_refuse_the_same_paths(tmp_path):
     assert sorted(tmp_path.iterdir()) == [taken]
     check_output(taken, force=True)
     save_picture(image_of("L"), taken, force=True)
-    assert read_picture(taken).pixels.shape[2] == 1
+    assert as_picture(taken).pixels.shape[2] == 1
     assert "is a folder" in refusal(check_output, tmp_path, force=True)
 
 

@@ -351,8 +351,8 @@ def test_an_unknown_solver_names_the_nearest(pipe, task, given, nearest):
 
 
 def test_the_old_name_of_the_default_solver_is_answered_with_the_new_one(pipe, task):
-    with pytest.raises(ValueError, match="'moment_matching_calm' is now called 'moment_matching'"):
-        pipe(task, solver="moment_matching_calm")
+    with pytest.raises(ValueError, match="'moment_matching_calm' is now called 'moment_matching'"):  # retired
+        pipe(task, solver="moment_matching_calm")  # retired
 
 
 @pytest.mark.parametrize("solver", PRESETS)

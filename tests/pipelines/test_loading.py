@@ -109,9 +109,9 @@ def test_the_base_class_is_no_model_and_says_what_to_use(shared_model):
     with pytest.raises(TypeError, match=r"use adhere\.load"):
         _ = ConstrainedPipeline().multiple
     with pytest.raises(TypeError, match=r"use adhere\.load\(model\)"):
-        ConstrainedPipeline.from_pretrained(shared_model)
+        ConstrainedPipeline.from_pretrained(shared_model)  # retired
     with pytest.raises(TypeError, match=r"use adhere\.from_pipe\(pipeline\)"):
-        ConstrainedPipeline.from_pipe(load(shared_model))
+        ConstrainedPipeline.from_pipe(load(shared_model))  # retired
 
 
 @pytest.mark.parametrize("entry", [name for name, family in FAMILIES.items() if family.endswith("PixelPipeline")])

@@ -16,12 +16,13 @@ from diffusers.schedulers.scheduling_unclip import UnCLIPScheduler
 import adhere
 from adhere import AdhereError, Generate, Inpaint
 from adhere.core.constraints import Unconstrained
-from adhere.core.presets import DEFAULT_PRESET, PRESETS
-from adhere.core.sampling import last_x0, trajectory
+from adhere.core.presets import PRESETS
+from adhere.core.sampling import trajectory
 from adhere.core.schedules import FlowSchedule
 from adhere.core.solvers.plain import Plain
 from adhere.core.transitions import DDIM
 from adhere.pipelines.pixel import PixelPipeline
+from tests.core.exact import last_x0
 from tests.picture_files import hole, noise
 from tests.tiny_models import PIXEL_PRESETS, edit_json, edit_weights, load, tiny_unet, with_nan
 
@@ -61,8 +62,12 @@ def test_every_layout_runs_every_solver_at_its_cost(model_with, layout, solver):
 def test_the_default_solver_makes_its_default_steps_and_evaluations(shared_model):
     pipe = load(shared_model)
     out = pipe(task())
-    assert (out.solver, out.num_steps) == (DEFAULT_PRESET, PRESETS[DEFAULT_PRESET].num_steps) == ("moment_matching", 10)
-    assert out.nfe == PRESETS[DEFAULT_PRESET].evaluations(pipe.schedule()) == 24
+    assert (
+        (out.solver, out.num_steps)
+        == ("moment_matching", PRESETS["moment_matching"].num_steps)
+        == ("moment_matching", 10)
+    )
+    assert out.nfe == PRESETS["moment_matching"].evaluations(pipe.schedule()) == 24
     assert out.seconds > 0
     assert len(out.residual) == 1
 
@@ -148,7 +153,7 @@ def test_a_model_of_several_scales_sees_small_pictures_at_high_noise(model_with,
         sides = []
         hook = same.unet.register_forward_pre_hook(lambda _, given, sides=sides: sides.append(2 * given[0].shape[-1]))
         out = same(task(40, 40), num_inference_steps=3)
-        assert out.nfe == len(sides) == PRESETS[DEFAULT_PRESET].evaluations(pipe.schedule(), 3)
+        assert out.nfe == len(sides) == PRESETS["moment_matching"].evaluations(pipe.schedule(), 3)
         assert (sides[0], sides[-1]) == (12, 40)  # 40 / 4, padded to the network's multiple
         assert sides == sorted(sides)
         sides.clear()

@@ -5,7 +5,7 @@ import torch
 
 from adhere import Generate, Linear, Loss, Mask
 from adhere.core.constraints import Constraint, Unconstrained
-from adhere.pipelines.runs import Batch, plan_runs, requested_size
+from adhere.pipelines._runs import Batch, plan_runs, requested_size
 from adhere.tasks.base import Crop
 
 NO_EMBEDS = (None, None, None, None)

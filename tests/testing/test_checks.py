@@ -10,9 +10,10 @@ import torch
 from adhere.core.baselines.dps import DPS
 from adhere.core.constraints import Constraint, Linear, Loss
 from adhere.core.derivatives import vjp
+from adhere.core.filters import Blur, Downsample
 from adhere.core.latents import DecodedConstraint
 from adhere.core.noise import randn
-from adhere.core.operators import Blur, Downsample, Gray, Identity, LinearOperator, Mask, operator
+from adhere.core.operators import Gray, Identity, LinearOperator, Mask, operator
 from adhere.core.presets import PRESETS
 from adhere.core.sampling import Sampler
 from adhere.core.solvers.base import Solver, StochasticSolver

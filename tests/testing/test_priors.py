@@ -244,10 +244,10 @@ def separated_mixture(g):
 
 def test_fit_recovers_a_mixture_of_separated_clusters():
     g = seeded(0)
-    truth = separated_mixture(g)
-    train, held_out = truth.sample(2000, g), truth.sample(1000, g)
+    original = separated_mixture(g)
+    train, held_out = original.sample(2000, g), original.sample(1000, g)
     fitted = FactorMixture.fit(train, 4, 2, g, em_steps=100)
-    excess = (truth.log_density(held_out) - fitted.log_density(held_out)).mean()
+    excess = (original.log_density(held_out) - fitted.log_density(held_out)).mean()
     # A maximum-likelihood fit with p parameters loses about p / (2 N) nats per held-out sample (Wilks).
     parameters = 4 * (8 + 8 * 2 + 8) + 3
     assert -0.01 < excess < 3 * parameters / (2 * len(train))
@@ -295,11 +295,11 @@ def test_samples_have_the_mean_and_the_covariance_of_the_mixture(make, noise):
 
 
 def test_components_are_drawn_in_proportion_to_their_weights():
-    truth, count = separated_mixture(seeded(0)), 20_000
-    samples = truth.sample(count, seeded(1))
-    responsibility = truth._condition(samples, 1.0, 0.0)[0].softmax(1)  # (N, K); its expectation is the weights
+    original, count = separated_mixture(seeded(0)), 20_000
+    samples = original.sample(count, seeded(1))
+    responsibility = original._condition(samples, 1.0, 0.0)[0].softmax(1)  # (N, K); its expectation is the weights
     error = responsibility.std(0) / math.sqrt(count)
-    assert ((responsibility.mean(0) - truth.weights).abs() <= 5 * error).all()
+    assert ((responsibility.mean(0) - original.weights).abs() <= 5 * error).all()
 
 
 def test_the_generator_decides_samples_and_fits():

@@ -23,7 +23,7 @@ from PIL import Image
 from adhere import __version__
 from adhere.core.presets import get_sampler
 from adhere.errors import AdhereError
-from adhere.io.atomic import check_writable, staged_writes
+from adhere.io._atomic import check_writable, staged_writes
 from adhere.io.images import check_output, check_output_size, encode
 from adhere.tasks import Generate, Task
 

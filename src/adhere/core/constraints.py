@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from adhere.core.linalg import clip_rms, dot, max_norm, per_sample, repeat_samples, safe_divide
-from adhere.core.operators import InnerProduct, LinearOperator, Mask, Stacked
+from adhere.core._linalg import clip_rms, dot, max_norm, per_sample, repeat_samples, safe_divide
+from adhere.core.operators import InnerProduct, LinearOperator, Mask, _Stacked
 
 _MAX_RMS_DISTANCE = 10.0  # images are never further apart; bounds Newton's step where a loss is nearly flat
 
@@ -298,7 +298,7 @@ class Sum(Constraint):
         noises = [max(part.noise, self.noise_floor) for part in parts]
         scales = [max(noises) / noise * math.sqrt(w) for noise, (_, w) in zip(noises, self._active, strict=True)]
         shapes = tuple(tuple(r.shape[1:]) for r in residuals)
-        operator = Stacked(tuple(part.operator for part in parts), tuple(scales), shapes)
+        operator = _Stacked(tuple(part.operator for part in parts), tuple(scales), shapes)
         max_step_rms = min(part.max_step_rms for part in parts)
         return Linearization(
             operator, operator.concatenate(residuals), max(noises), origin=x0, max_step_rms=max_step_rms

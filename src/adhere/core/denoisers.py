@@ -6,13 +6,13 @@ What concerns all solvers (counting, guidance, tiling, several scales) is a deno
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from adhere.core.schedules import DDPMSchedule, PredictionType, Schedule, check_prediction_type, predict_x0
-from adhere.errors import keyword_hints
+from adhere._hints import keyword_hints
+from adhere.core.schedules import DDPMSchedule, PredictionType, Schedule, predict_x0
 
 _name_the_prediction = keyword_hints(prediction="call it prediction_type", model="call it network")
 
@@ -60,7 +60,7 @@ class NetworkDenoiser:
     t_dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        check_prediction_type(self.prediction_type)
+        _check_prediction_type(self.prediction_type)
 
     @classmethod
     @_name_the_prediction
@@ -86,6 +86,12 @@ class NetworkDenoiser:
         times = torch.full((len(x_t),), t, dtype=self.t_dtype, device=x_t.device)
         out = self.network(x_t.to(self.dtype), times).to(x_t.dtype)
         return predict_x0(self.prediction_type, out, x_t, *self.schedule(t))
+
+
+def _check_prediction_type(prediction_type: str) -> None:
+    if prediction_type not in get_args(PredictionType):
+        allowed = ", ".join(f"'{name}'" for name in get_args(PredictionType))
+        raise ValueError(f"prediction_type = '{prediction_type}': it must be one of {allowed}")
 
 
 class DenoiserWrapper:

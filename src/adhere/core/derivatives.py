@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from adhere.core._linalg import max_norm, per_sample
 from adhere.core.denoisers import Denoiser
-from adhere.core.linalg import max_norm, per_sample
 
 
 def finite_difference_step(dtype: torch.dtype) -> float:

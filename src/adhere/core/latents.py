@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from adhere.core._linalg import repeat_samples
 from adhere.core.constraints import Constraint, Linear, Linearization
 from adhere.core.derivatives import finite_difference_step, forward_difference, vjp
-from adhere.core.linalg import repeat_samples
 from adhere.core.operators import LinearOperator
 
 

@@ -9,17 +9,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, reduce
+from functools import reduce
 from operator import add
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
-from torch.nn.functional import conv1d, conv2d, conv_transpose2d, pad
+from torch.nn.functional import pad
 
+from adhere.core._linalg import conjugate_residuals, repeat_samples
 from adhere.core.derivatives import vjp
-from adhere.core.linalg import conjugate_residuals, repeat_samples
 
 
 class LinearOperator(ABC):
@@ -33,9 +32,9 @@ class LinearOperator(ABC):
     def adjoint(self, y: Tensor) -> Tensor:
         """Return x = A^T y for measurements y (B, ...)."""
 
-    def __matmul__(self, inner: "LinearOperator") -> "Composition":
+    def __matmul__(self, inner: "LinearOperator") -> "_Composition":
         """Return the operator x -> self(inner(x))."""
-        return Composition(self, inner)
+        return _Composition(self, inner)
 
     @property
     def is_tight(self) -> bool:
@@ -192,102 +191,6 @@ class Unpad(LinearOperator):
         return True
 
 
-class _SeparableFilter(LinearOperator):
-    """Base of operators that filter rows and columns with one kernel at every `stride`-th pixel, edges repeated."""
-
-    stride = 1
-
-    @property
-    @abstractmethod
-    def kernel(self) -> tuple[float, ...]:
-        """The filter's coefficients, which sum to 1."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return _separable(x, self.kernel, self.stride)
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return _separable_adjoint(y, self.kernel, self.stride)
-
-    def solve_normal(self, r: Tensor, damping: float, max_iterations: int = 30, tolerance: float = 1e-5) -> Tensor:
-        """Return (A A^T + damping I)^-1 r, in closed form if damping > 0: A A^T is a Kronecker product.
-
-        The damping is at least the machine epsilon of r, since less would amplify rounding errors.
-        """
-        if damping == 0:
-            return super().solve_normal(r, damping, max_iterations, tolerance)
-        damping = max(damping, torch.finfo(r.dtype).eps)
-        spectra = (_spectrum(self.kernel, self.stride, size, r.dtype, r.device) for size in r.shape[-2:])
-        (lambda_rows, U_rows), (lambda_columns, U_columns) = spectra
-        weights = U_rows.mT @ r @ U_columns / (lambda_rows[:, None] * lambda_columns + damping)
-        return U_rows @ weights @ U_columns.mT
-
-
-@dataclass(frozen=True)
-class Downsample(_SeparableFilter):
-    """Down-samples both sides by an integer factor: (B, C, H, W) -> (B, C, H/factor, W/factor).
-
-    Attributes:
-        factor: at least 1; it must divide H and W.
-        kind: 'area' for means over factor x factor pixels, or 'bicubic' for the antialiased kernel of Keys (1981) with
-            a = -1/2 and repeated edges.
-
-    Raises:
-        ValueError: if factor < 1, or for images whose sides it does not divide.
-    """
-
-    factor: int
-    kind: Literal["area", "bicubic"] = "area"
-
-    def __post_init__(self) -> None:
-        if self.factor < 1:
-            raise ValueError(f"factor = {self.factor}: down-sampling takes an integer of at least 1")
-
-    @property
-    def stride(self) -> int:
-        return self.factor
-
-    @property
-    def kernel(self) -> tuple[float, ...]:
-        if self.kind == "area":
-            return (1 / self.factor,) * self.factor
-        length = 4 * self.factor - self.factor % 2  # the kernel of an odd factor is centered on a pixel
-        return _normalized([_keys(abs(i - (length - 1) / 2) / self.factor) for i in range(length)])
-
-    @property
-    def is_tight(self) -> bool:
-        return self.kind == "area"
-
-    def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h_small w_small"]:
-        if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
-            raise ValueError(
-                f"down-sampling by {self.factor}: {tuple(x.shape[-2:])} is not a multiple of it; pad first"
-            )
-        return super().__call__(x)
-
-
-@dataclass(frozen=True)
-class Blur(_SeparableFilter):
-    """Gaussian blur, edges repeated.
-
-    Attributes:
-        sigma: the standard deviation in pixels, above 0.
-
-    Raises:
-        ValueError: unless sigma > 0.
-    """
-
-    sigma: float
-
-    def __post_init__(self) -> None:
-        if not self.sigma > 0:
-            raise ValueError(f"sigma = {self.sigma}: the standard deviation of a blur must be above 0 pixels")
-
-    @property
-    def kernel(self) -> tuple[float, ...]:
-        radius = max(1, math.ceil(3 * self.sigma))
-        return _normalized([math.exp(-0.5 * (i / self.sigma) ** 2) for i in range(-radius, radius + 1)])
-
-
 @dataclass(frozen=True)
 class Gray(LinearOperator):
     """The luma of RGB images, (B, 3, H, W) -> (B, 1, H, W).
@@ -310,7 +213,7 @@ class Gray(LinearOperator):
 
 
 @dataclass(frozen=True)
-class Composition(LinearOperator):
+class _Composition(LinearOperator):
     """A x = outer(inner(x)), written outer @ inner: `Gray() @ Mask(known)` measures the luma of the known pixels."""
 
     outer: LinearOperator
@@ -324,7 +227,7 @@ class Composition(LinearOperator):
 
 
 @dataclass(frozen=True)
-class Stacked(LinearOperator):
+class _Stacked(LinearOperator):
     """Several measurements as one vector: A x = (w_1 A_1 x, w_2 A_2 x, ...), (B, n).
 
     Attributes:
@@ -348,60 +251,3 @@ class Stacked(LinearOperator):
         parts = y.split([math.prod(shape) for shape in self.shapes], 1)
         terms = zip(self.operators, self.weights, self.shapes, parts, strict=True)
         return reduce(add, [w * A.adjoint(part.reshape(-1, *shape)) for A, w, shape, part in terms])
-
-
-def _keys(x: float) -> float:
-    """Return the cubic convolution kernel with a = -1/2 at x >= 0 (Keys, 1981, equation 15)."""
-    if x < 1:
-        return 1.5 * x**3 - 2.5 * x**2 + 1
-    return -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0.0
-
-
-def _normalized(kernel: list[float]) -> tuple[float, ...]:
-    return tuple(value / sum(kernel) for value in kernel)
-
-
-def _separable(x: Tensor, kernel: Sequence[float], stride: int) -> Tensor:
-    """Return x (..., H, W) correlated with the kernel along both axes at every `stride`-th pixel, edges repeated."""
-    margin = (len(kernel) - stride) // 2
-    flat = x.reshape(-1, 1, *x.shape[-2:])  # (B C, 1, H, W)
-    taps = x.new_tensor(kernel)
-    flat = conv2d(pad(flat, (margin, margin, margin, margin), "replicate"), taps.view(1, 1, -1, 1), stride=(stride, 1))
-    flat = conv2d(flat, taps.view(1, 1, 1, -1), stride=(1, stride))
-    return flat.view(*x.shape[:-2], *flat.shape[-2:])
-
-
-def _separable_adjoint(y: Tensor, kernel: Sequence[float], stride: int) -> Tensor:
-    """Return the transpose of `_separable`: spread y, then add the margins to the edges which they repeat."""
-    margin = (len(kernel) - stride) // 2
-    flat = y.reshape(-1, 1, *y.shape[-2:])
-    taps = y.new_tensor(kernel)
-    flat = conv_transpose2d(flat, taps.view(1, 1, 1, -1), stride=(1, stride))
-    flat = conv_transpose2d(flat, taps.view(1, 1, -1, 1), stride=(stride, 1))
-    for dim in (-1, -2):
-        flat = _fold_margin(flat, margin, dim)
-    return flat.view(*y.shape[:-2], *flat.shape[-2:])
-
-
-def _fold_margin(x: Tensor, margin: int, dim: int) -> Tensor:
-    if margin == 0:
-        return x
-    size = x.shape[dim] - 2 * margin
-    inner = x.narrow(dim, margin, size).clone()
-    inner.narrow(dim, 0, 1).add_(x.narrow(dim, 0, margin).sum(dim, keepdim=True))
-    inner.narrow(dim, size - 1, 1).add_(x.narrow(dim, size + margin, margin).sum(dim, keepdim=True))
-    return inner
-
-
-@lru_cache(maxsize=32)
-def _spectrum(
-    kernel: tuple[float, ...], stride: int, size: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues (size,) and eigenvectors (size, size) of K K^T; K filters a row of size * stride pixels."""
-    with torch.inference_mode(False):  # the cached tensors may later take part in autograd
-        margin = (len(kernel) - stride) // 2
-        pixels = torch.eye(size * stride, dtype=torch.float64)[:, None]  # rows with a single pixel of 1
-        taps = torch.tensor(kernel, dtype=torch.float64).view(1, 1, -1)
-        K_T = conv1d(pad(pixels, (margin, margin), "replicate"), taps, stride=stride)[:, 0]
-        values, vectors = torch.linalg.eigh(K_T.mT @ K_T)
-        return values.clamp_min(0).to(device, dtype), vectors.to(device, dtype)

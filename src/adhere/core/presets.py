@@ -22,7 +22,7 @@ from adhere.core.baselines.repaint import RePaint
 from adhere.core.constraints import Constraint, Unconstrained
 from adhere.core.denoisers import Denoiser
 from adhere.core.noise import Generators, check_generator, randn
-from adhere.core.sampling import Sampler, last_x0
+from adhere.core.sampling import Sampler
 from adhere.core.schedules import log_snr_spacing, uniform_spacing
 from adhere.core.solvers.base import Solver
 from adhere.core.solvers.ddnm import DDNM
@@ -66,7 +66,7 @@ PRESETS: dict[str, Sampler] = {
     "ddnm": Sampler(DDNM(), DDIM(eta=0.85), log_snr_spacing, num_steps=50),
     "plain": Sampler(Plain(), DDIM(eta=0.0), uniform_spacing),
 }
-DEFAULT_PRESET = "moment_matching"
+_DEFAULT_PRESET = "moment_matching"
 _RENAMED_PRESETS = {"moment_matching_calm": "moment_matching"}  # retired
 
 
@@ -74,7 +74,7 @@ def default_preset(constraint: Constraint) -> str:
     """Return the name of the preset that is used for a constraint when no solver is given."""
     if isinstance(constraint, Unconstrained):
         return "plain"
-    return DEFAULT_PRESET if PRESETS[DEFAULT_PRESET].solver.supports(constraint) else "inexact_newton"
+    return _DEFAULT_PRESET if PRESETS[_DEFAULT_PRESET].solver.supports(constraint) else "inexact_newton"
 
 
 def get_sampler(solver: str | Solver | Sampler) -> Sampler:
@@ -138,4 +138,7 @@ def sample(
     first = generator if isinstance(generator, torch.Generator) else generator[0]
     like = torch.empty(0, dtype=dtype, device=device or first.device)
     noise = randn(shape, like, generator)
-    return last_x0(sampler.trajectory(denoiser, constraint, noise, generator, num_inference_steps))
+    x0 = noise
+    for state in sampler.trajectory(denoiser, constraint, noise, generator, num_inference_steps):
+        x0 = state.x0
+    return x0

@@ -9,8 +9,9 @@ progress bars, previews, interruption and tests.
 """
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from jaxtyping import Float
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch import Tensor
 from adhere.core.constraints import Constraint, Linear
 from adhere.core.denoisers import Denoiser
 from adhere.core.noise import Generators, initial_noise
-from adhere.core.schedules import Schedule, Spacing, is_decreasing_noise, log_snr, log_snr_spacing
+from adhere.core.schedules import Schedule, log_snr, log_snr_spacing
 from adhere.core.solvers.base import Solver, StochasticSolver
 from adhere.core.transitions import DPMSolver2M, Transition
 
@@ -49,7 +50,7 @@ class State:
         return self.constraint.residual_norm(self.x0)
 
 
-StateGenerator = Generator[State, State | None, None]
+_States = Generator[State, State | None, None]
 
 
 def trajectory(
@@ -60,7 +61,7 @@ def trajectory(
     timesteps: Sequence[float],
     transition: Transition,
     generator: Generators,
-) -> StateGenerator:
+) -> _States:
     """Yield the `State` of each noise level of a run; the x0 of the last one is the sample.
 
     A state that is sent into the generator replaces the one it yielded: its x_t and x0 are used from there on, and the
@@ -79,7 +80,7 @@ def trajectory(
         ValueError: when timesteps are empty or the noise does not decrease.
         TypeError: when the solver does not support the constraint.
     """
-    if not timesteps or not is_decreasing_noise(denoiser.schedule, timesteps):
+    if not timesteps or not _is_decreasing_noise(denoiser.schedule, timesteps):
         raise ValueError(f"timesteps = {list(timesteps)}: give at least one, from high noise to low, each once")
     _check_supported(solver, constraint)
     if isinstance(solver, StochasticSolver):
@@ -94,6 +95,12 @@ def trajectory(
             s = timesteps[step + 1]
             constraint = constraint.update(x0, log_snr(denoiser.schedule, s))
             x_t, transition_memory = transition(denoiser.schedule, x_t, x0, t, s, transition_memory, generator)
+
+
+def _is_decreasing_noise(schedule: Schedule, timesteps: Sequence[float]) -> bool:
+    """Return whether the noise decreases from each timestep to the next."""
+    lambdas = [log_snr(schedule, t) for t in timesteps]
+    return all(a < b for a, b in pairwise(lambdas))
 
 
 def _check_supported(solver: Solver, constraint: Constraint) -> None:
@@ -118,7 +125,7 @@ class Sampler:
 
     solver: Solver
     transition: Transition = field(default_factory=DPMSolver2M)
-    timesteps: Spacing = log_snr_spacing
+    timesteps: Callable[[Schedule, int], list[float]] = log_snr_spacing
     num_steps: int = 20
     multiscale_max_log_snr: float = -math.inf
 
@@ -129,7 +136,7 @@ class Sampler:
         noise: Tensor,
         generator: Generators,
         num_steps: int | None = None,
-    ) -> StateGenerator:
+    ) -> _States:
         """Yield the states of a whole run, see the function `trajectory`.
 
         Args:
@@ -151,12 +158,3 @@ class Sampler:
     def _log_snrs(self, schedule: Schedule, num_steps: int | None) -> list[float]:
         timesteps = self.timesteps(schedule, self.num_steps if num_steps is None else num_steps)
         return [log_snr(schedule, t) for t in timesteps]
-
-
-def last_x0(states: StateGenerator) -> Tensor:
-    """Return the sample of a run, the x0 of its last noise level; earlier states are freed."""
-    x0 = None
-    for state in states:
-        x0 = state.x0
-    assert x0 is not None  # a trajectory yields at least once or raises
-    return x0

@@ -8,10 +8,8 @@ timesteps at which a run evaluates the network (`uniform_spacing`, `log_snr_spac
 """
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Literal, Protocol, get_args, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -38,9 +36,6 @@ class Schedule(Protocol):
             ValueError: if the schedule has not that many times.
         """
         ...
-
-
-Spacing = Callable[[Schedule, int], list[float]]  # (schedule, num_steps) -> timesteps, from high noise to low
 
 
 def log_snr(schedule: Schedule, t: float) -> float:
@@ -174,13 +169,6 @@ def _check_num_steps(num_steps: int) -> None:
         raise ValueError(f"num_steps = {num_steps}: at least 1 is needed")
 
 
-def check_prediction_type(prediction_type: str) -> None:
-    """Raise ValueError for a prediction type that `predict_x0` does not know."""
-    if prediction_type not in get_args(PredictionType):
-        allowed = ", ".join(f"'{name}'" for name in get_args(PredictionType))
-        raise ValueError(f"prediction_type = '{prediction_type}': it must be one of {allowed}")
-
-
 def predict_x0(prediction_type: PredictionType, out: Tensor, x_t: Tensor, alpha_t: float, sigma_t: float) -> Tensor:
     """Return x0 from a network's output.
 
@@ -245,9 +233,3 @@ def log_snr_spacing(
     start, end = max(log_snr_min, start), min(log_snr_max, end)
     times = [schedule.t_from_log_snr(start + (end - start) * (i / max(1, num_steps - 1))) for i in range(num_steps)]
     return list(dict.fromkeys(times))
-
-
-def is_decreasing_noise(schedule: Schedule, timesteps: Sequence[float]) -> bool:
-    """Return whether the noise decreases from each timestep to the next."""
-    lambdas = [log_snr(schedule, t) for t in timesteps]
-    return all(a < b for a, b in pairwise(lambdas))

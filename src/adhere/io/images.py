@@ -34,9 +34,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from adhere.errors import AdhereError
-from adhere.io.atomic import check_writable, staged_writes
+from adhere.io._atomic import check_writable, staged_writes
 
-MAX_PIXELS = 50_000_000  # larger pictures are refused before they are decoded
+_MAX_PIXELS = 50_000_000  # larger pictures are refused before they are decoded
 _MAX_SIDE_PIXELS = {"JPEG": 65_500, "WEBP": 16_383}
 _MAX_JPEG_EXIF_BYTES = 65_533  # one JPEG segment
 # suffix: Pillow's format and the options for saving; WebP is lossless so that known pixels stay exact
@@ -77,19 +77,23 @@ class Picture:
         """(H, W) in pixels."""
         return self.pixels.shape[0], self.pixels.shape[1]
 
+    def add_metadata(self, image: Image.Image) -> Image.Image:
+        """Return `image` with the picture's ICC profile and EXIF in its `info`, where `save_picture` finds them.
+
+        Pillow's own save takes the profile from there for PNG and TIFF only, and never EXIF.
+        """
+        metadata = {"icc_profile": self.icc_profile, "exif": self.exif}
+        image.info.update({name: value for name, value in metadata.items() if value})
+        return image
+
     def tensor(self) -> Float[Tensor, "1 3 H W"]:
         """Return the samples as float32 in [-1, 1]; gray is repeated three times and alpha is left out."""
         x = torch.from_numpy(to_float(self.pixels))  # (C, H, W)
         return x.expand(3, *self.size).clone()[None]
 
 
-def read_picture(path: str | Path) -> Picture:
-    """Read an image file completely, so that a truncated file is detected here.
-
-    Raises:
-        AdhereError: The path is a URL or a folder, the file does not exist, is not readable, is not an image or is
-            damaged, or the picture has more than MAX_PIXELS pixels.
-    """
+def _read_picture(path: str | Path) -> Picture:
+    """Read an image file completely, so that a truncated file is detected here; see `as_picture`."""
     hint = "download it first, for example with diffusers.utils.load_image(url), which returns a PIL image"
     path = _local_path(path, hint)
     if os.path.isdir(path):
@@ -97,7 +101,7 @@ def read_picture(path: str | Path) -> Picture:
     if not os.path.isfile(path):
         raise AdhereError(f"{path}: no such file; check the name")
     with _as_adhere_error(path), open(path, "rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MAX_PIXELS is lower than Pillow's limit, and damaged EXIF is dropped
+        warnings.simplefilter("ignore")  # _MAX_PIXELS is lower than Pillow's limit, and damaged EXIF is dropped
         return _from_pil(Image.open(file), path)
 
 
@@ -108,12 +112,13 @@ def as_picture(image: "Picture | Image.Image | np.ndarray | str | Path") -> Pict
         image: An array is uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or uint16 (H, W) or (H, W, 1); it is copied.
 
     Raises:
-        AdhereError: As for `read_picture`, or the argument has another type or shape.
+        AdhereError: The path is a URL or a folder; the file does not exist, is not readable, is not an image or is
+            damaged; the picture has more than _MAX_PIXELS pixels; or the argument has another type or shape.
     """
     if isinstance(image, Picture):
         return image
     if isinstance(image, str | Path):
-        return read_picture(image)
+        return _read_picture(image)
     if isinstance(image, Image.Image):
         with _as_adhere_error("the image"):  # it may not be decoded yet
             return _from_pil(image, "the image")
@@ -134,16 +139,6 @@ def pad_to_multiple(x: Float[Tensor, "B C H W"], multiple: int) -> Float[Tensor,
     down, right = -height % multiple, -width % multiple
     padded = functional.pad(x, (0, 0, 0, down), mode="reflect" if down < height else "replicate")
     return functional.pad(padded, (0, right, 0, 0), mode="reflect" if right < width else "replicate")
-
-
-def with_metadata(image: Image.Image, picture: Picture) -> Image.Image:
-    """Put the picture's ICC profile and EXIF into `image.info`, where `save_picture` reads them, and return `image`.
-
-    Pillow's own `save` uses the profile in `info` only for PNG and TIFF, and EXIF never.
-    """
-    metadata = {"icc_profile": picture.icc_profile, "exif": picture.exif}
-    image.info.update({name: value for name, value in metadata.items() if value})
-    return image
 
 
 def check_output(path: str | Path, force: bool = False) -> None:
@@ -167,12 +162,12 @@ def check_output_size(path: Path, size: tuple[int, int]) -> None:
     """Check that a picture of `size`, (H, W) in pixels, can be saved under this path and read again.
 
     Raises:
-        AdhereError: The picture would have more than MAX_PIXELS pixels, or a side longer than the format allows.
+        AdhereError: The picture would have more than _MAX_PIXELS pixels, or a side longer than the format allows.
     """
     format, _ = _FORMATS[path.suffix.lower()]
     given = f"{path}: the result would have {size[1]}x{size[0]} pixels"
-    if size[0] * size[1] > MAX_PIXELS:
-        raise AdhereError(f"{given}; at most {MAX_PIXELS:,} are allowed: request a smaller one")
+    if size[0] * size[1] > _MAX_PIXELS:
+        raise AdhereError(f"{given}; at most {_MAX_PIXELS:,} are allowed: request a smaller one")
     if max(size) > (max_side := _MAX_SIDE_PIXELS.get(format, max(size))):
         raise AdhereError(f"{given}; {format} takes at most {max_side:,} on a side: write a .png")
 
@@ -247,7 +242,7 @@ def _as_adhere_error(name: str) -> Iterator[None]:
     except PermissionError as error:
         raise AdhereError(f"{name}: no permission to read it; change its permissions") from error
     except Image.DecompressionBombError as error:
-        raise AdhereError(f"{name}: too large; at most {MAX_PIXELS:,} pixels are allowed: make it smaller") from error
+        raise AdhereError(f"{name}: too large; at most {_MAX_PIXELS:,} pixels are allowed: make it smaller") from error
     except UnidentifiedImageError as error:
         problem = "not an image that can be read, or its beginning is damaged"
         raise AdhereError(f"{name}: {problem}; give a PNG, JPEG, WebP, TIFF, BMP or GIF file") from error
@@ -292,9 +287,9 @@ def _from_array(image: object) -> Picture:
 def _check_size(height: int, width: int, name: str) -> None:
     if height < 1 or width < 1:
         raise AdhereError(f"{name}: is empty ({width} x {height} pixels); give at least one pixel")
-    if height * width > MAX_PIXELS:
+    if height * width > _MAX_PIXELS:
         given = f"is {width} x {height}, {height * width:,} pixels"
-        raise AdhereError(f"{name}: {given}; at most {MAX_PIXELS:,} are allowed: make it smaller")
+        raise AdhereError(f"{name}: {given}; at most {_MAX_PIXELS:,} are allowed: make it smaller")
 
 
 def _upright_exif(old: Image.Exif) -> bytes:

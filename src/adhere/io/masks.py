@@ -16,36 +16,21 @@ from torch import Tensor
 from torch.nn import functional
 
 from adhere.errors import AdhereError
-from adhere.io.crops import Box
-from adhere.io.images import Picture, as_picture, read_picture, to_float, to_pil, with_metadata
+from adhere.io._crops import Box
+from adhere.io.images import Picture, as_picture, to_float, to_pil
 
 _ALPHA_THRESHOLD = 128  # 8-bit alpha below this is transparent
 _LUMA_WEIGHTS = (0.299, 0.587, 0.114)  # of R, G, B: ITU-R BT.601, as in Pillow's convert("L")
 _TILE_SIDE_PIXELS = 256  # pasting tile by tile needs little memory, and only tiles near the seam are blended
 
 
-def read_mask(path: str | Path, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """Return the mask in an image file: True where the image is white.
-
-    White means a luma above one half of the range, so 128 and above with 8 bits. If all pixels of the file have the
-    same color and its transparency varies, the mask is True where its alpha is below one half.
-
-    Args:
-        path: An image file in any format that `read_picture` reads.
-        size: (H, W) of the picture to inpaint.
-
-    Raises:
-        AdhereError: The file cannot be read (see `read_picture`), it has another size, or the mask is True for every
-            pixel or for none.
-    """
-    return _checked(_white(read_picture(path)), size, str(path))
-
-
 def as_mask(mask: "np.ndarray | Tensor | Image.Image | str | Path", size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
     """Return a mask from a path, a PIL image, an array or a tensor.
 
     Args:
-        mask: A path or PIL image is read as by `read_mask`. An array or tensor is (H, W), with any number of axes of
+        mask: In a file or PIL image, white is inpainted: a luma above one half of the range, so 128 and above with 8
+            bits. If all its pixels have the same color and its transparency varies, the part whose alpha is below one
+            half is inpainted. An array or tensor is (H, W), with any number of axes of
             length 1 before or after, and bool, uint8 in [0, 255] or float in [0, 1]; True, 128 and above, or 0.5 and
             above = inpaint.
         size: (H, W) of the picture to inpaint.
@@ -54,10 +39,11 @@ def as_mask(mask: "np.ndarray | Tensor | Image.Image | str | Path", size: tuple[
         A copy: bool (H, W), True = inpaint.
 
     Raises:
-        AdhereError: As for `read_mask`, or the mask has another type, shape or range of values.
+        AdhereError: The file cannot be read (see `as_picture`), the mask has another size, type, shape or range of
+            values, or it is True for every pixel or for none.
     """
     if isinstance(mask, str | Path):
-        return read_mask(mask, size)
+        return _checked(_white(as_picture(mask)), size, str(mask))
     if isinstance(mask, Image.Image):
         return _checked(_white(as_picture(mask)), size, "the mask")
     return _checked(_threshold(_plane(_to_numpy(mask))), size, "the mask")
@@ -115,7 +101,7 @@ def paste_known(
     alpha = picture.alpha
     if alpha is not None and opaque:
         alpha = np.full_like(alpha, 255)
-    return with_metadata(to_pil(pixels, alpha), picture)
+    return picture.add_metadata(to_pil(pixels, alpha))
 
 
 def paste_known_float(
@@ -176,7 +162,7 @@ def _threshold(plane: np.ndarray) -> np.ndarray:
 
 
 def _white(picture: Picture) -> np.ndarray:
-    """The white part (H, W) of a mask image, or its transparent part; see `read_mask`."""
+    """The white part (H, W) of a mask image, or its transparent part; see `_read_mask`."""
     pixels, alpha = picture.pixels, picture.alpha
     if alpha is not None and alpha.min() < 255 and (pixels == pixels[0, 0]).all():
         return alpha < _ALPHA_THRESHOLD

@@ -22,18 +22,18 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.outputs import BaseOutput
 from torch import Generator, Tensor
 
+from adhere._hints import keyword_hints
 from adhere.core.constraints import Constraint
 from adhere.core.denoisers import CountingDenoiser, Denoiser
 from adhere.core.multiscale import MultiscaleDenoiser
 from adhere.core.noise import check_generator, initial_noise
-from adhere.core.sampling import Sampler, StateGenerator, trajectory
+from adhere.core.sampling import Sampler, _States, trajectory
 from adhere.core.schedules import Schedule
 from adhere.core.solvers.base import Solver
 from adhere.core.tiling import TiledDenoiser
-from adhere.errors import keyword_hints
-from adhere.pipelines.checks import FiniteDenoiser, check_names, check_steps, explain_errors
+from adhere.pipelines._checks import FiniteDenoiser, check_names, check_steps, explain_errors
+from adhere.pipelines._runs import Batch, Images, Results, RunOptions, RunPlan, plan_runs, requested_size
 from adhere.pipelines.prompts import PromptInputs
-from adhere.pipelines.runs import Batch, Images, Results, RunOptions, RunPlan, plan_runs, requested_size
 from adhere.tasks.base import Task
 
 
@@ -59,7 +59,7 @@ class ConstrainedOutput(BaseOutput):
     solver: str
 
 
-class CallOptions(TypedDict, total=False):
+class _CallOptions(TypedDict, total=False):
     """The keyword arguments of `ConstrainedPipeline.__call__`, for type checkers."""
 
     height: int | None
@@ -181,7 +181,7 @@ class ConstrainedPipeline(DiffusionPipeline):
         negative_prompt: str | Sequence[str] | None = None,
         *,
         return_dict: Literal[True] = True,
-        **options: Unpack[CallOptions],
+        **options: Unpack[_CallOptions],
     ) -> ConstrainedOutput: ...
     @overload
     def __call__(
@@ -191,7 +191,7 @@ class ConstrainedPipeline(DiffusionPipeline):
         negative_prompt: str | Sequence[str] | None = None,
         *,
         return_dict: Literal[False],
-        **options: Unpack[CallOptions],
+        **options: Unpack[_CallOptions],
     ) -> tuple[Images]: ...
     @torch.no_grad()  # under inference_mode, weights that are moved meanwhile could not take part in autograd later
     @explain_errors()
@@ -327,7 +327,7 @@ class ConstrainedPipeline(DiffusionPipeline):
                 samples.append(self._last_x0(states, options, bar.update))
         return samples
 
-    def _last_x0(self, states: StateGenerator, options: RunOptions, update: Callable[[], object]) -> Tensor:
+    def _last_x0(self, states: _States, options: RunOptions, update: Callable[[], object]) -> Tensor:
         """Return the x0 of the last noise level, with the callback called at each one."""
         state, replacement = None, None
         while not self._interrupt or state is None:
@@ -359,7 +359,7 @@ class _Run:
     denoiser: CountingDenoiser
     timesteps: list[float]
 
-    def states(self, options: RunOptions, shape: tuple[int, ...], like: Tensor) -> StateGenerator:
+    def states(self, options: RunOptions, shape: tuple[int, ...], like: Tensor) -> _States:
         """Yield the states of the run, in the dtype and on the device of `like`."""
         generator = options.generator_for(self.plan.samples)
         noise = options.noise_for(self.plan.samples, shape, like, generator)

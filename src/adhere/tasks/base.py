@@ -13,8 +13,9 @@ from torch import Tensor
 
 from adhere.core.constraints import Constraint
 from adhere.errors import AdhereError
-from adhere.io.crops import Box
+from adhere.io._crops import Box
 from adhere.io.images import Picture
+from adhere.tasks._pixels import rgb_image, to_unit_range
 
 ImageInput = str | Path | Image.Image | np.ndarray | Picture
 
@@ -69,6 +70,11 @@ class Task(ABC):
             AdhereError: for a size that the task or the model cannot have.
         """
 
+    def _refuse_size(self, size: tuple[int, int] | None) -> None:
+        """Raise AdhereError if a size is given, for tasks whose size follows from their input."""
+        if size is not None:
+            raise AdhereError(f"{type(self).__name__} has the size of its input: leave out height and width")
+
     @abstractmethod
     def postprocess_float(self, samples: list[Tensor], crops: list[Crop]) -> Float[Tensor, "C H W"]:
         """Return the picture as float32 in [0, 1] on the CPU, C = 1 or 3, from one sample (3, H, W) per crop.
@@ -111,20 +117,3 @@ class FullImageTask(Task):
 
     def postprocess(self, samples: list[Tensor], crops: list[Crop]) -> Image.Image:
         return rgb_image(samples[0])
-
-
-def to_unit_range(x: Float[Tensor, "C H W"]) -> Float[Tensor, "C H W"]:
-    """Return a picture in about [-1, 1] as float32 in [0, 1] on the CPU."""
-    return (x.clamp(-1, 1).to("cpu", torch.float32) + 1) / 2
-
-
-def rgb_image(x: Float[Tensor, "3 H W"]) -> Image.Image:
-    """Return a picture in about [-1, 1] as an RGB image with 8 bits per channel."""
-    pixels = (x.clamp(-1, 1).to("cpu", torch.float32) * 127.5 + 127.5).round().byte()
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
-
-
-def refuse_size(size: tuple[int, int] | None, name: str) -> None:
-    """Raise AdhereError if a size is given for a task whose size follows from its input."""
-    if size is not None:
-        raise AdhereError(f"{name} has the size of its input: leave out height and width")

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Bool
 from torch.nn.functional import interpolate
 
+from adhere._hints import keyword_hints
 from adhere.core.constraints import Constraint, Linear, Loss, Unconstrained
-from adhere.core.operators import Downsample
-from adhere.errors import AdhereError, keyword_hints
+from adhere.core.filters import Downsample
+from adhere.errors import AdhereError
 from adhere.io.images import Picture, as_picture
 from adhere.losses import SilhouetteLoss
 from adhere.tasks.base import FullImageTask, ImageInput, ModelInfo

@@ -9,13 +9,15 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
+from adhere._hints import keyword_hints
 from adhere.core.constraints import Linear
 from adhere.core.operators import Mask
-from adhere.errors import AdhereError, keyword_hints
-from adhere.io.crops import crops_around
+from adhere.errors import AdhereError
+from adhere.io._crops import crops_around
 from adhere.io.images import Picture, as_picture, pad_to_multiple
 from adhere.io.masks import as_mask, mask_from_alpha, paste_known, paste_known_float
-from adhere.tasks.base import Crop, ImageInput, ModelInfo, Task, refuse_size, to_unit_range
+from adhere.tasks._pixels import to_unit_range
+from adhere.tasks.base import Crop, ImageInput, ModelInfo, Task
 
 
 @keyword_hints(
@@ -60,7 +62,7 @@ class Inpaint(Task):
 
     def crops(self, model: ModelInfo, size: tuple[int, int] | None = None) -> list[Crop]:
         """Return the crops with y = known * x0 on each, padded by reflection to the model's multiple."""
-        refuse_size(size, "Inpaint")
+        self._refuse_size(size)
         picture = self.picture.tensor()
         context = self.context or max(96, 3 * min(model.native_size) // 8)
         crops = []

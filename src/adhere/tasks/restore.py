@@ -7,11 +7,14 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from adhere._hints import keyword_hints
 from adhere.core.constraints import Linear
-from adhere.core.operators import Downsample, LinearOperator, Unpad
-from adhere.errors import AdhereError, keyword_hints
-from adhere.io.images import Picture, as_picture, pad_to_multiple, with_metadata
-from adhere.tasks.base import Crop, ImageInput, ModelInfo, Task, refuse_size, rgb_image, to_unit_range
+from adhere.core.filters import Downsample
+from adhere.core.operators import LinearOperator, Unpad
+from adhere.errors import AdhereError
+from adhere.io.images import Picture, as_picture, pad_to_multiple
+from adhere.tasks._pixels import rgb_image, to_unit_range
+from adhere.tasks.base import Crop, ImageInput, ModelInfo, Task
 
 
 @keyword_hints(sigma="call it noise", image="call it y, the measurement")
@@ -56,7 +59,7 @@ class Restore(Task):
         object.__setattr__(self, "size", (image.shape[-2], image.shape[-1]))
 
     def crops(self, model: ModelInfo, size: tuple[int, int] | None = None) -> list[Crop]:
-        refuse_size(size, "Restore")
+        self._refuse_size(size)
         padded = (math.ceil(self.size[0] / model.multiple), math.ceil(self.size[1] / model.multiple))
         padded = (padded[0] * model.multiple, padded[1] * model.multiple)
         operator = self.operator if padded == self.size else self.operator @ Unpad(padded, self.size)
@@ -100,7 +103,7 @@ class Upscale(Task):
 
     def crops(self, model: ModelInfo, size: tuple[int, int] | None = None) -> list[Crop]:
         """Return y = A x0 + noise with A the area means, y padded by reflection so that x0 fits the model."""
-        refuse_size(size, "Upscale")
+        self._refuse_size(size)
         multiple = model.multiple // math.gcd(model.multiple, self.factor)
         y = pad_to_multiple(self.picture.tensor().to(model.execution_device), multiple)
         height, width = (side * self.factor for side in y.shape[-2:])
@@ -116,7 +119,7 @@ class Upscale(Task):
             image = image.convert("L")
         if self.picture.alpha is not None:
             image.putalpha(Image.fromarray(self.picture.alpha).resize(image.size, Image.Resampling.BICUBIC))
-        return with_metadata(image, self.picture)
+        return self.picture.add_metadata(image)
 
     def _unpad(self, x0: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 H W"]:
         height, width = (side * self.factor for side in self.picture.size)

@@ -7,6 +7,6 @@ Each raises AssertionError with one line that names the law that does not hold, 
 in `adhere.testing.priors`.
 """
 
-from adhere.testing.checks import check_operator, check_solver
+from adhere.testing._checks import check_operator, check_solver
 
 __all__ = ["check_operator", "check_solver"]

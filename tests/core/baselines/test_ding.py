@@ -9,9 +9,9 @@ from adhere.core.baselines.ding import DING, Decoupled
 from adhere.core.constraints import Linear
 from adhere.core.denoisers import CountingDenoiser
 from adhere.core.operators import Mask
-from adhere.core.sampling import last_x0, trajectory
+from adhere.core.sampling import trajectory
 from adhere.core.schedules import CosineSchedule, FlowSchedule
-from tests.core.exact import assert_close, normal, random_gaussian, seeded
+from tests.core.exact import assert_close, last_x0, normal, random_gaussian, seeded
 
 SCHEDULE = CosineSchedule()
 LEFT_HALF = Mask(torch.tensor([1.0, 0.0]).double().expand(1, 1, 2, 2))

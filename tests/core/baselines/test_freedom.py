@@ -10,10 +10,10 @@ from adhere.core.baselines.freedom import FreeDoM
 from adhere.core.constraints import Linear, Loss
 from adhere.core.operators import Mask
 from adhere.core.presets import PRESETS
-from adhere.core.sampling import last_x0, trajectory
+from adhere.core.sampling import trajectory
 from adhere.core.schedules import CosineSchedule
 from adhere.core.transitions import DDIM
-from tests.core.exact import normal, random_gaussian, seeded
+from tests.core.exact import last_x0, normal, random_gaussian, seeded
 
 SCHEDULE = CosineSchedule()
 LEFT_HALF = Mask(torch.tensor([1.0, 0.0]).double().expand(1, 1, 2, 2))

@@ -10,10 +10,9 @@ from adhere.core.baselines.repaint import RePaint
 from adhere.core.constraints import Linear
 from adhere.core.operators import Mask
 from adhere.core.presets import PRESETS
-from adhere.core.sampling import last_x0
 from adhere.core.schedules import CosineSchedule
 from adhere.testing.priors import Gaussian
-from tests.core.exact import normal, random_covariance, random_gaussian, seeded
+from tests.core.exact import last_x0, normal, random_covariance, random_gaussian, seeded
 
 TIMES = st.floats(0.1, 0.9)
 SCHEDULE = CosineSchedule()

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from adhere.core.constraints import Linear
 from adhere.core.derivatives import jvp
 from adhere.core.presets import PRESETS
-from adhere.core.sampling import last_x0
 from adhere.core.schedules import CosineSchedule
-from tests.core.exact import assert_close, exact_jacobian, gaussian_case, normal, seeded
+from tests.core.exact import assert_close, exact_jacobian, gaussian_case, last_x0, normal, seeded
 
 SCHEDULE = CosineSchedule()
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from adhere.core.constraints import Linear, Loss, Unconstrained
 from adhere.core.denoisers import CountingDenoiser
+from adhere.core.filters import Blur
 from adhere.core.noise import initial_noise
-from adhere.core.operators import Blur, Mask
-from adhere.core.sampling import last_x0, trajectory
+from adhere.core.operators import Mask
+from adhere.core.sampling import trajectory
 from adhere.core.schedules import CosineSchedule, DDPMSchedule, FlowSchedule, log_snr, log_snr_spacing
 from adhere.core.solvers.moment_matching import MomentMatching
 from adhere.core.transitions import DPMSolver2M
@@ -19,6 +20,7 @@ from tests.core.exact import (
     assert_close,
     exact_jacobian,
     gaussian_case,
+    last_x0,
     normal,
     random_factors,
     random_gaussian,
@@ -163,10 +165,10 @@ def test_the_previous_mean_is_fused_below_fusion_snr_and_nowhere_else(schedule):
 def test_fusion_halves_the_error_of_the_conditional_mean_of_a_mixture_at_high_noise():
     """There a Gaussian approximation is poor; the previous mean is the conditional mean without fusion."""
     prior, t, noise = PRIOR, SCHEDULE.t_from_log_snr(-1.0), 0.1
-    truth = prior.sample(64, seeded(1))
-    y = LEFT_HALF(truth) + noise * LEFT_HALF(normal(seeded(2), *truth.shape))
+    original = prior.sample(64, seeded(1))
+    y = LEFT_HALF(original) + noise * LEFT_HALF(normal(seeded(2), *original.shape))
     alpha_t, sigma_t = SCHEDULE(t)
-    x_t = alpha_t * truth + sigma_t * normal(seeded(3), *truth.shape)
+    x_t = alpha_t * original + sigma_t * normal(seeded(3), *original.shape)
     exact = torch.cat(
         [
             prior.posterior(LEFT_HALF, one, noise).denoiser(SCHEDULE)(noisy, t)
@@ -185,8 +187,8 @@ def test_fusion_halves_the_error_of_the_conditional_mean_of_a_mixture_at_high_no
 def test_few_iterations_are_enough_under_a_blur():
     """Four of 64 possible ones: the preconditioner, which takes no evaluation, makes up for weak measurements."""
     prior, noise = random_gaussian(seeded(0), (1, 8, 8)), 0.02
-    x_t, truth = normal(seeded(1), 4, 1, 8, 8), prior.sample(1, seeded(2))
-    blurred = Blur(1.2)(truth) + noise * normal(seeded(3), 1, 1, 8, 8)
+    x_t, original = normal(seeded(1), 4, 1, 8, 8), prior.sample(1, seeded(2))
+    blurred = Blur(1.2)(original) + noise * normal(seeded(3), 1, 1, 8, 8)
     exact = prior.posterior(Blur(1.2), blurred, noise).denoiser(SCHEDULE)(x_t, 0.5)
     denoiser = CountingDenoiser(prior.denoiser(SCHEDULE))
     _, mean, _ = without_fusion(4)(denoiser, Linear(Blur(1.2), blurred, noise), x_t, 0.5, None)
@@ -199,9 +201,9 @@ def test_few_iterations_are_enough_under_a_blur():
 def test_the_preconditioner_is_never_worse_than_none(level, noise):
     prior, t = random_gaussian(seeded(0), (1, 8, 8)), SCHEDULE.t_from_log_snr(level)
     alpha_t, sigma_t = SCHEDULE(t)
-    truth = prior.sample(4, seeded(2))
-    x_t = alpha_t * truth + sigma_t * normal(seeded(1), *truth.shape)
-    blurred = Blur(1.2)(truth[:1]) + noise * normal(seeded(3), 1, 1, 8, 8)
+    original = prior.sample(4, seeded(2))
+    x_t = alpha_t * original + sigma_t * normal(seeded(1), *original.shape)
+    blurred = Blur(1.2)(original[:1]) + noise * normal(seeded(3), 1, 1, 8, 8)
     exact = prior.posterior(Blur(1.2), blurred, noise).denoiser(SCHEDULE)(x_t, t)
 
     class BlurThatIsNotPreconditioned(Blur):

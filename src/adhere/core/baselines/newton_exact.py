@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adhere.core._linalg import max_norm
 from adhere.core.constraints import Constraint
 from adhere.core.denoisers import Denoiser
 from adhere.core.derivatives import jvp
-from adhere.core.linalg import max_norm
 from adhere.core.solvers.base import Solver
 
 

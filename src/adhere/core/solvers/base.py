@@ -11,10 +11,10 @@ from adhere.core.constraints import Constraint
 from adhere.core.denoisers import Denoiser
 from adhere.core.noise import Generators
 
-Memory = TypeVar("Memory")
+_Memory = TypeVar("_Memory")
 
 
-class Solver(ABC, Generic[Memory]):
+class Solver(ABC, Generic[_Memory]):
     """Base of solvers; the type parameter is that of `memory`, what is kept from one noise level to the next.
 
     A solver either moves x_t, so that the denoised image meets the constraint better, or returns a conditional mean
@@ -23,8 +23,8 @@ class Solver(ABC, Generic[Memory]):
 
     @abstractmethod
     def __call__(
-        self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Memory | None
-    ) -> tuple[Tensor, Tensor, Memory | None]:
+        self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: _Memory | None
+    ) -> tuple[Tensor, Tensor, _Memory | None]:
         """Return (x_t, x0, memory) at one noise level.
 
         Args:
@@ -53,7 +53,7 @@ class Solver(ABC, Generic[Memory]):
 
 
 @dataclass(frozen=True)
-class StochasticSolver(Solver[Memory]):
+class StochasticSolver(Solver[_Memory]):
     """Base of solvers that draw noise.
 
     Attributes:

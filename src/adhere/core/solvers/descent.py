@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from adhere.core._linalg import max_norm, per_sample
 from adhere.core.constraints import Constraint
 from adhere.core.denoisers import Denoiser
-from adhere.core.linalg import max_norm, per_sample
 from adhere.core.solvers.base import Solver
 
 

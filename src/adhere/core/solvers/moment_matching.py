@@ -39,10 +39,10 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from adhere.core._linalg import clip_rms, dot, gmres, safe_divide
 from adhere.core.constraints import Constraint, Linear, Linearization
 from adhere.core.denoisers import Denoiser
 from adhere.core.derivatives import jvp
-from adhere.core.linalg import clip_rms, dot, gmres, safe_divide
 from adhere.core.schedules import Schedule, check_signal, log_snr
 from adhere.core.solvers.base import Solver
 

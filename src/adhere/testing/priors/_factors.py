@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from adhere.testing.priors.mixture import Mixture, _check_shape, _checked_variance, _log_weights
+from adhere.testing.priors._mixture import Mixture, _check_shape, _checked_variance, _log_weights
 
 
 class FactorMixture(Mixture):

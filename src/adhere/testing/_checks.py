@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from adhere.core._linalg import dot, safe_divide
 from adhere.core.constraints import Constraint, Linear
 from adhere.core.denoisers import CountingDenoiser, Denoiser, DenoiserWrapper
-from adhere.core.linalg import dot, safe_divide
 from adhere.core.noise import Generators, randn
 from adhere.core.operators import LinearOperator, Mask
 from adhere.core.presets import get_sampler
 from adhere.core.sampling import Sampler, State
 from adhere.core.schedules import CosineSchedule
 from adhere.core.solvers.base import Solver
-from adhere.testing.priors.mixture import Gaussian, Mixture
+from adhere.testing.priors._mixture import Gaussian, Mixture
 
 
 def check_operator(
@@ -215,9 +215,9 @@ def _left_half(prior: Mixture) -> Linear:
     """Return the constraint that the left half of a sample is known, with noise 0.05."""
     width = prior.shape[-1]
     known = (torch.arange(width) < width // 2).float().expand(1, *prior.shape).contiguous()
-    truth = prior.sample(1, Generator().manual_seed(1)).float()
-    noise = 0.05 * torch.randn(truth.shape, generator=Generator().manual_seed(2))
-    return Linear(Mask(known), known * (truth + noise), 0.05)
+    original = prior.sample(1, Generator().manual_seed(1)).float()
+    noise = 0.05 * torch.randn(original.shape, generator=Generator().manual_seed(2))
+    return Linear(Mask(known), known * (original + noise), 0.05)
 
 
 def _check_states(run: _Run, dtype: torch.dtype) -> None:
