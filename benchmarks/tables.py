@@ -297,6 +297,7 @@ def main() -> None:
     )
     parser.add_argument("--intervals", action="store_true", help="add half of the 95 %% interval of each mean")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks, in this order")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="only these methods")
     parser.add_argument("--metric", default="psnr", choices=METRICS, help="vertical axis of --plot")
     parser.add_argument("--against", default="nfe", choices=METRICS, help="horizontal axis of --plot")
     args = parser.parse_args()
@@ -305,6 +306,10 @@ def main() -> None:
         if unknown := set(args.tasks) - {row.task for row in rows}:
             parser.error(f"no rows of {sorted(unknown)}; there are {sorted({row.task for row in rows})}")
         rows = [row for task in args.tasks for row in rows if row.task == task]
+    if args.methods:
+        if unknown := set(args.methods) - {row.method for row in rows}:
+            parser.error(f"no rows of {sorted(unknown)}; there are {sorted({row.method for row in rows})}")
+        rows = [row for row in rows if row.method in args.methods]
     text = table(rows, intervals=args.intervals)
     print(text, ", ".join(f"{k} {v}" for k, v in about.items()), sep="\n")
     if args.embed:
