@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from adhere.apps.cli import EXAMPLES
+from adhere.apps.cli import _EXAMPLES
 from adhere.pipelines.loading import SHIPPED_MODELS
 from tests.apps.command import error_line
 from tests.tiny_models import WEIGHTS, edit_json, edit_weights, with_nan
 
 
-@pytest.mark.parametrize("verb", EXAMPLES)
+@pytest.mark.parametrize("verb", _EXAMPLES)
 def test_a_model_that_does_not_exist(folder, verb_args, verb):
     message = error_line(verb_args(verb, model="adhere-foto"), folder)
     assert "no such folder" in message

@@ -14,7 +14,7 @@ from typing import IO
 import pytest
 from PIL import Image
 
-from adhere.apps.cli import EXAMPLES, main
+from adhere.apps.cli import _EXAMPLES, main
 from adhere.io import images
 from tests.apps.command import ENVIRONMENT, REPORT_LINE, contents_of, error_line, run
 from tests.tiny_models import WEIGHTS
@@ -190,7 +190,7 @@ def test_the_report_has_the_number_of_noise_levels_that_were_run(folder, inpaint
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
-@pytest.mark.parametrize("verb", EXAMPLES)
+@pytest.mark.parametrize("verb", _EXAMPLES)
 @pytest.mark.parametrize("method", ["crops", "postprocess"])
 def test_the_error_for_lack_of_memory_is_one_line(folder, verb_args, monkeypatch, verb, method, error):
     def fail(*_args, **_options):

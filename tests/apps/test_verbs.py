@@ -11,7 +11,7 @@ import pytest
 from PIL import ExifTags, Image, ImageCms
 
 import adhere
-from adhere.apps.cli import EXAMPLES
+from adhere.apps.cli import _EXAMPLES
 from tests.apps.command import REPORT_LINE, arguments_for, contents_of, error_line, run
 from tests.picture_files import hole, image_of
 
@@ -179,18 +179,18 @@ def test_version():
 def test_the_help_shows_an_example_of_each_verb_also_without_arguments(arguments):
     result = run(arguments)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert all(examples[0] in result.stdout for examples in EXAMPLES.values())
+    assert all(examples[0] in result.stdout for examples in _EXAMPLES.values())
 
 
-@pytest.mark.parametrize("verb", EXAMPLES)
+@pytest.mark.parametrize("verb", _EXAMPLES)
 def test_the_help_of_a_verb_shows_its_examples(verb):
     result = run([verb, "--help"])
     assert (result.exit_code, result.stderr) == (0, "")
     text = " ".join(result.stdout.split())
-    assert all(re.sub(r"\[/?dim\]", "", example) in text for example in EXAMPLES[verb])
+    assert all(re.sub(r"\[/?dim\]", "", example) in text for example in _EXAMPLES[verb])
 
 
-@pytest.mark.parametrize("verb", EXAMPLES)
+@pytest.mark.parametrize("verb", _EXAMPLES)
 def test_the_help_of_a_verb_explains_every_option(verb):
     text = run([verb, "--help"]).stdout
     names = "output model prompt negative-prompt guidance-scale solver steps seed device dtype json force"
@@ -201,7 +201,7 @@ def test_the_help_of_a_verb_explains_every_option(verb):
         assert re.search(rf"\b{solver}\b", text)
 
 
-@pytest.mark.parametrize("example", [example for verb in ("inpaint", "upscale") for example in EXAMPLES[verb]])
+@pytest.mark.parametrize("example", [example for verb in ("inpaint", "upscale") for example in _EXAMPLES[verb]])
 def test_the_examples_are_valid_except_for_missing_files(folder, example):
     Path("mask.png").unlink()
     Path("photo.png").unlink()
@@ -209,7 +209,7 @@ def test_the_examples_are_valid_except_for_missing_files(folder, example):
     assert f"{arguments[1]}: no such file" in error_line(arguments, folder)
 
 
-@pytest.mark.parametrize("example", EXAMPLES["generate"])
+@pytest.mark.parametrize("example", _EXAMPLES["generate"])
 def test_the_examples_of_generate_work(folder, text_model, example):
     arguments = re.sub("adhere-emoji|checkpoint.safetensors", str(text_model), example)
     result = run([*shlex.split(arguments)[1:], "--steps", "1"])

@@ -207,7 +207,7 @@ def test_a_decoded_constraint_can_be_linearized_if_its_inner_one_can():
     denoiser = random_gaussian(g, LATENT).denoiser(SCHEDULE)
     for solver in (MomentMatching(), DDNM()):
         assert solver.supports(linear) and not solver.supports(other)
-        with pytest.raises(TypeError, match=r"does not support a DecodedConstraint: try the solver inexact_newton"):
+        with pytest.raises(TypeError, match=r"does not support DecodedConstraint: try the solver inexact_newton"):
             next(trajectory(denoiser, other, solver, z, [0.5], DDIM(), seeded(0)))
 
 

@@ -365,7 +365,7 @@ def test_fewer_steps_than_one_are_refused(pipe, task, solver, steps):
 @pytest.mark.parametrize(
     ("solver", "error", "message"),
     [
-        ("psld", TypeError, "PSLD does not support a Linear constraint with Mask: try the solver inexact_newton"),
+        ("psld", TypeError, "PSLD does not support Linear constraint with Mask: try the solver inexact_newton"),
         ("newton_exact", ValueError, "1980 x 1980.*1024 x 1024.*inexact_newton"),
     ],
 )

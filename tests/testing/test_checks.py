@@ -319,5 +319,5 @@ def test_a_constraint_that_the_solver_does_not_support_is_refused():
         def residual_norm(self, x0):
             return x0.flatten(1).norm(dim=1)
 
-    with pytest.raises(TypeError, match="DDNM does not support a NotLinear"):
+    with pytest.raises(TypeError, match="DDNM does not support NotLinear"):
         check_solver(DDNM(), NotLinear())

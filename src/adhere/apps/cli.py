@@ -37,7 +37,7 @@ _MAX_SEED = 2**63 - 1
 _Parser = Callable[[str, Any], Any]  # (flag, text or default) -> value
 _Verb = Callable[..., None]
 
-EXAMPLES = {
+_EXAMPLES = {
     "inpaint": (
         "adhere inpaint photo.jpg --mask mask.png -o out.png",
         "adhere inpaint cutout.png -o filled.png [dim](the transparent part is inpainted)[/dim]",
@@ -178,7 +178,7 @@ _Version = Annotated[
     "A command that succeeds prints one line: the number of network evaluations (NFE), the seconds, the residual and "
     "the peak memory. The residual is the distance of the sample from what is known of the result, as the root mean "
     "square of pixel values from -1 to 1.",
-    epilog=_epilog(*(examples[0] for examples in EXAMPLES.values())),
+    epilog=_epilog(*(examples[0] for examples in _EXAMPLES.values())),
 )
 def _root(version: _Version = False) -> None:
     """Read the options that come before the verb."""
@@ -216,7 +216,7 @@ def _command(name: str) -> Callable[[_Verb], _Verb]:
 
         options = sorted([*own, *shared.values()], key=lambda p: p.default is not p.empty)  # required options first
         command.__signature__ = inspect.Signature(options)  # pyright: ignore[reportFunctionMemberAccess]
-        _app.command(name, help=verb.__doc__, epilog=_epilog(*EXAMPLES[name]))(command)
+        _app.command(name, help=verb.__doc__, epilog=_epilog(*_EXAMPLES[name]))(command)
         return verb
 
     return decorate

@@ -24,7 +24,7 @@ from adhere import __version__
 from adhere.core.presets import get_sampler
 from adhere.errors import AdhereError
 from adhere.io._atomic import check_writable, staged_writes
-from adhere.io.images import check_output, check_output_size, encode
+from adhere.io.images import check_output, encode
 from adhere.tasks import Generate, Task
 
 if TYPE_CHECKING:
@@ -149,8 +149,7 @@ class Job:
                 written or changed then.
             OutOfMemory: if the picture or the model is too large.
         """
-        if size is not None:
-            check_output_size(self.output, size)
+        check_output(self.output, self.force, size)
         if self.solver == "plain" and not isinstance(task, Generate):
             raise AdhereError("--solver 'plain': ignores all constraints, so only adhere generate accepts it")
         device, dtype = _device_and_dtype(self.device, self.dtype)

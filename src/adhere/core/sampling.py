@@ -108,7 +108,7 @@ def _check_supported(solver: Solver, constraint: Constraint) -> None:
         given = type(constraint).__name__
         if isinstance(constraint, Linear):
             given += f" constraint with {type(constraint.operator).__name__}"
-        raise TypeError(f"{type(solver).__name__} does not support a {given}: try the solver inexact_newton")
+        raise TypeError(f"{type(solver).__name__} does not support {given}: try the solver inexact_newton")
 
 
 @dataclass(frozen=True)

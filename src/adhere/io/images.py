@@ -141,29 +141,28 @@ def pad_to_multiple(x: Float[Tensor, "B C H W"], multiple: int) -> Float[Tensor,
     return functional.pad(padded, (0, right, 0, 0), mode="reflect" if right < width else "replicate")
 
 
-def check_output(path: str | Path, force: bool = False) -> None:
+def check_output(path: str | Path, force: bool = False, size: tuple[int, int] | None = None) -> None:
     """Check a path before the work that `save_picture` would refuse after it.
 
     Args:
         path: The file to write later.
         force: Whether an existing file may be replaced.
+        size: (H, W) of the picture in pixels, if it is known.
 
     Raises:
-        AdhereError: As for `check_writable`, or the path is a URL, or the suffix is unknown.
+        AdhereError: As for `check_writable`; the path is a URL; the suffix is unknown; or the picture would have more
+            than _MAX_PIXELS pixels, or a side longer than the format allows.
     """
     path = Path(_local_path(path, "give a file name"))
     check_writable(path, force)
     if path.suffix.lower() not in _FORMATS:
         given = f"the suffix {path.suffix}" if path.suffix else "a name without suffix"
         raise AdhereError(f"{path}: cannot write {given}; use one of {', '.join(_FORMATS)}")
+    if size is not None:
+        _check_output_size(path, size)
 
 
-def check_output_size(path: Path, size: tuple[int, int]) -> None:
-    """Check that a picture of `size`, (H, W) in pixels, can be saved under this path and read again.
-
-    Raises:
-        AdhereError: The picture would have more than _MAX_PIXELS pixels, or a side longer than the format allows.
-    """
+def _check_output_size(path: Path, size: tuple[int, int]) -> None:
     format, _ = _FORMATS[path.suffix.lower()]
     given = f"{path}: the result would have {size[1]}x{size[0]} pixels"
     if size[0] * size[1] > _MAX_PIXELS:

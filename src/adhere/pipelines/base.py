@@ -51,7 +51,7 @@ class ConstrainedOutput(BaseOutput):
         solver: the name of the preset, or of the solver's class.
     """
 
-    images: Images
+    images: Any  # list[Image], ndarray or Tensor, by output_type
     residual: list[float]
     nfe: int
     seconds: float

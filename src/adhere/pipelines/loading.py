@@ -10,6 +10,7 @@ import json
 import re
 import socket
 import textwrap
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,7 +72,7 @@ def load(model: str | Path | None = None, **kwargs: Any) -> ConstrainedPipeline:
     if not _HUB_ID.fullmatch(name):
         raise AdhereError(
             f"{source}: no such folder or file; give a diffusers folder, a .safetensors file, a hub id such as "
-            f"organisation/name, or a shipped model: {', '.join(SHIPPED_MODELS)}"
+            f"organization/name, or a shipped model: {', '.join(SHIPPED_MODELS)}"
         )
     if not _hub_is_reachable():
         kwargs = {"local_files_only": True} | kwargs
@@ -263,7 +264,10 @@ def _load_component(location: str | Path, entry: list[str], name: str, kwargs: d
 def _as_adhere_error(source: str) -> Iterator[None]:
     """Raise whatever diffusers raises as an AdhereError of one line that names the model."""
     try:
-        yield
+        with warnings.catch_warnings():
+            # Newer versions of diffusers prefer `dtype`, which older ones do not know.
+            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
+            yield
     except AdhereError as error:
         raise AdhereError(f"{source}: {error}") from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:

@@ -90,19 +90,20 @@ class Task(ABC):
 class FullImageTask(Task):
     """Base of tasks whose sample is the whole picture, of the size (height, width) that is asked for."""
 
-    size: tuple[int, int] | None
+    size: int | tuple[int, int] | None
 
     def __post_init__(self) -> None:
-        if isinstance(self.size, int):  # a square
-            object.__setattr__(self, "size", (self.size, self.size))
-        if self.size is not None and not (len(self.size) == 2 and all(isinstance(side, int) for side in self.size)):
+        size = (self.size, self.size) if isinstance(self.size, int) else self.size
+        if size is not None and not (len(size) == 2 and all(isinstance(side, int) for side in size)):
             raise AdhereError(f"size = {self.size!r}: give (height, width) in pixels, such as (512, 512)")
+        object.__setattr__(self, "size", size)
 
     @abstractmethod
     def constraint_for(self, model: ModelInfo, size: tuple[int, int]) -> Constraint:
         """Return the constraint on pictures of (height, width), with tensors on the model's device."""
 
     def crops(self, model: ModelInfo, size: tuple[int, int] | None = None) -> list[Crop]:
+        assert not isinstance(self.size, int)  # see __post_init__
         size = size or self.size or model.native_size
         if min(size) < 1 or any(side % model.multiple for side in size):
             height, width = (max(1, round(side / model.multiple)) * model.multiple for side in size)

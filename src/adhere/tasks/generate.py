@@ -23,11 +23,11 @@ class Custom(FullImageTask):
 
     Args:
         constraint: on pictures (B, 3, H, W) in [-1, 1], such as `Loss(fn)`.
-        size: (height, width) in pixels, the model's native size by default.
+        size: (height, width) in pixels, or the side of a square; the model's native size by default.
     """
 
     constraint: Constraint
-    size: tuple[int, int] | None = None
+    size: int | tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,10 +49,10 @@ class Generate(FullImageTask):
     """A picture without a constraint: plain sampling.
 
     Args:
-        size: (height, width) in pixels, the model's native size by default.
+        size: (height, width) in pixels, or the side of a square; the model's native size by default.
     """
 
-    size: tuple[int, int] | None = None
+    size: int | tuple[int, int] | None = None
 
     def constraint_for(self, model: ModelInfo, size: tuple[int, int]) -> Constraint:
         return Unconstrained()
@@ -66,7 +66,7 @@ class Layout(FullImageTask):
         image: a path, a PIL image or an array, resized to the size asked for.
         cells: the number of squares along the shorter side, at least 1.
         noise: the standard deviation of the means, in [-1, 1] units, at least 0.
-        size: (height, width) in pixels, the model's native size by default.
+        size: (height, width) in pixels, or the side of a square; the model's native size by default.
 
     Raises:
         AdhereError: if the picture cannot be read, or for values out of range.
@@ -75,7 +75,7 @@ class Layout(FullImageTask):
     image: ImageInput = field(repr=False)
     cells: int = 8
     noise: float = 0.1
-    size: tuple[int, int] | None = None
+    size: int | tuple[int, int] | None = None
     picture: Picture = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -105,7 +105,7 @@ class Silhouette(FullImageTask):
         mask: a path, a PIL image or an array, resized to the size asked for; the object is where it is white (or True,
             or opaque where it has transparency).
         background: red, green and blue, 0 to 255.
-        size: (height, width) in pixels, the model's native size by default.
+        size: (height, width) in pixels, or the side of a square; the model's native size by default.
 
     Raises:
         AdhereError: if the mask cannot be read or covers everything or nothing, or for a color out of range.
@@ -113,7 +113,7 @@ class Silhouette(FullImageTask):
 
     mask: ImageInput = field(repr=False)
     background: tuple[int, int, int] = (255, 255, 255)
-    size: tuple[int, int] | None = None
+    size: int | tuple[int, int] | None = None
     object_mask: Bool[np.ndarray, "h w"] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

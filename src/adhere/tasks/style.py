@@ -31,7 +31,7 @@ class Style(FullImageTask):
 
     Args:
         reference: a path, a PIL image or an array, resized so that its shorter side is that of the picture.
-        size: (height, width) in pixels, the model's native size by default.
+        size: (height, width) in pixels, or the side of a square; the model's native size by default.
         features: maps pictures (B, 3, H, W) in [-1, 1] to a list of (B, C, N) or (B, C, h, w), differentiably; those of
             EfficientNet-Lite0's first three stages by default.
 
@@ -40,7 +40,7 @@ class Style(FullImageTask):
     """
 
     reference: ImageInput = field(repr=False)
-    size: tuple[int, int] | None = None
+    size: int | tuple[int, int] | None = None
     features: Callable[[Tensor], Sequence[Tensor]] | None = field(default=None, repr=False)
     picture: Picture = field(init=False, repr=False)
 
