@@ -148,8 +148,8 @@ def test_the_constraint_is_updated_with_the_replaced_x0():
 @pytest.mark.parametrize(
     ("constraint", "given"),
     [
-        (Unconstrained(), "an? Unconstrained"),
-        (Linear(Downsample(2), torch.zeros(1, 1, 1, 1).double()), "a Linear constraint with Downsample"),
+        (Unconstrained(), "Unconstrained"),
+        (Linear(Downsample(2), torch.zeros(1, 1, 1, 1).double()), "Linear constraint with Downsample"),
     ],
 )
 def test_a_constraint_that_the_solver_does_not_support_is_refused_before_the_first_evaluation(constraint, given):
