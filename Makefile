@@ -50,6 +50,8 @@ bench-quick: install ## run posterior, photo and emoji on few items (ten minutes
 posterior: install ## compare samples with exact posteriors
 	$(PY) -m benchmarks.posterior --json benchmarks/results/posterior.json
 	$(PY) -m benchmarks.tables benchmarks/results/posterior.json --intervals --embed docs/results.md
+	$(PY) -m benchmarks.tables benchmarks/results/posterior.json --metric sw2 --plot docs/images/posterior-nfe.png \
+	  --tasks "left half, noise 0.05" "down-sampling x4, noise 0.05"
 
 photo: install ## measure inpainting and denoising of photographs
 	$(PY) -m benchmarks.photo --json benchmarks/results/photo.json

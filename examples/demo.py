@@ -51,7 +51,10 @@ def inpaint_photographs(folder: Path) -> None:
         run_command("inpaint", str(files[0]), "--mask", str(files[1]), "-o", str(files[2]), "--force")
         with Image.open(files[2]) as image:
             rows.append([damaged, np.asarray(image), original])
-    grid([[*rows[0], *rows[1]], [*rows[2], *rows[3]]]).save(folder / "repairs.png")
+    titles = [label(title, 24, PHOTOGRAPH_SIZE) for title in ("damaged", "repaired", "original")]
+    gap = np.full((PHOTOGRAPH_SIZE, 16, 3), 255, np.uint8)
+    pairs = [[*titles, gap[:24], *titles], [*rows[0], gap, *rows[1]], [gap[:16]], [*rows[2], gap, *rows[3]]]
+    grid(pairs).save(folder / "repairs.png")
     print(f"damaged, inpainted and original photographs: {folder / 'repairs.png'}", flush=True)
 
 

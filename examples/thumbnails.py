@@ -71,11 +71,12 @@ def emoji(folder: Path) -> None:
     """Save the pictures of a layout and of a prompt."""
     pipe = adhere.load("adhere-emoji")
     sketch = Image.new("RGB", (64, 64), "white")
-    ImageDraw.Draw(sketch).ellipse((12, 14, 52, 54), fill=(250, 200, 60))
-    ImageDraw.Draw(sketch).rectangle((8, 10, 56, 22), fill=(60, 110, 200))
-    out = pipe(adhere.Layout(sketch), "smiling face with a hat, 3d", guidance_scale=2.0, generator=seeded(2))
+    ImageDraw.Draw(sketch).ellipse((6, 6, 58, 58), fill=(250, 200, 60))
+    ImageDraw.Draw(sketch).rectangle((10, 22, 54, 34), fill=(30, 30, 40))
+    prompt = "smiling face with sunglasses, cartoon"
+    out = pipe(adhere.Layout(sketch), prompt, guidance_scale=2.0, generator=seeded(2))
     save_pair(folder / "layout.png", sketch, out.images[0])
-    prompts = ["a red heart, 3d", "cat face, cartoon"]
+    prompts = ["a red heart, 3d", "smiling face with sunglasses, cartoon"]
     out = pipe(adhere.Generate(), prompts, guidance_scale=3.0, generator=seeded())
     save_pair(folder / "generate.png", *out.images)
 

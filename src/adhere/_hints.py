@@ -24,7 +24,9 @@ def keyword_hints(**hints: str) -> Callable[[_T], _T]:
         def checked(*args: object, **kwargs: object) -> object:
             for name in kwargs:
                 if name not in allowed:
-                    raise TypeError(_unknown_keyword(function.__name__, name, list(allowed), hints))
+                    raise TypeError(
+                        _unknown_keyword(function.__name__, name, [one for one in allowed if one != "self"], hints)
+                    )
             return target(*args, **kwargs)
 
         if isinstance(function, type):

@@ -1,4 +1,4 @@
-"""The method, with torch as its only dependency.
+"""The method, on torch alone.
 
 Read in this order: schedules, denoisers, operators, constraints, solvers/moment_matching, transitions, sampling,
 presets.

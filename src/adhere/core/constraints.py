@@ -22,7 +22,7 @@ from torch import Tensor
 from adhere.core._linalg import clip_rms, dot, max_norm, per_sample, repeat_samples, safe_divide
 from adhere.core.operators import InnerProduct, LinearOperator, Mask, _Stacked
 
-_MAX_RMS_DISTANCE = 10.0  # images are never further apart; bounds Newton's step where a loss is nearly flat
+_MAX_RMS_DISTANCE = 10.0  # more than any two images differ by; bounds Newton's step where a loss is nearly flat
 
 
 class Constraint(ABC):
@@ -30,7 +30,7 @@ class Constraint(ABC):
 
     @abstractmethod
     def neg_grad(self, x0: Tensor, /) -> Tensor:
-        """Return e = -grad C(x0), shaped like x0, which is zero where the constraint is satisfied."""
+        """Return e = -grad C(x0), shaped like x0, for a cost C that is 0 where the constraint is satisfied."""
 
     @abstractmethod
     def residual_norm(self, x0: Tensor, /) -> Float[Tensor, " b"]:
@@ -38,8 +38,8 @@ class Constraint(ABC):
 
     @property
     def is_linearizable(self) -> bool:
-        """Whether `linearize` is implemented. Moment matching and DDNM need it."""
-        return False
+        """Whether `linearize` is implemented, which moment matching and DDNM need."""
+        return type(self).linearize is not Constraint.linearize
 
     def linearize(self, x0: Tensor, /) -> "Linear":
         """Return a linear constraint that agrees with this one to first order at x0.
@@ -86,13 +86,14 @@ class Linear(Constraint):
 
     Attributes:
         operator: A.
-        y: the measurement, (B or 1, ...), zero in entries that do not depend on x0. Images are in [-1, 1].
+        y: the measurement, (B or 1, ...) and floating point, as A returns it for images in [-1, 1]. Entries that a mask
+            hides are set to zero.
         noise: the standard deviation of the measurement's noise, in units of y, at least 0. At 0, samples meet y
             exactly.
         max_step_rms: solvers change x0 by at most this root mean square at once; infinity for a true linear constraint.
 
     Raises:
-        ValueError: if noise < 0.
+        ValueError: if noise < 0, or if y does not hold floating-point numbers.
     """
 
     operator: LinearOperator
@@ -103,6 +104,9 @@ class Linear(Constraint):
     def __post_init__(self) -> None:
         if self.noise < 0:
             raise ValueError(f"noise = {self.noise}: a standard deviation must be at least 0")
+        if not self.y.is_floating_point():
+            raise ValueError(f"y has dtype {self.y.dtype}: give floating-point numbers; pictures are in [-1, 1]")
+        object.__setattr__(self, "y", self.operator.restrict(self.y))
 
     def residual(self, x0: Tensor) -> Tensor:
         """Return y - A x0, shaped like a measurement."""
@@ -119,10 +123,6 @@ class Linear(Constraint):
     def residual_norm(self, x0: Tensor) -> Float[Tensor, " b"]:
         """Return the root mean square of y - A x0 over the measured entries; under a mask, over the known ones."""
         return self.residual(x0).flatten(1).norm(dim=1) / self._num_measured.sqrt()
-
-    @property
-    def is_linearizable(self) -> bool:
-        return True
 
     def linearize(self, x0: Tensor) -> "Linear":
         return self
@@ -149,7 +149,10 @@ class Linear(Constraint):
 
 @dataclass(frozen=True)
 class Linearization(Linear):
-    """y = A (x0 - origin) + noise n: a nonlinear constraint to first order near `origin`, where y is its residual."""
+    """y = A (x0 - origin) + noise n: a nonlinear constraint to first order near `origin`.
+
+    y is the residual of the nonlinear constraint at the origin, and A its derivative there.
+    """
 
     origin: Tensor = field(kw_only=True)
 
@@ -188,10 +191,6 @@ class Loss(Constraint):
 
     def neg_grad(self, x0: Tensor) -> Tensor:
         return self._values_and_neg_grad(x0)[1]
-
-    @property
-    def is_linearizable(self) -> bool:
-        return True
 
     def linearize(self, x0: Tensor) -> Linearization:
         """Return fn = 0 to first order: <e, x - x0> / |e| = fn(x0) / |e|, one measurement per sample.

@@ -6,6 +6,7 @@ What concerns all solvers (counting, guidance, tiling, several scales) is a deno
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol, get_args, runtime_checkable
 
 import torch
@@ -51,6 +52,7 @@ class NetworkDenoiser:
 
     Raises:
         ValueError: for an unknown prediction type.
+        TypeError: for a schedule of another type, and in a call if the network does not return a tensor.
     """
 
     network: Callable[[Tensor, Tensor], Tensor]
@@ -61,6 +63,11 @@ class NetworkDenoiser:
 
     def __post_init__(self) -> None:
         _check_prediction_type(self.prediction_type)
+        if not isinstance(self.schedule, Schedule):
+            given = type(self.schedule).__name__
+            raise TypeError(
+                f"schedule is a {given}: write NetworkDenoiser.from_alphas_cumprod(network, alphas_cumprod)"
+            )
 
     @classmethod
     @_name_the_prediction
@@ -78,14 +85,22 @@ class NetworkDenoiser:
             alphas_cumprod: (T,), decreasing, in [0, 1], as diffusers' `scheduler.alphas_cumprod`.
             prediction_type: what the network predicts, see `predict_x0`.
             dtype: the dtype of the network's input.
+
+        Raises:
+            ValueError: for an unknown prediction type, or a table that does not decrease within [0, 1].
         """
         table = torch.as_tensor(alphas_cumprod, dtype=torch.float64).tolist()
+        if not all(1 >= a >= b >= 0 for a, b in pairwise(table)):
+            raise ValueError("alphas_cumprod must decrease within [0, 1]: of betas, give torch.cumprod(1 - betas, 0)")
         return cls(network, DDPMSchedule(tuple(table)), prediction_type, dtype, torch.long)
 
     def __call__(self, x_t: Tensor, t: float) -> Tensor:
         times = torch.full((len(x_t),), t, dtype=self.t_dtype, device=x_t.device)
-        out = self.network(x_t.to(self.dtype), times).to(x_t.dtype)
-        return predict_x0(self.prediction_type, out, x_t, *self.schedule(t))
+        out = self.network(x_t.to(self.dtype), times)
+        if not isinstance(out, Tensor):
+            given = type(out).__name__
+            raise TypeError(f"the network returned a {given}, not a tensor: give lambda x, t: net(x, t).sample")
+        return predict_x0(self.prediction_type, out.to(x_t.dtype), x_t, *self.schedule(t))
 
 
 def _check_prediction_type(prediction_type: str) -> None:

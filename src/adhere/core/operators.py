@@ -60,6 +60,10 @@ class LinearOperator(ABC):
         """Return the operator of a batch with `repeats` samples for self and each other one, None if there is none."""
         return self if all(other is self or _equal_settings(self, other) for other in others) else None
 
+    def restrict(self, y: Tensor) -> Tensor:
+        """Return y with zeros in entries that do not depend on the image, as far as the operator knows them."""
+        return y
+
     def measurement_support(self, y: Tensor) -> Bool[Tensor, "..."]:
         """Return which entries of a measurement shaped like y depend on the image: their row of A is not zero.
 
@@ -106,6 +110,9 @@ class Mask(LinearOperator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self.known * y
+
+    def restrict(self, y: Tensor) -> Tensor:
+        return torch.where(self.known == 0, 0, y)
 
     @property
     def is_tight(self) -> bool:
@@ -162,7 +169,7 @@ def operator(fn: Callable[[Tensor], Tensor], shape: Sequence[int]) -> LinearOper
 
     Args:
         fn: maps images (B, *shape) to measurements (B, ...), sample by sample; linear and differentiable.
-        shape: of one image, (C, H, W).
+        shape: of one image, (C, H, W), without the batch.
     """
     return _FunctionOperator(fn, tuple(shape))
 

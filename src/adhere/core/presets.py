@@ -33,7 +33,7 @@ from adhere.core.transitions import DDIM, DPMSolver2M
 
 PRESETS: dict[str, Sampler] = {
     # The default, best with small trained priors (benchmarks.photo and benchmarks.emoji): lower variance by
-    # temperature 0.5, and a second direction at high noise only. 24 evaluations.
+    # temperature 0.5, and a second GMRES iteration at high noise only. 24 evaluations.
     "moment_matching": Sampler(
         MomentMatching(num_iterations=((-2.0, 2), (0.2, 1)), fusion_snr=0.05),
         DPMSolver2M(temperature=0.5),
@@ -80,8 +80,8 @@ def default_preset(constraint: Constraint) -> str:
 def get_sampler(solver: str | Solver | Sampler) -> Sampler:
     """Return the sampler of a preset's name or of a solver object; a sampler is returned as it is.
 
-    A solver object gets the transition, the timesteps and the number of steps of the first preset with a solver of its
-    class, and the defaults of `Sampler` if there is none.
+    A solver object gets the transition, the timesteps and the number of steps of the preset with an equal solver, else
+    of the first preset with a solver of its class, else the defaults of `Sampler`.
 
     Raises:
         ValueError: for an unknown name; the message lists the presets.
@@ -90,7 +90,8 @@ def get_sampler(solver: str | Solver | Sampler) -> Sampler:
     if isinstance(solver, Sampler):
         return solver
     if isinstance(solver, Solver):
-        similar = [sampler for sampler in PRESETS.values() if type(sampler.solver) is type(solver)]
+        samplers = sorted(PRESETS.values(), key=lambda sampler: sampler.solver != solver)  # equal ones first
+        similar = [sampler for sampler in samplers if type(sampler.solver) is type(solver)]
         return replace(similar[0], solver=solver) if similar else Sampler(solver)
     if isinstance(solver, type):
         raise TypeError(f"solver = {solver.__name__} is a class: give an object, {solver.__name__}(...)")
@@ -123,7 +124,9 @@ def sample(
         denoiser: D, such as a `NetworkDenoiser`.
         constraint: on samples x0 (B, ...).
         shape: of the samples, (B, ...).
-        solver: a preset's name, a solver or a sampler; chosen by the constraint if None.
+        solver: a preset's name, a solver or a sampler. By default 'moment_matching_posterior', 'inexact_newton' for a
+            constraint that cannot be linearized, and 'plain' without one. The default of pipelines, 'moment_matching',
+            halves the noise (temperature 0.5), so its samples vary less than the posterior.
         num_inference_steps: the number of noise levels, the sampler's own by default.
         generator: one, or one per sample. By default the seed is drawn from torch's global generator.
         dtype: of the state.
@@ -133,7 +136,11 @@ def sample(
         ValueError: for an unknown solver's name or an impossible number of steps.
         TypeError: for a generator or a solver of a wrong type, or if the solver does not support the constraint.
     """
-    sampler = get_sampler(solver or default_preset(constraint))
+    if not isinstance(denoiser, Denoiser) or not isinstance(constraint, Constraint):
+        given = type(denoiser).__name__, type(constraint).__name__
+        raise TypeError(f"sample got {given}: give a denoiser, such as a NetworkDenoiser, and a constraint")
+    preset = default_preset(constraint).replace(_DEFAULT_PRESET, "moment_matching_posterior")
+    sampler = get_sampler(solver or preset)
     generator = check_generator(generator, shape[0])
     first = generator if isinstance(generator, torch.Generator) else generator[0]
     like = torch.empty(0, dtype=dtype, device=device or first.device)

@@ -87,7 +87,10 @@ def trajectory(
         solver = replace(solver, generator=generator)
     x_t, solver_memory, transition_memory = x_T, None, None
     for step, t in enumerate(timesteps):
-        x_t, x0, solver_memory = solver(denoiser, constraint, x_t, t, solver_memory)
+        result = solver(denoiser, constraint, x_t, t, solver_memory)
+        if not isinstance(result, tuple) or len(result) != 3:
+            raise TypeError(f"{type(solver).__name__} must return (x_t, x0, memory)")
+        x_t, x0, solver_memory = result
         replacement = yield State(step, len(timesteps), t, x_t, x0, constraint)
         if replacement is not None:
             x_t, x0, solver_memory = replacement.x_t, replacement.x0, None

@@ -8,7 +8,7 @@ timesteps at which a run evaluates the network (`uniform_spacing`, `log_snr_spac
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -39,7 +39,10 @@ class Schedule(Protocol):
 
 
 def log_snr(schedule: Schedule, t: float) -> float:
-    """Return lambda_t = log(alpha_t / sigma_t) in nats, which is -inf where alpha_t = 0."""
+    """Return lambda_t = log(alpha_t / sigma_t) in nats, which is -inf where alpha_t = 0.
+
+    This is called log-SNR throughout, as in DPM-Solver. It is half of log(alpha_t^2 / sigma_t^2), which others call so.
+    """
     alpha_t, sigma_t = schedule(t)
     return math.log(alpha_t / sigma_t) if alpha_t > 0 else -math.inf
 
@@ -64,7 +67,7 @@ class DDPMSchedule:
     schedules and sample steps are flawed* (2024), table 2.
     """
 
-    alphas_cumprod: tuple[float, ...]
+    alphas_cumprod: tuple[float, ...] = field(repr=False)
     spacing: Literal["leading", "trailing", "linspace"] = "trailing"
     steps_offset: int = 0
 

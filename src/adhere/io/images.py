@@ -105,11 +105,13 @@ def _read_picture(path: str | Path) -> Picture:
         return _from_pil(Image.open(file), path)
 
 
-def as_picture(image: "Picture | Image.Image | np.ndarray | str | Path") -> Picture:
-    """Return a `Picture` from a path, a PIL image, an array or a `Picture`.
+def as_picture(image: "Picture | Image.Image | np.ndarray | Tensor | str | Path") -> Picture:
+    """Return a `Picture` from a path, a PIL image, an array, a tensor or a `Picture`.
 
     Args:
-        image: An array is uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), or uint16 (H, W) or (H, W, 1); it is copied.
+        image: An array is uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint16 (H, W) or (H, W, 1), or float in
+            [0, 1] of the shapes of uint8; it is copied. A tensor is float in [0, 1], (C, H, W) or (1, C, H, W). Floats
+            are rounded to 8 bits.
 
     Raises:
         AdhereError: The path is a URL or a folder; the file does not exist, is not readable, is not an image or is
@@ -267,20 +269,40 @@ def _from_pil(image: Image.Image, name: str) -> Picture:
 
 
 def _from_array(image: object) -> Picture:
+    if isinstance(image, Tensor):
+        image = _channels_last(image)
     if not isinstance(image, np.ndarray):
         given = type(image).__name__
-        raise AdhereError(f"the image is a {given}; give a path, a PIL image, or a uint8 or uint16 numpy array")
+        raise AdhereError(f"the image is a {given}; give a path, a PIL image, a numpy array or a tensor")
+    if np.issubdtype(image.dtype, np.floating):
+        image = _to_uint8(image)
     planes = image[..., None] if image.ndim == 2 else image  # (H, W, C)
     channels = {"uint8": (1, 3, 4), "uint16": (1,)}.get(image.dtype.name, ())
     if planes.ndim != 3 or planes.shape[2] not in channels:
         raise AdhereError(
-            f"the image is an array of {image.dtype} {image.shape}; give uint8 (0 to 255) of shape (H, W), (H, W, 3) "
-            "or (H, W, 4), or uint16 of shape (H, W): 16-bit color must be reduced to uint8"
+            f"the image is an array of {image.dtype} {image.shape}; give uint8 (0 to 255) or float (0 to 1) of shape "
+            "(H, W), (H, W, 3) or (H, W, 4), or uint16 of shape (H, W): 16-bit color must be reduced to uint8"
         )
     _check_size(planes.shape[0], planes.shape[1], "the image")
     if planes.shape[2] == 4:
         return Picture(planes[..., :3].copy(), planes[..., 3].copy())
     return Picture(planes.copy())
+
+
+def _channels_last(image: Tensor) -> np.ndarray:
+    """Return a tensor (C, H, W) or (1, C, H, W) as an array (H, W, C)."""
+    planes = image[0] if image.ndim == 4 and len(image) == 1 else image
+    if planes.ndim != 3 or not planes.is_floating_point():
+        raise AdhereError(
+            f"the image is a tensor of {image.dtype} {tuple(image.shape)}; give float in [0, 1] of shape (C, H, W)"
+        )
+    return planes.detach().permute(1, 2, 0).to("cpu", torch.float32).numpy()
+
+
+def _to_uint8(image: np.ndarray) -> np.ndarray:
+    if image.size and not (image.min() >= 0 and image.max() <= 1):  # also for NaN
+        raise AdhereError(f"the image has values from {image.min():g} to {image.max():g}; give float values in [0, 1]")
+    return (image * 255).round().astype(np.uint8)
 
 
 def _check_size(height: int, width: int, name: str) -> None:

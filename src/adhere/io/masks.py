@@ -59,12 +59,12 @@ def mask_from_alpha(picture: Picture) -> Bool[np.ndarray, "H W"]:
         AdhereError: The picture has no alpha channel, or the mask is True for every pixel or for none.
     """
     if picture.alpha is None:
-        raise AdhereError("the picture has no transparency that says what to inpaint; give --mask")
+        raise AdhereError("the picture has no transparency that says what to inpaint; give a mask")
     mask = picture.alpha < _ALPHA_THRESHOLD
     if not mask.any():
-        raise AdhereError("nothing to inpaint: no pixel is transparent; erase what should change, or give --mask")
+        raise AdhereError("nothing to inpaint: no pixel is transparent; erase what should change, or give a mask")
     if mask.all():
-        raise AdhereError("nothing to keep: every pixel is transparent; leave something to keep, or give --mask")
+        raise AdhereError("nothing to keep: every pixel is transparent; leave something to keep, or give a mask")
     return mask
 
 

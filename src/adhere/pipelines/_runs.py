@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from adhere.core.constraints import Constraint
 from adhere.core.noise import Generators, randn
-from adhere.core.presets import default_preset, get_sampler
+from adhere.core.presets import PRESETS, default_preset, get_sampler
 from adhere.core.sampling import Sampler, State
 from adhere.core.solvers.base import Solver
 from adhere.errors import AdhereError
@@ -84,6 +84,10 @@ class Batch:
 def _check_tasks(task: object) -> list[Task]:
     tasks: list[Task] = []
     for one in task if isinstance(task, (list, tuple)) else [task]:
+        if isinstance(one, Constraint):
+            raise TypeError("the task is a constraint: write pipe(adhere.Custom(constraint, size=(height, width)))")
+        if isinstance(one, type):
+            raise TypeError(f"the task is the class {one.__name__}: give an object, such as adhere.Generate()")
         if not isinstance(one, Task):
             given = type(one).__name__
             raise TypeError(f"the task has the type {given}: give a task, such as adhere.Inpaint(image, mask)")
@@ -199,7 +203,8 @@ class RunOptions:
         """Return the name and the sampler for a constraint."""
         solver = self.solver or default_preset(constraint)
         if isinstance(solver, Sampler):
-            return type(solver.solver).__name__, solver
+            names = [name for name, preset in PRESETS.items() if preset == solver]
+            return names[0] if names else type(solver.solver).__name__, solver
         return solver if isinstance(solver, str) else type(solver).__name__, get_sampler(solver)
 
     def num_steps_for(self, sampler: Sampler) -> int:

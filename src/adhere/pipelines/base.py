@@ -202,6 +202,7 @@ class ConstrainedPipeline(DiffusionPipeline):
         strength="there is no strength: the task's constraint decides what changes",
         seed="write generator=torch.Generator().manual_seed(seed)",
         batch_size="write num_images_per_prompt=",
+        num_samples="write num_images_per_prompt=",
         steps="write num_inference_steps=",
         size="write height= and width=",
         callback="write callback_on_step_end=",

@@ -17,7 +17,7 @@ from adhere.io._crops import Box
 from adhere.io.images import Picture
 from adhere.tasks._pixels import rgb_image, to_unit_range
 
-ImageInput = str | Path | Image.Image | np.ndarray | Picture
+ImageInput = str | Path | Image.Image | np.ndarray | Tensor | Picture
 
 
 @runtime_checkable

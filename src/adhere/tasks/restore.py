@@ -44,13 +44,17 @@ class Restore(Task):
             raise AdhereError(f"operator is a {given}: give a LinearOperator, such as adhere.operator(fn, (3, H, W))")
         if not self.noise >= 0:
             raise AdhereError(f"noise = {self.noise:g}: a standard deviation must be at least 0, in units of y")
+        if isinstance(self.y, Tensor) and not self.y.is_floating_point():
+            raise AdhereError(f"y has dtype {self.y.dtype}: give floating-point numbers; pictures are in [-1, 1]")
         y = self.y.float() if isinstance(self.y, Tensor) else as_picture(self.y).tensor()
         try:
             image = self.operator.adjoint(y)
             shape = self.operator(image).shape
         except (ValueError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
-            raise AdhereError(f"y of shape {tuple(y.shape)} does not fit the operator: {reason}") from error
+            raise AdhereError(
+                f"y of shape {tuple(y.shape)} does not fit the operator ({reason}); it needs a batch dimension of 1"
+            ) from error
         if image.ndim != 4 or image.shape[:2] != (1, 3):
             raise AdhereError(f"A^T y has shape {tuple(image.shape)}: y must measure one RGB picture, (1, 3, H, W)")
         if shape != y.shape:

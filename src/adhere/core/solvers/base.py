@@ -17,8 +17,9 @@ _Memory = TypeVar("_Memory")
 class Solver(ABC, Generic[_Memory]):
     """Base of solvers; the type parameter is that of `memory`, what is kept from one noise level to the next.
 
-    A solver either moves x_t, so that the denoised image meets the constraint better, or returns a conditional mean
-    E[x0 | x_t, y] in place of x0. It keeps nothing between calls, so one object serves several runs at once.
+    A solver returns (x_t, x0) to the transition. Either it moves x_t, so that the denoised image x0 meets the
+    constraint better, or it leaves x_t as it is and returns a conditional mean E[x0 | x_t, y] in place of x0. It keeps
+    nothing between calls, so one object serves several runs at once.
     """
 
     @abstractmethod

@@ -1,23 +1,32 @@
 """Moment matching: the conditional mean E[x0 | x_t, y] of a linear constraint y = A x0 + noise, by forward passes only.
 
-With V_t = Cov[x0 | x_t] = (sigma_t^2 / alpha_t) J, where J is the Jacobian of the denoiser (Tweedie's second-order
-formula), and a Gaussian approximation of x0 given x_t, which is exact for a Gaussian prior,
+Let D = D(x_t, t) be the denoised image, J the Jacobian of the denoiser, and V_t = Cov[x0 | x_t] = (sigma_t^2 / alpha_t)
+J (Tweedie's second-order formula). With a Gaussian approximation of x0 given x_t, which is exact for a Gaussian prior,
 
-    E[x0 | x_t, y] = x0 + V_t A^T u,     (noise^2 I + A V_t A^T) u = y - A x0.            (1)
+    E[x0 | x_t, y] = D + V_t A^T u,     (noise^2 I + A V_t A^T) u = y - A D.              (1)
 
-The system is solved by m iterations of GMRES. Each takes one product J A^T q, a forward difference of the denoiser, and
-the products also give V_t A^T u, so a noise level takes 1 + m evaluations. The exact J is symmetric, so J replaces the
-J^T of TMPD and MMPS; the J of a trained network is only nearly symmetric, hence GMRES and not conjugate gradients.
+The system is solved by k iterations of GMRES. Each takes one product J A^T q, a forward difference of the denoiser, and
+the products also give V_t A^T u, so a noise level takes 1 + k evaluations. Few iterations do not solve the system, so
+less of the unmeasured part follows y than the exact solution says. The exact J is symmetric, so J replaces the J^T of
+TMPD and MMPS; the J of a trained network is only nearly symmetric, hence GMRES and not conjugate gradients.
 
 At high noise, a Gaussian is a poor approximation: x_t is compatible with many pictures, of which y selects a few. There
-the previous conditional mean m says more of x0 than x_t does. While snr_t = alpha_t^2 / sigma_t^2 is below
-`fusion_snr`, m is used as an independent observation of x0 with precision gamma = fusion_snr - snr_t. Together with x_t
-it is equivalent to the state
+the previous conditional mean says more of x0 than x_t does. While snr_t = alpha_t^2 / sigma_t^2 is below `fusion_snr`,
+it is used as an independent observation of x0 with precision gamma = fusion_snr - snr_t. Together with x_t it is
+equivalent to the state
 
-    x = (sigma^2 / alpha) (alpha_t / sigma_t^2 x_t + gamma m)                             (2)
+    x_s = (sigma_s^2 / alpha_s) (alpha_t / sigma_t^2 x_t + gamma mean)                    (2)
 
-at the time of `fusion_snr`, whose coefficients are alpha and sigma. This takes no evaluation, and it changes nothing
-for a Gaussian prior. For other priors it draws x0 towards m, which reduces the variance of samples.
+at the time s of `fusion_snr`. This takes no evaluation. It draws x0 towards the mean, which reduces the variance of
+samples. For a Gaussian prior and the mean of the current noise level, it would change nothing.
+
+One noise level of the default preset, in short (lambda_t = log(alpha_t / sigma_t) is called log-SNR):
+
+    x_s, s = (2) if snr_t < 0.05 and there is a previous mean, else x_t, t
+    x0     = D(x_s, s)                                       1 evaluation
+    step   = V_s A^T u of (1) by GMRES                       2 evaluations at lambda_t = -2, 1 from 0.2 on
+    mean   = x0 + step, projected onto A x0 = y if noise = 0
+    return x_t, mean                                         the transition goes on from these
 
 Details:
 - The number of iterations may depend on the noise level, since V_t is far from a multiple of the identity at middle
@@ -46,7 +55,7 @@ from adhere.core.derivatives import jvp
 from adhere.core.schedules import Schedule, check_signal, log_snr
 from adhere.core.solvers.base import Solver
 
-_PRECONDITIONER_VARIANCE = 0.1  # prior variance of a pixel; a thirtieth of it works as well
+_PRECONDITIONER_VARIANCE = 0.1  # prior variance of a pixel; the result depends little on it
 _LOSS_REFINE_MIN_LOG_SNR = 2.0  # above it V_t is nearly a multiple of the identity, so steps along e need no product
 
 
@@ -87,12 +96,12 @@ class MomentMatching(Solver[Tensor]):
 
     def iterations_at(self, log_snr: float) -> int:
         """Return the number of GMRES iterations at a noise level."""
-        (left, m), *rest = self._pairs
+        (left, k), *rest = self._pairs
         for right, n in rest:
             if log_snr < right:
-                return round(m + (n - m) * max(0.0, log_snr - left) / (right - left))
-            left, m = right, n
-        return m
+                return round(k + (n - k) * max(0.0, log_snr - left) / (right - left))
+            left, k = right, n
+        return k
 
     def evaluations(self, log_snrs: Sequence[float], state_size: int = 0) -> int:
         return sum(1 + self.iterations_at(one) for one in log_snrs)
@@ -103,15 +112,15 @@ class MomentMatching(Solver[Tensor]):
     def fuse_previous_mean(
         self, schedule: Schedule, x_t: Tensor, t: float, mean: Tensor | None
     ) -> tuple[Tensor, float]:
-        """Return x of equation (2) and its time, or (x_t, t) if there is no mean or snr_t >= fusion_snr."""
+        """Return (x_s, s) of equation (2), or (x_t, t) if there is no mean or snr_t >= fusion_snr."""
         alpha_t, sigma_t = schedule(t)
         snr_t = (alpha_t / sigma_t) ** 2
         if mean is None or snr_t >= self.fusion_snr:
             return x_t, t
         s = schedule.t_from_log_snr(math.log(self.fusion_snr) / 2)
-        alpha, sigma = schedule(s)
-        gamma = (alpha / sigma) ** 2 - snr_t  # a discrete schedule has only the nearest time
-        return (sigma**2 / alpha) * (alpha_t / sigma_t**2 * x_t + gamma * mean), s
+        alpha_s, sigma_s = schedule(s)
+        gamma = (alpha_s / sigma_s) ** 2 - snr_t  # a discrete schedule has only the nearest time
+        return (sigma_s**2 / alpha_s) * (alpha_t / sigma_t**2 * x_t + gamma * mean), s
 
     def __call__(
         self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Tensor | None
@@ -120,21 +129,23 @@ class MomentMatching(Solver[Tensor]):
         check_signal(denoiser.schedule(t)[0], "moment_matching")
         num_iterations = self.iterations_at(lambda_t)
 
-        x, s = self.fuse_previous_mean(denoiser.schedule, x_t, t, memory)
-        x0 = denoiser(x, s)
+        x_s, s = self.fuse_previous_mean(denoiser.schedule, x_t, t, memory)
+        x0 = denoiser(x_s, s)
         linear = constraint.linearize(x0)
-        product = partial(jvp, denoiser, x, s, x0)  # v -> J v, one evaluation
-        solve = partial(conditional_mean, alpha_t=denoiser.schedule(s)[0], sigma_t=denoiser.schedule(s)[1])
+        product = partial(jvp, denoiser, x_s, s, x0)  # v -> J v, one evaluation
+        alpha_s, sigma_s = denoiser.schedule(s)
+        solve = partial(
+            conditional_mean, alpha_t=alpha_s, sigma_t=sigma_s, product=product, noise_floor=self.noise_floor
+        )
 
         measurement_size = linear.y[0].numel()
-        m = min(num_iterations, measurement_size)
-        mean = solve(linear, x0, product=product, num_iterations=m, noise_floor=self.noise_floor)
+        mean = solve(linear, x0, num_iterations=min(num_iterations, measurement_size))
         if not isinstance(linear, Linearization):
             mean = linear.project(mean) if linear.noise == 0 else mean
         elif measurement_size == 1 and linear.noise <= self.noise_floor:
             for _ in range(num_iterations - 1):
                 linear = constraint.linearize(mean)
-                mean = solve(linear, mean, product=product, num_iterations=1, noise_floor=self.noise_floor)
+                mean = solve(linear, mean, num_iterations=1)
             if lambda_t > _LOSS_REFINE_MIN_LOG_SNR:
                 mean = _refine_loss(constraint, mean)
         return x_t, mean, mean
