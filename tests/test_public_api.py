@@ -127,13 +127,14 @@ def test_a_solver_is_a_name_an_object_or_a_sampler(latent_pipe):
         )
     assert {name: out.solver for name, out in results.items()} == {
         "name": "moment_matching_posterior",
-        "sampler": "MomentMatching",
+        "sampler": "moment_matching_posterior",
         "object": "MomentMatching",
         "other object": "MomentMatching",
         "other sampler": "MomentMatching",
     }
     pixels = {name: np.asarray(out.images[0]) for name, out in results.items()}
     assert np.array_equal(pixels["name"], pixels["sampler"])
+    assert np.array_equal(pixels["name"], pixels["object"])
     assert results["other sampler"].num_steps == 2
     assert not np.array_equal(pixels["name"], pixels["other sampler"])
 
@@ -238,7 +239,7 @@ def test_any_network_is_sampled_under_a_constraint():
     assert x0.dtype == torch.float32
     assert x0.isfinite().all()
     assert not x0.requires_grad
-    assert len(net.times) == PRESETS["moment_matching"].evaluations(D.schedule)
+    assert len(net.times) == PRESETS["moment_matching_posterior"].evaluations(D.schedule)
     assert all(t.dtype == torch.long and t.shape == (4,) and (t == t[0]).all() for t in net.times)
     assert all(0 <= int(t[0]) <= 999 for t in net.times)
     assert not any(net.with_gradients)
@@ -251,7 +252,7 @@ def test_a_network_gives_the_samples_of_its_pipeline(pixel_pipe):
     known, y = known_half(1)
     constraint = adhere.Linear(adhere.Mask(known), y, noise=0.1)
     D = adhere.NetworkDenoiser(lambda x, t: pixel_pipe.unet(x, t).sample, pixel_pipe.schedule(), "v_prediction")
-    for solver in (None, "ddnm", adhere.InexactNewton(num_iterations=1)):
+    for solver in ("moment_matching", "ddnm", adhere.InexactNewton(num_iterations=1)):
         options = {"solver": solver, "num_inference_steps": 3}
         task = adhere.Custom(constraint, (16, 16))
         expected = pixel_pipe(task, generator=seeded(), output_type="latent", **options).images
@@ -347,6 +348,10 @@ EXPECTED = {  # call: (exception or 'works', a part of the message or of the res
     "pipe(image, mask)": ("TypeError", MAKE_A_TASK),
     "pipe(array, mask)": ("TypeError", MAKE_A_TASK),
     "pipe([])": ("ValueError", "the list of tasks is empty: give at least one"),
+    "pipe(constraint)": ("TypeError", "write pipe(adhere.Custom(constraint, size=(height, width)))"),
+    "pipe(class)": ("TypeError", "the task is the class Generate: give an object, such as adhere.Generate()"),
+    "sample(network)": ("TypeError", "give a denoiser, such as a NetworkDenoiser, and a constraint"),
+    "schedule=scheduler": ("TypeError", "use NetworkDenoiser.from_alphas_cumprod(network, alphas_cumprod)"),
     "pipe()": ("TypeError", "missing 1 required positional argument: 'task'"),
     "pipe(task, mask)": ("TypeError", "prompt has the type ndarray: give a text, or a list of texts"),
     "pipe(image=)": ("TypeError", WRITE_INPAINT),

@@ -379,3 +379,25 @@ def test_settings_out_of_range_are_refused():
     for max_step_rms in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="max_step_rms"):
             Loss(log_cosh, max_step_rms=max_step_rms)
+
+
+def test_entries_of_a_measurement_that_a_mask_hides_do_not_matter():
+    known = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64).view(1, 1, 1, 4)
+    x = torch.tensor([0.1, float("nan"), 0.3, 255.0], dtype=torch.float64).view(1, 1, 1, 4)
+    constraint = Linear(Mask(known), x)
+    assert constraint.y.flatten().tolist() == [0.1, 0.0, 0.3, 0.0]
+    assert constraint.residual_norm(constraint.y).tolist() == [0.0]
+
+
+def test_a_measurement_of_integers_is_refused():
+    with pytest.raises(ValueError, match=r"y has dtype torch.uint8: give floating-point numbers"):
+        Linear(Identity(), torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+
+
+def test_a_constraint_can_be_linearized_if_it_implements_linearize():
+    class Bounded(Unconstrained):
+        def linearize(self, x0, /):
+            return Linear(Identity(), x0)
+
+    assert Bounded().is_linearizable
+    assert not Unconstrained().is_linearizable

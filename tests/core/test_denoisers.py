@@ -138,3 +138,18 @@ def test_evaluations_and_backward_passes_are_counted_once_per_batch():
 def test_networks_and_wrappers_follow_the_denoiser_protocol():
     network = NetworkDenoiser(Recorder(), FlowSchedule())
     assert all(isinstance(one, Denoiser) for one in (network, CFGDenoiser(network, 2.0), CountingDenoiser(network)))
+
+
+def test_betas_in_place_of_alphas_cumprod_are_refused():
+    with pytest.raises(ValueError, match=r"of betas, give torch.cumprod\(1 - betas, 0\)"):
+        NetworkDenoiser.from_alphas_cumprod(lambda x_t, t: x_t, torch.linspace(1e-4, 0.02, 10))
+
+
+def test_a_network_that_returns_no_tensor_is_answered_with_what_to_give():
+    denoiser = NetworkDenoiser(lambda x_t, t: {"sample": x_t}, DDPMSchedule.from_betas())  # pyright: ignore
+    with pytest.raises(TypeError, match=r"returned a dict, not a tensor: give lambda x, t: net\(x, t\).sample"):
+        denoiser(torch.zeros(1, 3, 4, 4), 10.0)
+
+
+def test_the_length_of_a_schedule_does_not_fill_its_repr():
+    assert len(repr(NetworkDenoiser(lambda x_t, t: x_t, DDPMSchedule.from_betas()))) < 300

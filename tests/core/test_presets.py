@@ -308,9 +308,15 @@ def test_sample_takes_a_name_a_solver_or_a_sampler():
 
 
 def test_sample_chooses_the_solver_by_the_constraint():
-    for constraint in (linear_constraint(LEFT_HALF), Unconstrained()):
-        by_name = sample_prior(constraint, solver=default_preset(constraint), generator=seeded(0))
+    """Its default follows the posterior, unlike that of pipelines."""
+    for constraint, preset in ((linear_constraint(LEFT_HALF), "moment_matching_posterior"), (Unconstrained(), "plain")):
+        by_name = sample_prior(constraint, solver=preset, generator=seeded(0))
         assert sample_prior(constraint, generator=seeded(0)).equal(by_name)
+
+
+def test_the_solver_of_a_preset_gets_the_settings_of_that_preset():
+    for name in ("moment_matching", "moment_matching_posterior"):
+        assert get_sampler(PRESETS[name].solver) == PRESETS[name]
 
 
 def test_sample_without_a_generator_is_reproducible_after_manual_seed():

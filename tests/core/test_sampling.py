@@ -235,3 +235,13 @@ def test_a_solver_must_state_its_evaluations():
 
     with pytest.raises(TypeError, match="evaluations"):
         Incomplete()
+
+
+def test_a_solver_that_returns_two_values_is_answered_with_what_it_must_return():
+    class Short(Plain):
+        def __call__(self, denoiser, constraint, x_t, t, memory):
+            return x_t, x_t
+
+    states = trajectory(DENOISER, Unconstrained(), Short(), X_T, TIMES, DDIM(), seeded(0))
+    with pytest.raises(TypeError, match=r"Short must return \(x_t, x0, memory\)"):
+        next(states)

@@ -327,7 +327,9 @@ def test_as_picture_takes_arrays_pil_images_paths_and_pictures(tmp_path):
     assert from_array.pixels.any()  # the picture holds a copy
 
 
-@pytest.mark.parametrize("array", [np.zeros((4, 4)), np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4, 3), np.uint16)])
+@pytest.mark.parametrize(
+    "array", [np.zeros((4, 4), int), np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4, 3), np.uint16)]
+)
 def test_arrays_of_another_type_or_shape_are_refused(array):
     message = refusal(as_picture, array)
     assert str(array.dtype) in message
@@ -361,3 +363,14 @@ def test_padding_reflects_and_repeats_the_edge_of_a_short_axis():
     assert torch.equal(padded[0, 0], padded[0, 0, :1].expand(5, 5))  # one row cannot be reflected
     with pytest.raises(ValueError, match="1 or more"):
         pad_to_multiple(torch.zeros(1, 1, 2, 2), 0)
+
+
+def test_float_arrays_and_tensors_in_the_unit_interval_are_rounded_to_8_bits():
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    floats = pixels / 255
+    tensor = torch.from_numpy(floats).permute(2, 0, 1).float()
+    for image in (floats, floats.astype(np.float32), tensor, tensor[None]):
+        assert np.array_equal(as_picture(image).pixels, pixels)
+    assert "from 0 to 47" in refusal(as_picture, pixels.astype(np.float32))
+    assert "give float in [0, 1] of shape (C, H, W)" in refusal(as_picture, torch.zeros(2, 3, 4, 4))
+    assert "give float in [0, 1] of shape (C, H, W)" in refusal(as_picture, torch.zeros(3, 4, 4, dtype=torch.uint8))

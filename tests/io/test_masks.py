@@ -115,7 +115,7 @@ def test_mask_from_alpha_is_true_below_one_half():
     pixels = noise(2, 2, 3)
     alpha = np.array([[0, 127], [128, 255]], np.uint8)
     assert mask_from_alpha(Picture(pixels, alpha)).tolist() == [[True, True], [False, False]]
-    assert "--mask" in refusal(mask_from_alpha, Picture(pixels))
+    assert "give a mask" in refusal(mask_from_alpha, Picture(pixels))
     assert "nothing to inpaint" in refusal(mask_from_alpha, Picture(pixels, np.full((2, 2), 255, np.uint8)))
     assert "nothing to keep" in refusal(mask_from_alpha, Picture(pixels, np.zeros((2, 2), np.uint8)))
 

@@ -65,9 +65,7 @@ class NetworkDenoiser:
         _check_prediction_type(self.prediction_type)
         if not isinstance(self.schedule, Schedule):
             given = type(self.schedule).__name__
-            raise TypeError(
-                f"schedule is a {given}: write NetworkDenoiser.from_alphas_cumprod(network, alphas_cumprod)"
-            )
+            raise TypeError(f"schedule is a {given}: use NetworkDenoiser.from_alphas_cumprod(network, alphas_cumprod)")
 
     @classmethod
     @_name_the_prediction

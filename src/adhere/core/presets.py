@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from adhere._hints import keyword_hints
 from adhere.core.baselines.ding import DING, Decoupled
 from adhere.core.baselines.dps import DPS
 from adhere.core.baselines.freedom import FreeDoM
@@ -107,6 +108,12 @@ def get_sampler(solver: str | Solver | Sampler) -> Sampler:
 
 
 @torch.no_grad()
+@keyword_hints(
+    seed="write generator=torch.Generator().manual_seed(seed)",
+    num_steps="call it num_inference_steps",
+    steps="call it num_inference_steps",
+    size="call it shape, (B, ...)",
+)
 def sample(
     denoiser: Denoiser,
     constraint: Constraint,
@@ -139,6 +146,8 @@ def sample(
     if not isinstance(denoiser, Denoiser) or not isinstance(constraint, Constraint):
         given = type(denoiser).__name__, type(constraint).__name__
         raise TypeError(f"sample got {given}: give a denoiser, such as a NetworkDenoiser, and a constraint")
+    if num_inference_steps is not None and type(num_inference_steps) is not int:
+        raise TypeError(f"num_inference_steps = {num_inference_steps!r}: give an integer, such as 20")
     preset = default_preset(constraint).replace(_DEFAULT_PRESET, "moment_matching_posterior")
     sampler = get_sampler(solver or preset)
     generator = check_generator(generator, shape[0])

@@ -123,7 +123,7 @@ class Sampler:
         transition: the step from one noise level to the next.
         timesteps: maps (schedule, num_steps) to timesteps, from high noise to low.
         num_steps: the default number of noise levels.
-        multiscale_max_log_snr: `max_log_snr` of the `MultiscaleDenoiser`, for models that support several scales.
+        multiscale_max_log_snr: below this log-SNR, models that support several scales see a down-sampled picture.
     """
 
     solver: Solver

@@ -162,7 +162,7 @@ def _threshold(plane: np.ndarray) -> np.ndarray:
 
 
 def _white(picture: Picture) -> np.ndarray:
-    """The white part (H, W) of a mask image, or its transparent part; see `_read_mask`."""
+    """The white part (H, W) of a mask image, or its transparent part; see `as_mask`."""
     pixels, alpha = picture.pixels, picture.alpha
     if alpha is not None and alpha.min() < 255 and (pixels == pixels[0, 0]).all():
         return alpha < _ALPHA_THRESHOLD

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
@@ -42,8 +43,8 @@ class Restore(Task):
         if not isinstance(self.operator, LinearOperator):
             given = type(self.operator).__name__
             raise AdhereError(f"operator is a {given}: give a LinearOperator, such as adhere.operator(fn, (3, H, W))")
-        if not self.noise >= 0:
-            raise AdhereError(f"noise = {self.noise:g}: a standard deviation must be at least 0, in units of y")
+        if not isinstance(self.noise, (int, float)) or not self.noise >= 0:
+            raise AdhereError(f"noise = {self.noise!r}: give a standard deviation of at least 0, in units of y")
         if isinstance(self.y, Tensor) and not self.y.is_floating_point():
             raise AdhereError(f"y has dtype {self.y.dtype}: give floating-point numbers; pictures are in [-1, 1]")
         y = self.y.float() if isinstance(self.y, Tensor) else as_picture(self.y).tensor()
@@ -52,13 +53,16 @@ class Restore(Task):
             shape = self.operator(image).shape
         except (ValueError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
-            raise AdhereError(
-                f"y of shape {tuple(y.shape)} does not fit the operator ({reason}); it needs a batch dimension of 1"
-            ) from error
+            hint = "; add a batch dimension: y[None]" if y.ndim == 3 else ""
+            raise AdhereError(f"y of shape {tuple(y.shape)} does not fit the operator: {reason}{hint}") from error
         if image.ndim != 4 or image.shape[:2] != (1, 3):
             raise AdhereError(f"A^T y has shape {tuple(image.shape)}: y must measure one RGB picture, (1, 3, H, W)")
         if shape != y.shape:
             raise AdhereError(f"y has shape {tuple(y.shape)}, but the operator returns {tuple(shape)}")
+        x = torch.rand(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
+        once = self.operator(x)
+        if (self.operator(2 * x) - 2 * once).abs().max() > 1e-3 * once.abs().max():
+            raise AdhereError("the operator is not linear, as A(2 x) is not 2 A(x): move constants into y")
         object.__setattr__(self, "measurement", y)
         object.__setattr__(self, "size", (image.shape[-2], image.shape[-1]))
 

@@ -6,8 +6,8 @@ J (Tweedie's second-order formula). With a Gaussian approximation of x0 given x_
     E[x0 | x_t, y] = D + V_t A^T u,     (noise^2 I + A V_t A^T) u = y - A D.              (1)
 
 The system is solved by k iterations of GMRES. Each takes one product J A^T q, a forward difference of the denoiser, and
-the products also give V_t A^T u, so a noise level takes 1 + k evaluations. Few iterations do not solve the system, so
-less of the unmeasured part follows y than the exact solution says. The exact J is symmetric, so J replaces the J^T of
+the products also give V_t A^T u, so a noise level takes 1 + k evaluations. With few iterations the system is solved
+only roughly, so unmeasured pixels follow y less than they should. The exact J is symmetric, so J replaces the J^T of
 TMPD and MMPS; the J of a trained network is only nearly symmetric, hence GMRES and not conjugate gradients.
 
 At high noise, a Gaussian is a poor approximation: x_t is compatible with many pictures, of which y selects a few. There
@@ -15,25 +15,30 @@ the previous conditional mean says more of x0 than x_t does. While snr_t = alpha
 it is used as an independent observation of x0 with precision gamma = fusion_snr - snr_t. Together with x_t it is
 equivalent to the state
 
-    x_s = (sigma_s^2 / alpha_s) (alpha_t / sigma_t^2 x_t + gamma mean)                    (2)
+    x_fused = (sigma^2 / alpha) (alpha_t / sigma_t^2 x_t + gamma mean)                    (2)
 
-at the time s of `fusion_snr`. This takes no evaluation. It draws x0 towards the mean, which reduces the variance of
-samples. For a Gaussian prior and the mean of the current noise level, it would change nothing.
+at the time t_fused of `fusion_snr`, whose coefficients are alpha and sigma. This takes no evaluation. It draws x0
+towards the mean, which reduces the variance of samples. For a Gaussian prior and the mean of the current noise level,
+it would change nothing.
 
 One noise level of the default preset, in short (lambda_t = log(alpha_t / sigma_t) is called log-SNR):
 
-    x_s, s = (2) if snr_t < 0.05 and there is a previous mean, else x_t, t
-    x0     = D(x_s, s)                                       1 evaluation
-    step   = V_s A^T u of (1) by GMRES                       2 evaluations at lambda_t = -2, 1 from 0.2 on
-    mean   = x0 + step, projected onto A x0 = y if noise = 0
-    return x_t, mean                                         the transition goes on from these
+    x_fused, t_fused = (2) if snr_t < 0.05 and there is a previous mean, else x_t, t
+    x0   = D(x_fused, t_fused)                      1 evaluation
+    step = V A^T u of (1) by GMRES                  2 evaluations up to lambda_t = -2, 1 from 0.2 on, rounded between
+    mean = x0 + step, projected onto A x0 = y if noise = 0
+    return x_t, mean                                the transition goes on from these
+
+The preset (`adhere.core.presets`) has 10 noise levels with lambda from -3.5 to 4: 10 denoisings and 14 products make 24
+evaluations. Its transition adds noise of half the standard deviation (temperature 0.5), hence less grain and variety.
 
 Details:
 - The number of iterations may depend on the noise level, since V_t is far from a multiple of the identity at middle
   noise levels and nearly one at low noise (docs/experiments/solvers-on-exact-priors.md).
-- An operator that is not tight, such as a blur, gets a preconditioner that takes no evaluation: the system (1) for
-  V_t = v I.
-- A loss has one direction only. Further iterations linearize it again at the current mean: Newton's method along V_t e.
+- An operator that is not tight (A A^T is no multiple of the identity), such as a blur, gets a preconditioner that takes
+  no evaluation: the system (1) for V_t = v I.
+- The linearization of a loss has one measurement, so GMRES has one direction, V_t e with e = -grad of the loss.
+  Further iterations linearize it again at the current mean, as Newton's method does.
 - A measurement without noise is met exactly: the mean is projected onto it.
 
 Source: TMPD: Boys et al. (2023); MMPS: Rozet et al. (2024); GMRES: Saad and Schultz (1986); observations as factors:
@@ -56,7 +61,7 @@ from adhere.core.schedules import Schedule, check_signal, log_snr
 from adhere.core.solvers.base import Solver
 
 _PRECONDITIONER_VARIANCE = 0.1  # prior variance of a pixel; the result depends little on it
-_LOSS_REFINE_MIN_LOG_SNR = 2.0  # above it V_t is nearly a multiple of the identity, so steps along e need no product
+_LOSS_REFINE_MIN_LOG_SNR = 2.0  # above it V_t is nearly a multiple of the identity, so a step along e needs no product
 
 
 @dataclass(frozen=True)
@@ -112,15 +117,15 @@ class MomentMatching(Solver[Tensor]):
     def fuse_previous_mean(
         self, schedule: Schedule, x_t: Tensor, t: float, mean: Tensor | None
     ) -> tuple[Tensor, float]:
-        """Return (x_s, s) of equation (2), or (x_t, t) if there is no mean or snr_t >= fusion_snr."""
+        """Return (x_fused, t_fused) of equation (2), or (x_t, t) if there is no mean or snr_t >= fusion_snr."""
         alpha_t, sigma_t = schedule(t)
         snr_t = (alpha_t / sigma_t) ** 2
         if mean is None or snr_t >= self.fusion_snr:
             return x_t, t
-        s = schedule.t_from_log_snr(math.log(self.fusion_snr) / 2)
-        alpha_s, sigma_s = schedule(s)
-        gamma = (alpha_s / sigma_s) ** 2 - snr_t  # a discrete schedule has only the nearest time
-        return (sigma_s**2 / alpha_s) * (alpha_t / sigma_t**2 * x_t + gamma * mean), s
+        t_fused = schedule.t_from_log_snr(math.log(self.fusion_snr) / 2)
+        alpha_f, sigma_f = schedule(t_fused)
+        gamma = (alpha_f / sigma_f) ** 2 - snr_t  # a discrete schedule has only the nearest time
+        return (sigma_f**2 / alpha_f) * (alpha_t / sigma_t**2 * x_t + gamma * mean), t_fused
 
     def __call__(
         self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Tensor | None
@@ -129,13 +134,13 @@ class MomentMatching(Solver[Tensor]):
         check_signal(denoiser.schedule(t)[0], "moment_matching")
         num_iterations = self.iterations_at(lambda_t)
 
-        x_s, s = self.fuse_previous_mean(denoiser.schedule, x_t, t, memory)
-        x0 = denoiser(x_s, s)
+        x_fused, t_fused = self.fuse_previous_mean(denoiser.schedule, x_t, t, memory)
+        x0 = denoiser(x_fused, t_fused)
         linear = constraint.linearize(x0)
-        product = partial(jvp, denoiser, x_s, s, x0)  # v -> J v, one evaluation
-        alpha_s, sigma_s = denoiser.schedule(s)
+        product = partial(jvp, denoiser, x_fused, t_fused, x0)  # v -> J v, one evaluation
+        alpha_f, sigma_f = denoiser.schedule(t_fused)
         solve = partial(
-            conditional_mean, alpha_t=alpha_s, sigma_t=sigma_s, product=product, noise_floor=self.noise_floor
+            conditional_mean, alpha_t=alpha_f, sigma_t=sigma_f, product=product, noise_floor=self.noise_floor
         )
 
         measurement_size = linear.y[0].numel()
@@ -183,11 +188,11 @@ def conditional_mean(
 
 
 def _refine_loss(constraint: Constraint, mean: Tensor) -> Tensor:
-    """Return the mean after two Newton steps along e itself, which take no evaluation."""
+    """Return the mean after two Newton steps along the negative gradient, which take no evaluation."""
     for _ in range(2):
         linear = constraint.linearize(mean)
         residual = linear.residual(mean)
         step = linear.operator.adjoint(residual)
-        gain = safe_divide(dot(residual, linear.operator(step)), dot(residual, residual))  # 1 unless through a decoder
+        gain = safe_divide(dot(residual, linear.operator(step)), dot(residual, residual))  # 1 without a decoder
         mean = mean + clip_rms(step / gain.clamp_min(1), linear.max_step_rms)
     return mean
