@@ -4,7 +4,7 @@
 
 The first tables complete right halves of emoji, one or several at once, at given numbers of evaluations; 'plain @ 20'
 is unconstrained sampling. The last tables run super-resolution x4 with inexact Newton and moment matching, where the
-constraint is linearized through the decoder by differences of the encoder (VAE-Newton) or by autograd. Seconds are the
+constraint is linearized through the decoder by differences of the encoder or by autograd. Seconds are the
 median of several runs. `times plain` is the median ratio to a run of plain @ 20 just before. `peak MB` is the largest
 resident memory in the first run, and `MB above the model` its difference to the memory with the model loaded. The
 script reads /proc, so it needs Linux.
@@ -62,7 +62,7 @@ def measure(
 
     Args:
         model: A shipped model or a diffusers folder.
-        title: The task of the row.
+        title: The heading of the row's table.
         task: A name in TASKS.
         name: The name of a preset.
         nfe: The budget of evaluations.
@@ -78,7 +78,7 @@ def measure(
     constraint = Unconstrained() if name == "plain" else emoji_task.constraint
     sampler, work = sampler_for_budget(name, nfe, pipe.schedule())
     before = resident_mb("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, whose maximum is that of loading
+    Path("/proc/self/clear_refs").write_text("5")  # reset VmHWM, which still holds the peak of loading
 
     def run_once(constraint: Constraint, sampler: Sampler) -> tuple[Tensor, int, float]:
         generators = [torch.Generator().manual_seed(i) for i in range(batch)]

@@ -17,7 +17,7 @@ Any network:     NetworkDenoiser, sample
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
     from adhere.core.constraints import Constraint, Linear, Loss, Sum

@@ -19,7 +19,7 @@ SIGTERM and SIGINT save and end the training. `cpu_hours` is the processor time 
 Every random choice of a step is seeded by its number, so a resumed training takes the steps of an unbroken one. The
 learning rate is constant after a warm-up; `--cooldown` brings it linearly to zero over `--hours`: use it on a copy of
 the run folder. The default rates are for trained weights: at --muon-lr 0.01 --adamw-lr 3e-4, which learn faster in the
-first hour from random weights, the averaged weights lost 0.5 dB of the prototype's within 3,000 steps.
+first hour from random weights, the averaged weights lost 0.5 dB of those they started from within 3,000 steps.
 """
 
 import argparse

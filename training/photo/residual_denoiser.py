@@ -83,19 +83,19 @@ class ResidualDenoiser(nn.Module):
         variance = sigma**2 + SIGMA_DATA**2
         c_skip, c_out, c_in = SIGMA_DATA**2 / variance, sigma * SIGMA_DATA / variance.sqrt(), 0.5 / variance.sqrt()
         c_noise = (sigma / SIGMA_DATA).log() / 2
-        centred = x_t - 0.5
-        unshuffled = pixel_unshuffle(c_in * centred, 2)  # (B, 12, H/2, W/2)
+        centered = x_t - 0.5
+        unshuffled = pixel_unshuffle(c_in * centered, 2)  # (B, 12, H/2, W/2)
         noise_map = c_noise.expand(-1, NOISE_CHANNELS, *unshuffled.shape[2:])
         inputs = torch.cat([noise_map, unshuffled], 1).contiguous(memory_format=torch.channels_last)
         with torch.autocast(x_t.device.type, enabled=False):  # bfloat16 would round away noise of sigma = 2/255
             hidden = self.conv_in(inputs)
         for block in self.blocks:
             hidden = block(hidden)
-        return 0.5 + c_skip * centred + c_out * pixel_shuffle(self.conv_out(hidden), 2)
+        return 0.5 + c_skip * centered + c_out * pixel_shuffle(self.conv_out(hidden), 2)
 
 
 def convert_prototype(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the weights of the prototype (`net.first`, `net.body.0.a`, ...) to the names of `ResidualDenoiser`."""
+    """Rename the weights of an earlier script (`net.first`, `net.body.0.a`, ...) to the names of `ResidualDenoiser`."""
     patterns = (
         (r"^net\.first\.", "conv_in."),
         (r"^net\.last\.", "conv_out."),
@@ -111,7 +111,7 @@ def convert_prototype(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read weights of a `ResidualDenoiser`, those of the prototype included.
+    """Read weights of a `ResidualDenoiser`, those of the earlier script included.
 
     Args:
         path: A safetensors file, of any floating-point type.

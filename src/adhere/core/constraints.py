@@ -172,8 +172,8 @@ class Loss(Constraint):
     """Any differentiable loss of the clean image; e = -grad fn, by autograd through fn.
 
     Attributes:
-        fn: maps x0 (B, ...) to one finite value per sample, (B,). Solvers that linearize take it to be at least 0, and
-            0 where it is satisfied.
+        fn: maps x0 (B, ...) to one finite value per sample, (B,); for the default solver at least 0, and 0 where it is
+            satisfied.
         max_step_rms: solvers change x0 (through a decoder, the latents) by at most this root mean square at once. The
             default allows one or two such steps per noise level.
 

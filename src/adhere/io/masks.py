@@ -76,7 +76,7 @@ def paste_known(
     *,
     opaque: bool = False,
 ) -> Image.Image:
-    """Return the picture with `result` pasted inside the mask; every sample outside the mask is kept bit for bit.
+    """Return the picture with `result` pasted inside the mask; every value outside the mask is kept bit for bit.
 
     The image has the number of channels and the bit depth of the picture. Its `info` has the picture's ICC profile and
     EXIF, and its alpha channel is the picture's.

@@ -46,7 +46,9 @@ class PixelPipeline(ConstrainedPipeline, DDIMPipeline):  # pyright: ignore[repor
     def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, max_downsamplings: int = 0) -> None:
         _check_network(unet)
         if not isinstance(max_downsamplings, int) or max_downsamplings < 0:
-            raise AdhereError(f"max_downsamplings = {max_downsamplings!r} in model_index.json: an integer from 0")
+            raise AdhereError(
+                f"max_downsamplings = {max_downsamplings!r} in model_index.json: give an integer of at least 0"
+            )
         super().__init__(unet, scheduler)  # type: ignore[arg-type]
         self.register_modules(scheduler=scheduler)  # DDIMPipeline has replaced it by a DDIMScheduler
         self.max_downsamplings = max_downsamplings

@@ -19,7 +19,7 @@ class PromptInputs:
         prompt, negative_prompt: B texts.
         prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds: (B, ...), as
             diffusers' `encode_prompt` returns them.
-        guidance_scale: that of the model if None; up to 1, guidance is off.
+        guidance_scale: None is the default of the model; at most 1 turns guidance off.
     """
 
     batch_size: int = 1

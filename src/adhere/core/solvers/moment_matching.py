@@ -1,4 +1,4 @@
-"""Moment matching: the conditional mean E[x0 | x_t, y] of a linear constraint y = A x0 + noise, by forward passes only.
+"""Moment matching: the conditional mean E[x0 | x_t, y] of a constraint y = A x0 + noise n, by forward passes only.
 
 Let D = D(x_t, t) be the denoised image, J the Jacobian of the denoiser, and V_t = Cov[x0 | x_t] = (sigma_t^2 / alpha_t)
 J (Tweedie's second-order formula). With a Gaussian approximation of x0 given x_t, which is exact for a Gaussian prior,
