@@ -401,3 +401,8 @@ def test_a_constraint_can_be_linearized_if_it_implements_linearize():
 
     assert Bounded().is_linearizable
     assert not Unconstrained().is_linearizable
+
+
+def test_a_mask_of_another_size_than_the_measurement_is_refused():
+    with pytest.raises(ValueError, match=r"the mask has shape \(1, 1, 8, 8\), y has \(1, 3, 16, 16\)"):
+        Linear(Mask(torch.ones(1, 1, 8, 8)), torch.zeros(1, 3, 16, 16))

@@ -112,6 +112,8 @@ class Mask(LinearOperator):
         return self.known * y
 
     def restrict(self, y: Tensor) -> Tensor:
+        if any(a != b and 1 not in (a, b) for a, b in zip(self.known.shape[::-1], y.shape[::-1], strict=False)):
+            raise ValueError(f"the mask has shape {tuple(self.known.shape)}, y has {tuple(y.shape)}: they must agree")
         return torch.where(self.known == 0, 0, y)
 
     @property
