@@ -5,7 +5,7 @@ PYTEST_ARGS ?=
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench bench-quick posterior photo emoji jacobian bench-libraries clean
+.PHONY: help install demo test lint format bench bench-quick posterior photo emoji robustness jacobian bench-libraries clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -41,11 +41,12 @@ format: install ## let ruff fix and format the code
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: posterior photo emoji jacobian ## run all benchmarks (hours); finished runs are not repeated
+bench: posterior photo emoji robustness jacobian ## run all benchmarks (hours); finished runs are not repeated
 bench-quick: install ## run posterior, photo and emoji on few items (ten minutes); no page is changed
 	$(PY) -m benchmarks.posterior --json out/quick/posterior.json --images 2 --samples 16 --noises 0.05
 	$(PY) -m benchmarks.photo --json out/quick/photo.json --methods moment_matching --seeds 0
 	$(PY) -m benchmarks.emoji --json out/quick/emoji.json --items 10 --nfe 40 --tasks half x8
+	$(PY) -m benchmarks.robustness --json out/quick/robustness.json --methods moment_matching_fast --seeds 0
 
 posterior: install ## compare samples with exact posteriors
 	$(PY) -m benchmarks.posterior --json benchmarks/results/posterior.json
@@ -55,23 +56,35 @@ posterior: install ## compare samples with exact posteriors
 
 photo: install ## measure inpainting and denoising of photographs
 	$(PY) -m benchmarks.photo --json benchmarks/results/photo.json
+	$(PY) -m benchmarks.photo --json benchmarks/results/photo.json --seeds 0 1 2 3 4 5 6 7 8 \
+	  --methods moment_matching moment_matching_fast
 	$(PY) -m benchmarks.tables benchmarks/results/photo.json --intervals --embed docs/results.md
 	$(PY) -m benchmarks.tables benchmarks/results/photo.json --embed README.md --tasks text \
-	  --methods biharmonic telea moment_matching moment_matching_posterior inexact_newton
-	$(PY) -m benchmarks.tables benchmarks/results/photo.json --tasks text --embed README.md
+	  --methods biharmonic telea moment_matching moment_matching_fast moment_matching_posterior inexact_newton
 
 emoji: install ## measure eight tasks on held-out emoji, and the peak memory
-	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 40
-	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 24 --methods moment_matching
-	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 220 --methods inexact_newton
+	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json \
+	  --methods moment_matching moment_matching_fast inexact_newton
+	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --tasks half box free_form \
+	  --methods moment_matching_posterior
+	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 40 \
+	  --methods inexact_newton ddnm dps mpgd
 	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 100 --tasks half \
-	  --methods moment_matching inexact_newton dps
-	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 40 --prompts with --tasks half x8
+	  --methods inexact_newton dps
+	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --prompts with --tasks half x8 \
+	  --methods moment_matching moment_matching_fast
 	$(PY) -m benchmarks.peak --json benchmarks/results/peak.json
 	$(PY) -m benchmarks.tables benchmarks/results/emoji.json --intervals --embed docs/results.md
 	$(PY) -m benchmarks.tables benchmarks/results/peak.json --embed docs/results.md
 	$(PY) -m benchmarks.tables benchmarks/results/emoji.json --tasks half x8 \
 	  --metric feature_distance --plot docs/images/emoji-nfe.png
+	$(PY) -m benchmarks.emoji --json out/emoji-methods.json --items 10 --tasks half box \
+	  --methods moment_matching moment_matching_fast moment_matching_posterior inexact_newton
+	$(PY) -m benchmarks.emoji --json out/emoji-methods.json --items 10 --tasks half box --nfe 40 \
+	  --methods inexact_newton dps mpgd ddnm --grid docs/images/emoji-methods.png
+
+robustness: install ## measure noisy scattered masks, nonlinear measurements, fills and scaled measurements
+	$(PY) -m benchmarks.robustness --json benchmarks/results/robustness.json --embed docs/results.md
 
 jacobian: install ## measure symmetry, spectrum and calibration of the denoisers' Jacobians (half an hour)
 	$(PY) -m benchmarks.jacobian --json benchmarks/results/jacobian.json --figures docs/images

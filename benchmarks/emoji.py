@@ -1,4 +1,4 @@
-"""Eight tasks on one hundred held-out emoji, with each method at the same numbers of network evaluations.
+"""Eight tasks on one hundred held-out emoji, with each method at its own or at given numbers of network evaluations.
 
     python -m benchmarks.emoji --json out.json [--grid grid.png] [--items 10] [--methods ddnm dps] [--tasks half x4]
         [--nfe 40 220] [--prompts without with] [--model FOLDER] [--train data/emoji]
@@ -15,7 +15,9 @@ run under masks only. With --train, the PSNR in the masked region to the trainin
 there is added, which shows whether the model has memorized it.
 
 Rows are saved after every batch, and the pictures in a folder beside the file. Runs that are in the file are not
-repeated. benchmarks.peak measures memory and the gradients of the decoder.
+repeated. A Fréchet distance in the file is kept if there are no pictures of its runs. Rows of 'moment_matching, GMRES'
+are of the solver of version 0.1.0 (commit de98268), which is no longer here. benchmarks.peak measures memory and the
+gradients of the decoder.
 """
 
 import argparse
@@ -33,13 +35,21 @@ from adhere.metrics import FeatureDistance, frechet_distance, psnr
 from adhere.pipelines.base import ConstrainedPipeline
 from adhere.pipelines.prompts import PromptInputs
 from benchmarks import held_out
-from benchmarks.emoji_tasks import TASKS, EmojiTask, quiet_pipeline, reason_not_run, run, sampler_for_budget
+from benchmarks.emoji_tasks import TASKS, EmojiTask, own_nfe, quiet_pipeline, reason_not_run, run, sampler_for_budget
 from benchmarks.grids import grid, label, split, to_tensor, to_uint8
 from benchmarks.held_out import SIZE_PIXELS
 from benchmarks.tables import Row, load, meta, save, table
 
 COLUMNS = ("psnr", "feature_distance", "frechet", "residual", "nearest_psnr", "nfe", "work", "seconds")
-DEFAULT_METHODS = ("inexact_newton", "moment_matching_posterior", "moment_matching", "ddnm", "dps", "mpgd")
+DEFAULT_METHODS = (
+    "moment_matching",
+    "moment_matching_fast",
+    "moment_matching_posterior",
+    "inexact_newton",
+    "ddnm",
+    "dps",
+    "mpgd",
+)
 ALL = "all"  # the item of a row about all items
 
 
@@ -48,7 +58,9 @@ class Results:
 
     def __init__(self, path: Path, names: list[str]) -> None:
         self.path, self.names = path, names
-        self.rows = [row for row in load(path)[0] if row.item != ALL] if path.exists() else []
+        rows = load(path)[0] if path.exists() else []
+        self.rows = [row for row in rows if row.item != ALL]
+        self.summaries = {(row.task, row.method): row for row in rows if row.item == ALL}
 
     def missing(self, task: str, method: str) -> list[int]:
         """Return the indices of the items without a row."""
@@ -77,7 +89,16 @@ class Results:
         columns = held_out.COLUMNS
         grid([all_pictures[i : i + columns] for i in range(0, held_out.COUNT, columns)]).save(file)
         self.rows += rows
-        save(self.path, self.rows, meta())
+        self.summaries.pop((task, method), None)
+        self.save()
+
+    def has_pictures(self, task: str, method: str) -> bool:
+        """Return whether the pictures of a task and method are beside the file; they are not under version control."""
+        return self._file(task, method).exists()
+
+    def save(self) -> None:
+        """Write the file."""
+        save(self.path, self.rows + list(self.summaries.values()), meta())
 
     def _file(self, task: str, method: str) -> Path:
         return self.path.with_suffix("") / f"{task} {method}.png".replace(", ", " ").replace(" @ ", " ")
@@ -91,10 +112,18 @@ class Benchmark:
         self.items, pictures = held_out.load(items)
         self.x = to_tensor(pictures)
         self.distance = FeatureDistance()
-        self.frechet: dict[tuple[str, str], float] = {}
 
-    def measure(self, task: str, name: str, nfe: int, prompted: bool, batch: int) -> None:
-        """Run one method on the items of one task that have no row."""
+    def measure(self, task: str, name: str, nfe: int | None, prompted: bool, batch: int) -> None:
+        """Run one method on the items of one task that have no row.
+
+        Args:
+            task: A name in TASKS.
+            name: The name of a preset.
+            nfe: The budget of evaluations; None: the preset's own.
+            prompted: Whether the caption is the prompt.
+            batch: The number of items per batch.
+        """
+        nfe = own_nfe(name, self.pipe.schedule()) if nfe is None else nfe
         title, method = task + (", prompt" if prompted else ""), f"{name} @ {nfe}"
         if not (missing := self.results.missing(title, method)):
             return
@@ -137,18 +166,17 @@ class Benchmark:
         return pictures, [{key: float(value[i]) for key, value in scores.items()} for i in range(len(x))]
 
     @torch.inference_mode()
-    def summaries(self) -> list[Row]:
-        """Return one row per task and method with the Fréchet distance of all items and their means."""
-        out = []
+    def summarize(self) -> None:
+        """Add one row per task and method with the Fréchet distance of all items and their mean seconds."""
         for task, method in self.results.complete() if len(self.x) > 1 else []:
-            if (task, method) not in self.frechet:
-                x = to_tensor(self.results.pictures(task, method)[: len(self.x)])
-                self.frechet[task, method] = frechet_distance(self.distance.pooled(x), self.distance.pooled(self.x))
+            if (task, method) in self.results.summaries or not self.results.has_pictures(task, method):
+                continue
+            x = to_tensor(self.results.pictures(task, method)[: len(self.x)])
             rows = [row for row in self.results.rows if (row.task, row.method) == (task, method)]
             seconds = sum(row.seconds for row in rows) / len(rows)
-            scores = {"frechet": self.frechet[task, method]}
-            out.append(Row(task, ALL, method, 0, rows[0].nfe, seconds, scores=scores))
-        return out
+            scores = {"frechet": frechet_distance(self.distance.pooled(x), self.distance.pooled(self.x))}
+            self.results.summaries[task, method] = Row(task, ALL, method, 0, rows[0].nfe, seconds, scores=scores)
+        self.results.save()
 
     def compare_with_training(self, folder: Path) -> dict[tuple[str, str], np.ndarray]:
         """Add the score nearest_psnr where a task has a mask, and return the nearest training pictures.
@@ -163,7 +191,7 @@ class Benchmark:
         nearest = {}
         for task, method in self.results.complete():
             mask = TASKS[task.removesuffix(", prompt")](self.x[:1]).mask
-            if mask is None:
+            if mask is None or not self.results.has_pictures(task, method):
                 continue
             pictures = self.results.pictures(task, method)[: len(self.x)]
             index = nearest_pictures(pictures, train, mask[0, 0].bool().numpy())
@@ -187,7 +215,7 @@ class Benchmark:
         """
         rows: list[tuple[str, np.ndarray]] = []
         originals = to_uint8(self.x)
-        groups = self.results.complete()
+        groups = [group for group in self.results.complete() if self.results.has_pictures(*group)]
         for task in dict.fromkeys(task for task, _ in groups):
             given = to_uint8(TASKS[task.removesuffix(", prompt")](self.x[:columns]).given)
             rows.append((f"{task}: given", given))
@@ -226,7 +254,9 @@ def main() -> None:
     )
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--methods", nargs="+", choices=list(PRESETS), default=list(DEFAULT_METHODS))
-    parser.add_argument("--nfe", nargs="+", type=int, default=[40, 220], help="network evaluations per picture")
+    parser.add_argument(
+        "--nfe", nargs="+", type=int, default=[None], help="evaluations per picture; by default, the preset's own"
+    )
     parser.add_argument("--prompts", nargs="+", choices=["without", "with"], default=["without"])
     parser.add_argument("--guidance-scale", type=float, default=1.0, help="guidance scale of the prompts")
     parser.add_argument("--batch", type=int, default=20, help="items per batch")
@@ -241,9 +271,11 @@ def main() -> None:
         for nfe, name in product(args.nfe, args.methods):
             benchmark.measure(task, name, nfe, prompt == "with", args.batch)
         title = task + (", prompt" if prompt == "with" else "")
-        print(table([row for row in results.rows + benchmark.summaries() if row.task == title], COLUMNS), flush=True)
+        benchmark.summarize()
+        rows = [*results.rows, *results.summaries.values()]
+        print(table([row for row in rows if row.task == title], COLUMNS), flush=True)
     nearest = benchmark.compare_with_training(args.train) if args.train else {}
-    save(args.json, results.rows + benchmark.summaries(), meta())
+    results.save()
     if args.grid:
         benchmark.contact_sheet(nearest).save(args.grid)
 

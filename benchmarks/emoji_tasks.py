@@ -129,11 +129,17 @@ def reason_not_run(name: str, constraint: Constraint) -> str | None:
     return NOT_RUN.get((name, "decoded" if mask_of(constraint) is None else "known"))
 
 
+def own_nfe(name: str, schedule: Schedule = SCHEDULE) -> int:
+    """Return the number of evaluations that a preset takes by itself."""
+    return PRESETS[name].evaluations(schedule)
+
+
 def sampler_for_budget(name: str, nfe: int, schedule: Schedule = SCHEDULE) -> tuple[Sampler, int]:
     """Return a preset with the settings that take about `nfe` network evaluations.
 
-    At small budgets, the number of iterations or repeats per noise level is reduced until a noise level takes at most
-    MAX_LEVEL_NFE evaluations. Then the number of noise levels is chosen.
+    A preset is unchanged at its own number of evaluations. Otherwise, at small budgets, the number of iterations or
+    repeats per noise level is reduced until a noise level takes at most MAX_LEVEL_NFE evaluations. Then the number of
+    noise levels is chosen.
 
     Args:
         name: The name of the preset.
@@ -144,9 +150,10 @@ def sampler_for_budget(name: str, nfe: int, schedule: Schedule = SCHEDULE) -> tu
         The sampler, and its work: the number of evaluations plus two for each backward pass.
     """
     sampler = PRESETS[name]
-    if nfe < SMALL_BUDGET_NFE:
-        sampler = replace(sampler, solver=_cheaper(sampler.solver, STEP_SIZE_FACTORS.get(name)))
-    sampler = replace(sampler, num_steps=_num_steps(sampler, nfe, schedule))
+    if nfe != own_nfe(name, schedule):
+        if nfe < SMALL_BUDGET_NFE:
+            sampler = replace(sampler, solver=_cheaper(sampler.solver, STEP_SIZE_FACTORS.get(name)))
+        sampler = replace(sampler, num_steps=_num_steps(sampler, nfe, schedule))
     return sampler, sampler.evaluations(schedule) + 2 * sampler.backward_passes(schedule)
 
 
@@ -167,14 +174,8 @@ def _level_nfe(solver: Solver) -> int:
 
 
 def _num_steps(sampler: Sampler, nfe: int, schedule: Schedule) -> int:
-    """The number of noise levels for a budget.
-
-    If all noise levels take equally many evaluations, those of the run are as close to the budget as possible (an even
-    number of noise levels, if two are equally close). Otherwise they do not exceed the budget.
-    """
+    """The number of noise levels whose evaluations are as close to the budget as possible; an even one, if two are."""
     evaluations = {steps: sampler.evaluations(schedule, steps) for steps in range(1, nfe + 1)}
-    if sampler.solver.evaluations((-5.0,)) != sampler.solver.evaluations((5.0,)):
-        return max((steps for steps in evaluations if evaluations[steps] <= nfe), default=1)
     return min(evaluations, key=lambda steps: (abs(evaluations[steps] - nfe), steps % 2, -steps))
 
 
@@ -215,7 +216,9 @@ def run(
     size = (SIZE_PIXELS, SIZE_PIXELS)
     denoiser = CountingDenoiser(pipe.make_denoiser(prompts, size))
     latent_constraint = pipe.to_latent_constraint(constraint, decoder_backward)
+    sampler = sampler.for_model(pipe.temperature, pipe.prior_covariance)
     noise = randn((len(generators), *pipe.state_shape(size)), torch.empty(0), generators)
+    sampler = sampler.for_model(pipe.temperature, pipe.prior_covariance)
     *_, last = sampler.trajectory(denoiser, latent_constraint, noise, generators)
     x0 = last.x0
     return pipe.decode(x0), denoiser.nfe, time.perf_counter() - begin

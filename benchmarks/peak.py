@@ -1,13 +1,15 @@
 """Peak memory and time of the methods, each in a process of its own, and of two ways to get gradients of the decoder.
 
-    python -m benchmarks.peak --json out.json [--model FOLDER] [--batches 1 16] [--methods ...]
+    python -m benchmarks.peak --json out.json [--model FOLDER] [--batches 1 16] [--methods ...] [--tasks ...]
 
 The first tables complete right halves of emoji, one or several at once, at given numbers of evaluations; 'plain @ 20'
-is unconstrained sampling. The last tables run super-resolution x4 with inexact Newton and moment matching, where the
-constraint is linearized through the decoder by differences of the encoder or by autograd. Seconds are the
+is unconstrained sampling. The last tables run super-resolution, x8 with moment matching at its own number of
+evaluations, and x4 with inexact Newton and moment matching, where the constraint is linearized through the decoder by
+differences of the encoder or by autograd. Seconds are the
 median of several runs. `times plain` is the median ratio to a run of plain @ 20 just before. `peak MB` is the largest
 resident memory in the first run, and `MB above the model` its difference to the memory with the model loaded. The
-script reads /proc, so it needs Linux.
+script reads /proc, so it needs Linux. Rows of other methods that are in the file are kept; compare `times plain`, since
+their seconds may be of another day.
 """
 
 import argparse
@@ -25,19 +27,21 @@ from adhere.core.constraints import Constraint, Unconstrained
 from adhere.core.sampling import Sampler
 from adhere.pipelines.prompts import PromptInputs
 from benchmarks import held_out
-from benchmarks.emoji_tasks import TASKS, quiet_pipeline, run, sampler_for_budget
+from benchmarks.emoji_tasks import TASKS, own_nfe, quiet_pipeline, run, sampler_for_budget
 from benchmarks.grids import to_tensor
-from benchmarks.tables import Row, meta, save, table
+from benchmarks.tables import Row, load, meta, save, table
 
 PLAIN = ("plain", 20)
 MIN_SECONDS, MIN_RUNS, MAX_RUNS = 30, 3, 9  # of the timed runs of a row
+PRESET_METHODS = ("moment_matching", "moment_matching_fast", "moment_matching_posterior")
 RUNS = (
     PLAIN,
-    ("moment_matching", 24),
-    *((name, 40) for name in ("moment_matching", "moment_matching_posterior", "inexact_newton", "ddnm", "mpgd", "dps")),
+    *((name, own_nfe(name)) for name in PRESET_METHODS),
+    *((name, 40) for name in ("inexact_newton", "ddnm", "mpgd", "dps")),
     *((name, 220) for name in ("inexact_newton", "dps")),
 )
-THROUGH_DECODER = ("inexact_newton", "moment_matching_posterior")
+X8 = ("moment_matching", "moment_matching_fast")
+THROUGH_DECODER = (("inexact_newton", 40), ("moment_matching", own_nfe("moment_matching")))
 T = TypeVar("T")
 
 
@@ -106,18 +110,28 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16], help="numbers of emoji at once")
     methods = list(dict.fromkeys(name for name, _ in RUNS))
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods)
+    parser.add_argument("--tasks", nargs="+", choices=("half", "x8", "x4"), default=["half", "x8", "x4"])
     args = parser.parse_args()
-    rows = []  # all rows are measured in one run, because their seconds are compared
+    rows = []
+
+    def add(task: str, name: str, nfe: int, batch: int, method: str, backward: bool = False) -> None:
+        if task not in args.tasks:
+            return
+        title = f"{task}, {batch} at once"
+        settings = (args.model, title, task, name, nfe, batch, backward, torch.get_num_threads())
+        rows.append(replace(in_new_process(measure, *settings), method=method))
+
     for batch in args.batches:
         for name, nfe in (pair for pair in RUNS if pair == PLAIN or pair[0] in args.methods):
-            settings = (args.model, f"half, {batch} at once", "half", name, nfe, batch, False)
-            row = in_new_process(measure, *settings, torch.get_num_threads())
-            rows.append(replace(row, method=f"{name} @ {nfe}"))
-        for name in THROUGH_DECODER:
+            add("half", name, nfe, batch, f"{name} @ {nfe}")
+        for name in (name for name in X8 if name in args.methods):
+            add("x8", name, own_nfe(name), batch, f"{name} @ {own_nfe(name)}")
+        for name, nfe in (pair for pair in THROUGH_DECODER if pair[0] in args.methods):
             for backward, gradients in ((False, "encoder"), (True, "decoder autograd")):
-                settings = (args.model, f"x4, {batch} at once", "x4", name, 40, batch, backward)
-                row = in_new_process(measure, *settings, torch.get_num_threads())
-                rows.append(replace(row, method=f"{name}, {gradients}"))
+                add("x4", name, nfe, batch, f"{name} @ {nfe}, {gradients}", backward)
+    measured = {(row.task, row.method) for row in rows}
+    kept = [row for row in load(args.json)[0] if (row.task, row.method) not in measured] if args.json.exists() else []
+    rows += kept
     save(args.json, rows, meta())
     print(table(rows, ("residual", "nfe", "work", "seconds", "times_plain", "peak_mb", "working_mb")))
 

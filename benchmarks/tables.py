@@ -59,6 +59,8 @@ METRICS = {
     "overhead": Metric("sampler / network", -1, ".2%"),
     "nfe": Metric("NFE", None, ".0f"),
     "work": Metric("work", None, ".0f"),
+    "offset": Metric("mean offset (8-bit levels)", 0, "+.1f"),
+    "change": Metric("RMS change", 0, ".1e"),
     "strength": Metric("strength", None, ".1f"),
     "seconds": Metric("seconds", 0, ".2f"),
     "times_plain": Metric("times plain", 0, ".2f"),
@@ -184,6 +186,43 @@ def _item_means(rows: Iterable[Row], column: str) -> list[float]:
     return [fmean(group) for group in groups.values()]
 
 
+def paired_differences(rows: Iterable[Row], first: str, second: str, column: str) -> list[float]:
+    """Return the values of one method minus those of another, for each item and seed of one task that both have."""
+    values: dict[str, dict[tuple[str, int], float]] = {first: {}, second: {}}
+    for row in rows:
+        if row.method in values and (value := row.value(column)) is not None and math.isfinite(value):
+            values[row.method][row.item, row.seed] = value
+    return [value - values[second][key] for key, value in values[first].items() if key in values[second]]
+
+
+def comparison(rows: Iterable[Row], first: str, second: str, columns: Sequence[str] | None = None) -> str:
+    """Return Markdown with the mean paired differences of two methods and half of their 95 % intervals.
+
+    The pairs are the items and seeds that both methods have. They are taken to be independent.
+
+    Args:
+        rows: The results.
+        first: A method.
+        second: The method whose values are subtracted.
+        columns: Names in METRICS; None: all scores.
+    """
+    groups = {task: [row for group in methods.values() for row in group] for task, methods in _groups(rows).items()}
+    names = columns or [c for c in METRICS if c not in FIELDS]
+    found = {(task, c): paired_differences(group, first, second, c) for task, group in groups.items() for c in names}
+    names = [c for c in names if any(found[task, c] for task in groups)]
+    lines = [["task", "pairs", *(METRICS[c].label for c in names)], ["---", *("---:" for _ in range(len(names) + 1))]]
+    for task in groups:
+        if not (pairs := max((len(found[task, c]) for c in names), default=0)):
+            continue
+        cells = [
+            f"{fmean(d):{METRICS[c].format}} ± {half_interval(d):{METRICS[c].format}}" if (d := found[task, c]) else "–"
+            for c in names
+        ]
+        lines.append([task, str(pairs), *cells])
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{first} minus {second}\n\n{body}\n"
+
+
 def table(
     rows: Iterable[Row],
     columns: Sequence[str] | None = None,
@@ -298,6 +337,9 @@ def main() -> None:
     parser.add_argument("--intervals", action="store_true", help="add half of the 95 %% interval of each mean")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks, in this order")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="only these methods")
+    parser.add_argument(
+        "--compare", nargs=2, metavar="METHOD", help="print paired differences, the first method minus the second"
+    )
     parser.add_argument("--metric", default="psnr", choices=METRICS, help="vertical axis of --plot")
     parser.add_argument("--against", default="nfe", choices=METRICS, help="horizontal axis of --plot")
     args = parser.parse_args()
@@ -306,6 +348,9 @@ def main() -> None:
         if unknown := set(args.tasks) - {row.task for row in rows}:
             parser.error(f"no rows of {sorted(unknown)}; there are {sorted({row.task for row in rows})}")
         rows = [row for task in args.tasks for row in rows if row.task == task]
+    if args.compare:
+        print(comparison(rows, *args.compare))
+        return
     if args.methods:
         if unknown := set(args.methods) - {row.method for row in rows}:
             parser.error(f"no rows of {sorted(unknown)}; there are {sorted({row.method for row in rows})}")

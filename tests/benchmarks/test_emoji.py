@@ -14,9 +14,17 @@ from adhere.core.presets import PRESETS
 from adhere.pipelines.prompts import PromptInputs
 from benchmarks import emoji, held_out, peak
 from benchmarks.emoji import ALL, Benchmark, Results
-from benchmarks.emoji_tasks import SCHEDULE, TASKS, quiet_pipeline, reason_not_run, run, sampler_for_budget
+from benchmarks.emoji_tasks import (
+    SCHEDULE,
+    TASKS,
+    own_nfe,
+    quiet_pipeline,
+    reason_not_run,
+    run,
+    sampler_for_budget,
+)
 from benchmarks.grids import grid, label, split, to_tensor, to_uint8
-from benchmarks.tables import load
+from benchmarks.tables import Row, load, save
 from tests.tiny_latent_models import tiny_sd
 from training.emoji.data import base_of, held_out_bases
 
@@ -87,8 +95,6 @@ def test_grids_can_be_split():
 
 # --- the tasks and the budgets
 
-MOMENT_MATCHING = ("moment_matching_posterior", "moment_matching")  # noise levels take more evaluations at high noise
-
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_original_satisfies_each_constraint(task, x):
@@ -99,7 +105,7 @@ def test_the_original_satisfies_each_constraint(task, x):
 
 
 @pytest.mark.parametrize("nfe", [40, 220])
-@pytest.mark.parametrize("name", sorted(set(emoji.DEFAULT_METHODS) - set(MOMENT_MATCHING)))
+@pytest.mark.parametrize("name", ["inexact_newton", "ddnm", "dps", "mpgd"])
 def test_runs_take_the_budget(pipe, x, name, nfe):
     """The evaluations are counted in a run with fewer noise levels, each of which takes the same number."""
     sampler, work = sampler_for_budget(name, nfe)
@@ -110,15 +116,31 @@ def test_runs_take_the_budget(pipe, x, name, nfe):
     assert (work > nfe) == (name == "dps")
 
 
-@pytest.mark.parametrize("name", MOMENT_MATCHING)
-@pytest.mark.parametrize(("task", "nfe"), [("half", 24), ("half", 40), ("silhouette", 24)])
-def test_noise_levels_of_unequal_cost_do_not_exceed_the_budget(pipe, x, name, task, nfe):
-    """With one more noise level, the run exceeds it."""
-    constraint = TASKS[task](x).constraint
+@pytest.mark.parametrize(
+    ("name", "nfe"), [("moment_matching", 12), ("moment_matching_fast", 8), ("moment_matching_posterior", 16)]
+)
+@pytest.mark.parametrize("task", ["half", "silhouette"])
+def test_presets_run_unchanged_at_their_own_evaluations(pipe, x, name, nfe, task):
+    assert own_nfe(name, pipe.schedule()) == nfe
     sampler, work = sampler_for_budget(name, nfe, pipe.schedule())
-    more = replace(sampler, num_steps=sampler.num_steps + 1)
-    calls = [run(pipe, constraint, each, PromptInputs(2), seeds(2))[1] for each in (sampler, more)]
-    assert calls[0] == work <= nfe < calls[1]
+    assert sampler is PRESETS[name]
+    assert run(pipe, TASKS[task](x).constraint, sampler, PromptInputs(2), seeds(2))[1] == work == nfe
+
+
+def test_without_a_budget_the_own_evaluations_are_in_the_method(pipe, tmp_path):
+    one = benchmark(pipe, tmp_path / "out.json", 1)
+    one.measure("half", "moment_matching_fast", None, prompted=False, batch=1)
+    assert [(row.method, row.nfe) for row in one.results.rows] == [("moment_matching_fast @ 8", 8)]
+
+
+def test_the_temperature_of_the_model_is_used(pipe, x, monkeypatch):
+    """A preset leaves its temperature to the model, so another temperature of the model changes the samples."""
+    sampler, constraint = PRESETS["moment_matching_fast"], TASKS["half"](x).constraint
+    samples = []
+    for temperature in (1.0, 1.0, 0.5):
+        monkeypatch.setattr(pipe, "temperature", temperature)
+        samples.append(run(pipe, constraint, sampler, PromptInputs(2), seeds(2))[0])
+    assert torch.equal(samples[0], samples[1]) and not torch.equal(samples[0], samples[2])
 
 
 @pytest.mark.parametrize("nfe", [24, 40, 220])
@@ -133,10 +155,10 @@ def test_budgets_are_met_by_the_stated_costs(name, nfe):
 @pytest.mark.parametrize(
     ("name", "nfe", "num_steps", "settings"),
     [
-        ("moment_matching", 24, 10, {}),
-        ("moment_matching", 40, 17, {}),
-        ("moment_matching", 100, 42, {}),
-        ("moment_matching_posterior", 40, 8, {}),
+        ("moment_matching", 12, 12, {}),
+        ("moment_matching", 40, 40, {}),
+        ("moment_matching_fast", 8, 8, {}),
+        ("moment_matching_posterior", 16, 8, {"jacobian_products": 2}),
         ("inexact_newton", 40, 8, {"num_iterations": 2, "step_size_start": 5.0, "step_size_end": 1.0}),
         ("inexact_newton", 100, 9, {"num_iterations": 5, "step_size_start": 0.5, "step_size_end": 0.1}),
         ("inexact_newton", 220, 20, {"num_iterations": 5, "step_size_start": 0.5, "step_size_end": 0.1}),
@@ -231,6 +253,23 @@ def test_finished_runs_are_not_repeated(pipe, tmp_path, monkeypatch):
     measure_items(3)
 
 
+def test_summaries_without_pictures_are_kept(pipe, tmp_path):
+    """The pictures are not under version control, so the Fréchet distance of earlier runs cannot be computed again."""
+    path = tmp_path / "out.json"
+    one = benchmark(pipe, path, 2)
+    one.measure("half", "ddnm", 2, prompted=False, batch=2)
+    one.summarize()
+    (before,) = [row for row in load(path)[0] if row.item == ALL]
+    for picture in (tmp_path / "out").iterdir():
+        picture.unlink()
+    again = benchmark(pipe, path, 2)
+    again.measure("half", "mpgd", 5, prompted=False, batch=2)
+    again.summarize()
+    after = [row for row in load(path)[0] if row.item == ALL]
+    assert [row.method for row in after] == ["ddnm @ 2", "mpgd @ 5"] and after[0] == before
+    assert again.contact_sheet({}).height == 3 * 64  # what is given, one method and the original
+
+
 def test_known_pixels_are_pasted_back_before_scoring(pipe, tmp_path, x):
     one = benchmark(pipe, tmp_path / "out.json", 2)
     task = TASKS["half"](x)
@@ -280,3 +319,25 @@ def test_peaks_are_measured_in_a_new_process(folder):
     assert row.nfe == 5
     assert 0 < row.scores["working_mb"] < row.peak_mb < 4000
     assert row.scores["residual"] > 0
+
+
+def test_the_command_measures_presets_at_their_own_evaluations_and_keeps_other_rows(tmp_path, monkeypatch):
+    path = tmp_path / "peak.json"
+    kept = Row("half, 1 at once", "1 at once", "moment_matching, GMRES @ 24", 0, 24, 1.0)
+    save(path, [kept, replace(kept, method="moment_matching @ 12")], {})
+
+    def measure(function, model, title, task, name, nfe, batch, decoder_backward, threads):
+        return Row(title, f"{batch} at once", name, 0, nfe, 2.0)
+
+    monkeypatch.setattr(peak, "in_new_process", measure)
+    monkeypatch.setattr(sys, "argv", ["peak", "--json", str(path), "--batches", "1", "--methods", "moment_matching"])
+    peak.main()
+    rows = load(path)[0]
+    assert [(row.task, row.method, row.seconds) for row in rows] == [
+        ("half, 1 at once", "plain @ 20", 2.0),
+        ("half, 1 at once", "moment_matching @ 12", 2.0),
+        ("x8, 1 at once", "moment_matching @ 12", 2.0),
+        ("x4, 1 at once", "moment_matching @ 12, encoder", 2.0),
+        ("x4, 1 at once", "moment_matching @ 12, decoder autograd", 2.0),
+        ("half, 1 at once", "moment_matching, GMRES @ 24", 1.0),
+    ]

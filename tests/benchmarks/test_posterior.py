@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from pytest import approx
 from torch import Generator
@@ -12,7 +13,7 @@ from torch import Generator
 from adhere.core.constraints import Linear
 from adhere.core.operators import Identity, Mask
 from adhere.testing.priors import FactorMixture
-from benchmarks.posterior import Problem, emoji_prior, energy_distance, problems, sliced_w2
+from benchmarks.posterior import SAMPLERS, Problem, emoji_prior, energy_distance, problems, run_method, sliced_w2
 from benchmarks.tables import Row, load
 
 SAMPLES = 400
@@ -86,6 +87,14 @@ def test_another_seed_gives_other_images() -> None:
     second = {task.split(",")[0]: found for task, found in problems(prior, 0.02, 1, 1, seed=2)}
     assert list(first) == list(second) == ["left half", "down-sampling x4", "25 % of pixels", "blur 1.2 px", "gray"]
     assert not torch.equal(first["left half"][0].constraint.y, second["left half"][0].constraint.y)
+
+
+@pytest.mark.parametrize(("number", "nfe"), [(1, 12), (0, 8)])
+def test_fewer_jacobian_products_take_fewer_evaluations(number: int, nfe: int) -> None:
+    prior = emoji_prior()
+    _, found = next(iter(problems(prior, 0.05, 1, 2)))
+    sampler = SAMPLERS[f"moment_matching_posterior, jacobian_products={number}"]
+    assert run_method(sampler, prior, found[0].constraint, 2, seed=0)[1] == nfe
 
 
 def test_a_killed_run_continues(tmp_path: Path) -> None:

@@ -164,6 +164,29 @@ def test_only_scores_of_several_items_have_intervals():
     assert text.count("±") == 1
 
 
+def test_pairs_are_the_items_and_seeds_that_both_methods_have():
+    rows = [
+        *(row("old", item, seed=seed, psnr=20.0 + i) for i, (item, seed) in enumerate([("a", 0), ("a", 1), ("b", 0)])),
+        row("new", "a", seed=0, psnr=21.0),
+        row("new", "b", seed=0, psnr=25.0),
+        row("new", "c", seed=0, psnr=99.0),
+        row("old", "b", seed=1, psnr=math.nan),
+        row("new", "b", seed=1, psnr=1.0),
+    ]
+    assert tables.paired_differences(rows, "old", "new", "psnr") == [-1.0, -3.0]
+    assert "| inpaint | 2 | -2.00 ± 12.71 |" in tables.comparison(rows, "old", "new")  # 12.71 * sqrt 2 / sqrt 2
+    assert "ssim" not in tables.comparison(rows, "old", "new")
+
+
+def test_the_command_prints_paired_differences(tmp_path, monkeypatch, capsys):
+    tables.save(tmp_path / "r.json", ROWS, {})
+    monkeypatch.setattr(sys, "argv", ["tables", str(tmp_path / "r.json"), "--compare", "ours", "theirs"])
+    tables.main()
+    printed = capsys.readouterr().out
+    assert printed.startswith("ours minus theirs\n")
+    assert "| inpaint | 2 | 2.00 ±" in printed and "upscale" not in printed
+
+
 def test_the_command_selects_tasks(tmp_path, monkeypatch, capsys):
     source = tmp_path / "r.json"
     tables.save(source, [row("ours", psnr=30.0), Row("other", "a", "ours", 0, 20, 1.0)], tables.meta())

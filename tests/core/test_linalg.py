@@ -8,7 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adhere.core._linalg import clip_rms, conjugate_residuals, dot, gmres, max_norm, per_sample, safe_divide
+from adhere.core._linalg import (
+    bfgs_product,
+    clip_rms,
+    conjugate_residuals,
+    dot,
+    gmres,
+    max_norm,
+    per_sample,
+    safe_divide,
+)
 from tests.core.exact import assert_close, normal, random_covariance, seeded
 
 few_examples = settings(max_examples=15, deadline=None)
@@ -140,19 +149,71 @@ def test_conjugate_residuals_solve_a_symmetric_system(seed, n):
     # n iterations are enough in exact arithmetic; rounding may take some more.
     u = conjugate_residuals(lambda u: u @ S, b, 4 * n, tolerance=1e-10)
     assert_close(u, torch.linalg.solve(S, b.T).T, 1e-6)
+    assert not u[1].any()
+
+
+@few_examples
+@given(SEEDS, st.integers(1, 12), st.integers(1, 4))
+def test_conjugate_residuals_take_as_many_iterations_as_there_are_distinct_eigenvalues(seed, n, distinct):
+    g = seeded(seed)
+    values = (1.0 + torch.arange(n) % distinct).double()
+    Q, b = torch.linalg.qr(normal(g, n, n))[0], normal(g, 2, n)
+    u = conjugate_residuals(lambda u: u @ (Q * values) @ Q.T, b, distinct, tolerance=0.0)
+    assert_close(u, b @ (Q / values) @ Q.T, 1e-10)
+
+
+@pytest.mark.parametrize("num_iterations", [1, 2, 10])
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_conjugate_residuals_make_exactly_the_stated_number_of_products(num_iterations, scale):
+    """Even where all samples have converged, so that nothing is read back from the device."""
+    calls, b = [], scale * normal(seeded(0), 3, 4)
+
+    def matrix(u):
+        calls.append(u)
+        return 2 * u  # solved by one iteration
+
+    u = conjugate_residuals(matrix, b, num_iterations)
+    assert len(calls) == num_iterations
+    assert_close(u, b / 2, 1e-12)
+
+
+def test_conjugate_residuals_of_a_right_hand_side_of_zero_are_zero():
+    """For a singular matrix and the zero matrix too, without NaN."""
+    zero = torch.zeros(2, 3, dtype=torch.float64)
+    for M in (torch.eye(3).double(), torch.diag(torch.tensor([1.0, 0.0, 0.0])).double(), torch.zeros(3, 3).double()):
+        assert conjugate_residuals(lambda u, M=M: u @ M, zero, 4).equal(zero)
+    unsolvable = conjugate_residuals(lambda u: 0 * u, torch.ones(2, 3).double(), 4)
+    assert unsolvable.equal(zero)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("tolerance", [0.0, 1e-2])
+def test_more_iterations_than_needed_do_no_harm(dtype, tolerance):
+    """At most 1000 products for 6 unknowns, where the residual is a rounding error after about 6."""
+    S, b = random_covariance(seeded(0), 6).to(dtype), normal(seeded(1), 4, 6).to(dtype)
+    bound = max(tolerance, 100 * torch.finfo(dtype).eps)
+    for num_iterations in (10, 100, 1000):
+        u = conjugate_residuals(lambda u: u @ S, b, num_iterations, tolerance)
+        assert ((b - u @ S).norm(dim=1) <= bound * b.norm(dim=1)).all()
 
 
 def test_conjugate_residuals_stop_per_sample():
     """A sample that has converged does not change while others iterate: a batch equals its singles."""
     S, b = random_covariance(seeded(0), 6), normal(seeded(1), 8, 6)
 
-    def solved(b):
-        return conjugate_residuals(lambda u: u @ S, b, 6, tolerance=0.3)
+    def solved(b, num_iterations=6):
+        return conjugate_residuals(lambda u: u @ S, b, num_iterations, tolerance=0.3)
 
     singles = torch.cat([solved(one) for one in b.split(1)])
     assert_close(solved(b), singles, 1e-12)
     residuals = (b - singles @ S).norm(dim=1) / b.norm(dim=1)
     assert (residuals <= 0.3).all() and (residuals > 1e-3).any()
+    assert solved(b, 60).equal(solved(b))  # all have converged
+    after = [solved(b, m) for m in range(1, 7)]
+    converged = [((b - u @ S).norm(dim=1) <= 0.3 * b.norm(dim=1)) for u in after]
+    assert 0 < sum(int(now.sum()) for now in converged[:2]) < 16  # some stop early, and not all
+    for (u, now), following in zip(zip(after, converged, strict=True), after[1:], strict=False):
+        assert following[now].equal(u[now])
 
 
 def test_conjugate_residuals_of_a_singular_system_give_the_solution_of_least_norm():
@@ -170,7 +231,110 @@ def test_residuals_of_conjugate_residuals_never_grow_for_any_matrix(seed, n, ske
     skew = normal(g, n, n)
     M, b = random_covariance(g, n) - 0.2 * torch.eye(n).double() + skewness * (skew - skew.T), normal(g, 3, n)
     norms = [b.norm(dim=1)]
-    for max_iterations in range(1, 3 * n):
-        norms.append((b - conjugate_residuals(lambda u: u @ M, b, max_iterations) @ M).norm(dim=1))
+    for num_iterations in range(1, 3 * n):
+        norms.append((b - conjugate_residuals(lambda u: u @ M, b, num_iterations) @ M).norm(dim=1))
     for before, after in pairwise(norms):
         assert (after <= before * (1 + 1e-9) + 1e-9).all()
+
+
+# BFGS updates --------------------------------------------------------------------------------------------------------
+
+
+def updated_matrix(V_0, pairs, sample=0):
+    """Return the matrix of the BFGS update of V_0 (n, n) with pairs of (B, n), for one sample of the batch."""
+    one = [(s[sample : sample + 1], d[sample : sample + 1]) for s, d in pairs]
+    n = len(V_0)
+    repeated = [(s.expand(n, -1), d.expand(n, -1)) for s, d in one]
+    return bfgs_product(lambda v: v @ V_0, repeated, torch.eye(n, dtype=torch.float64)).T
+
+
+def update_by_formula(V, s, d):
+    """Return the update (I - rho d s^T) V (I - rho s d^T) + rho d d^T with rho = 1 / <s, d>, as a matrix."""
+    rho = 1 / (s @ d)
+    left = torch.eye(len(V), dtype=torch.float64) - rho * torch.outer(d, s)
+    return left @ V @ left.T + rho * torch.outer(d, d)
+
+
+def random_pairs(g, n, count, batch=2):
+    """Return pairs of random vectors, those with <s, d> <= 0 reversed."""
+    pairs = []
+    for _ in range(count):
+        s, d = normal(g, batch, n), normal(g, batch, n)
+        pairs.append((s, d * dot(s, d).sign()))
+    return pairs
+
+
+@few_examples
+@given(SEEDS, st.integers(1, 8), st.integers(0, 4))
+def test_a_bfgs_product_is_that_of_the_updates_one_after_the_other(seed, n, count):
+    g = seeded(seed)
+    V_0, pairs = random_covariance(g, n), random_pairs(g, n, count)
+    for sample in (0, 1):
+        expected = V_0
+        for s, d in pairs:
+            expected = update_by_formula(expected, s[sample], d[sample])
+        found = updated_matrix(V_0, pairs, sample)
+        # <s, d> may be near 0, where the update is large; rounding errors are relative to its largest entry.
+        size = max(1.0, float(expected.abs().max()))
+        conditions = max(
+            [1.0, *(float(s[sample].norm() * d[sample].norm() / (s[sample] @ d[sample])) for s, d in pairs)]
+        )
+        assert_close(found / size, expected / size, 1e-13 * conditions**2)
+
+
+@few_examples
+@given(SEEDS, st.integers(1, 8), st.integers(1, 4))
+def test_the_update_meets_the_last_pair(seed, n, count):
+    g = seeded(seed)
+    V_0, pairs = random_covariance(g, n), random_pairs(g, n, count)
+    s, d = pairs[-1]
+    product = bfgs_product(lambda v: v @ V_0, pairs, s)
+    condition = float((s.norm(dim=1) * d.norm(dim=1) / (s * d).sum(1)).max())
+    assert_close(product, d, 1e-12 * condition**2)
+
+
+@few_examples
+@given(SEEDS, st.integers(2, 8))
+def test_the_update_meets_each_pair_if_the_pairs_are_conjugate(seed, n):
+    """<s_i, d_j> = 0, as of conjugate directions s_i and d_i = V s_i: as many pairs as dimensions give V itself."""
+    g = seeded(seed)
+    V_0, V = random_covariance(g, n), random_covariance(g, n)
+    _, Q = torch.linalg.eigh(V)
+    pairs = [(q[None], (V @ q)[None]) for q in Q.T]
+    assert_close(updated_matrix(V_0, pairs), V, 1e-8)
+
+
+@few_examples
+@given(SEEDS, st.integers(1, 8), st.integers(1, 4))
+def test_the_update_is_symmetric_and_positive_definite_for_any_pairs(seed, n, count):
+    """Pairs with <s, d> <= 0 are left out: with any d, as of a network, about half of them."""
+    g = seeded(seed)
+    V_0 = random_covariance(g, n)
+    pairs = [
+        (s, d * (1 + dot(s, d).abs()).rsqrt()) for s, d in ((normal(g, 2, n), normal(g, 2, n)) for _ in range(count))
+    ]
+    for sample in (0, 1):
+        V = updated_matrix(V_0, pairs, sample)
+        size = V.abs().max()
+        assert_close(V / size, V.T / size, 1e-10)
+        # In exact arithmetic all are positive; rounding errors are relative to the largest.
+        assert torch.linalg.eigvalsh((V + V.T) / 2).min() > -1e-12 * size
+
+
+def test_pairs_without_positive_curvature_are_left_out():
+    """Of each sample separately; a direction of zero is left out too, without NaN."""
+    g = seeded(0)
+    V_0, v, s, d = random_covariance(g, 4), normal(g, 3, 4), normal(g, 3, 4), normal(g, 3, 4)
+    d = d * dot(s, d).sign() * torch.tensor([[1.0], [-1.0], [0.0]]).double()  # <s, d> is positive, negative and 0
+    product = bfgs_product(lambda v: v @ V_0, [(s, d)], v)
+    assert_close(product[1:], v[1:] @ V_0, 1e-14)
+    assert not torch.allclose(product[0], v[0] @ V_0)
+    zero = torch.zeros_like(s)
+    assert bfgs_product(lambda v: v @ V_0, [(zero, zero)], v).equal(v @ V_0)
+    alone = bfgs_product(lambda v: v @ V_0, [(s[:1], d[:1])], v[:1])
+    assert_close(product[:1], alone, 1e-14)
+
+
+def test_without_pairs_the_product_is_that_of_the_matrix():
+    V_0, v = random_covariance(seeded(0), 4), normal(seeded(1), 3, 4)
+    assert bfgs_product(lambda v: v @ V_0, [], v).equal(v @ V_0)

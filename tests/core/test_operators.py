@@ -80,6 +80,15 @@ def make_case(seed, kind, factor, size, sigma):
     return one, shape, g
 
 
+def solved(A, r, damping):
+    """Return solve_normal(r, damping) to a relative residual of 1e-11."""
+    for num_iterations in (20, 100, 500):
+        u = A.solve_normal(r, damping, num_iterations, tolerance=1e-12)
+        if (A(A.adjoint(u)) + damping * u - r).norm() <= 1e-11 * r.norm():
+            break
+    return u
+
+
 # Laws ----------------------------------------------------------------------------------------------------------------
 
 
@@ -93,10 +102,47 @@ def test_every_operator_keeps_the_laws(case):
 @few_examples
 @given(CASES, st.floats(1e-3, 10.0))
 def test_solve_normal_solves_the_normal_equations_for_any_damping(case, damping):
+    """For any measurement r, which is zero in entries that measure nothing, and with a damping per sample too."""
     A, shape, g = make_case(**case)
     r = normal(g, *A(normal(g, 2, *shape)).shape)
-    u = A.solve_normal(r, damping, max_iterations=500, tolerance=1e-11)
-    assert_close(A(A.adjoint(u)) + damping * u, r, 1e-9)
+    r = r * A.measurement_support(r)
+    per_image = torch.tensor([damping, 3 * damping]).double().view(2, *[1] * (r.ndim - 1))
+    for one in (damping, per_image):
+        u = solved(A, r, one)
+        assert_close(A(A.adjoint(u)) + one * u, r, 1e-9)
+
+
+@few_examples
+@given(CASES, st.floats(1e-3, 10.0))
+def test_a_damping_per_sample_gives_the_solutions_of_single_samples(case, damping):
+    A, shape, g = make_case(**case)
+    r = A(normal(g, 2, *shape))
+    dampings = torch.tensor([damping, damping / 7]).double().view(2, *[1] * (r.ndim - 1))
+    together = solved(A, r, dampings)
+    for i, one in enumerate((damping, damping / 7)):
+        assert_close(together[i : i + 1], solved(A, r[i : i + 1], one), 1e-7)
+
+
+@pytest.mark.parametrize(
+    "damping", [0.0, 0.3, torch.tensor([0.0, 0.3]).double().view(2, 1, 1, 1)], ids=["0", "0.3", "2"]
+)
+def test_identity_and_mask_are_solved_in_closed_form(damping):
+    """(1 + damping)^-1 r, exactly, in known entries, and 0 in the others."""
+    r, mask = normal(seeded(0), 2, 3, 4, 4), random_mask(seeded(1), 4, 4)
+    assert Identity().solve_normal(r, damping).equal(r / (1 + damping))
+    solved = mask.solve_normal(mask(r), damping)
+    assert solved.equal(mask.known * (r / (1 + damping)))
+    assert_close(mask(mask.adjoint(solved)) + damping * solved, mask(r), 1e-15)
+
+
+@pytest.mark.parametrize("kind", [Blur(3.0), Downsample(2, "bicubic"), Downsample(2), Identity(), Gray()], ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_damping_of_zero_in_a_tensor_gives_no_nan(kind, dtype):
+    """As of a residual of zero without noise; a wide blur has eigenvalues of zero."""
+    y = kind(normal(seeded(0), 2, 3, 16, 16).to(dtype))
+    y[0] = 0
+    u = kind.solve_normal(y, torch.zeros(2, 1, 1, 1, dtype=dtype))
+    assert u.isfinite().all() and not u[0].any()
 
 
 @few_examples
@@ -125,6 +171,22 @@ def test_solve_normal_does_not_amplify_rounding_errors():
     y = blur(x)
     for damping in (1e-8, 1e-12, 1e-20):
         assert blur.adjoint(blur.solve_normal(y, damping)).abs().max() < 2
+
+
+@pytest.mark.parametrize(
+    "A", [Gray(), Downsample(2), Unpad((8, 8), (5, 6)), InnerProduct(torch.ones(1, 3, 8, 8).double())]
+)
+def test_tight_operators_are_solved_by_two_products_with_a_a_transposed(A):
+    """A A^T has at most two eigenvalues; a number of iterations as given would be made to no effect."""
+    y, calls = A(normal(seeded(0), 2, 3, 8, 8)), []
+    original = type(A).__call__
+    counting = type("Counting", (type(A),), {"__call__": lambda self, x: calls.append(x) or original(self, x)})
+    counted = counting(**vars(A))
+    for damping in (0.0, 0.7):
+        calls.clear()
+        u = counted.solve_normal(y, damping)
+        assert len(calls) <= 2
+        assert_close(A(A.adjoint(u)) + damping * u, y, 1e-12)
 
 
 @pytest.mark.parametrize("kind", [Blur(0.8), Downsample(2, "bicubic")], ids=["blur", "bicubic"])

@@ -4,6 +4,7 @@ A new entry of PRESETS is picked up by the tests that are parametrized over them
 """
 
 import inspect
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,8 +12,9 @@ import torch
 
 from adhere.core.baselines.newton_exact import NewtonExact
 from adhere.core.constraints import Constraint, Linear, Loss, Sum, Unconstrained
+from adhere.core.covariance import default_covariance
 from adhere.core.denoisers import CountingDenoiser, NetworkDenoiser
-from adhere.core.filters import Downsample
+from adhere.core.filters import Blur, Downsample
 from adhere.core.latents import DecodedConstraint
 from adhere.core.operators import LinearOperator, Mask
 from adhere.core.presets import PRESETS, default_preset, get_sampler, sample
@@ -25,7 +27,8 @@ from adhere.core.solvers.moment_matching import MomentMatching
 from adhere.core.solvers.plain import Plain
 from adhere.core.transitions import DDIM
 from adhere.testing import check_operator, check_solver
-from tests.core.exact import IdentityAutoencoder, assert_close, last_x0, normal, random_factors, seeded
+from adhere.testing.priors import FactorMixture
+from tests.core.exact import IdentityAutoencoder, assert_close, last_x0, matrix_of, normal, random_factors, seeded
 
 CONSTRAINED = {name: sampler for name, sampler in PRESETS.items() if name != "plain"}
 any_preset = pytest.mark.parametrize("sampler", CONSTRAINED.values(), ids=CONSTRAINED)
@@ -114,8 +117,9 @@ def test_the_cost_of_a_run_is_the_stated_one_for_any_number_of_steps(name, sched
 def test_the_stated_numbers_of_evaluations_of_the_presets():
     """Those that the documentation names."""
     stated = {name: sampler.evaluations(SCHEDULE, None, PRIOR.size) for name, sampler in PRESETS.items()}
-    assert stated["moment_matching"] == 24
-    assert stated["moment_matching_posterior"] == 39
+    assert stated["moment_matching_fast"] == 8
+    assert stated["moment_matching"] == 12
+    assert stated["moment_matching_posterior"] == 16
     assert stated["inexact_newton"] == stated["dps"] == stated["mpgd"] == stated["psld"] == 220
     assert stated["ddnm"] == 50 and stated["plain"] == 20
     assert PRESETS["dps"].backward_passes(SCHEDULE) == 200
@@ -225,6 +229,76 @@ def test_a_loss_is_reduced_or_refused_with_a_solver_that_reduces_it(sampler):
         samples = run(PRESETS["inexact_newton"], loss, seeded(0))
     plain = run(PRESETS["inexact_newton"], Unconstrained(), seeded(0))
     assert loss.residual_norm(samples).mean() < loss.residual_norm(plain).mean()
+
+
+# Accuracy of moment matching -----------------------------------------------------------------------------------------
+
+
+def smooth_mixture(seed, components=4, rank=8, shape=(3, 8, 8)):
+    """Return a mixture of low rank whose covariance is about that of photographs, which no setting was chosen on.
+
+    Half of the variance is between the means of the components.
+    """
+    g, n = seeded(seed), math.prod(shape)
+    S = matrix_of(lambda v: default_covariance(3).product(v, 0.0), shape)
+    root = torch.linalg.cholesky((S + S.T) / 2)
+    means = (root @ normal(g, n, components)).T.reshape(components, *shape) * math.sqrt(0.5)
+    loadings = torch.stack([root @ normal(g, n, rank) * math.sqrt(0.4 / rank) for _ in range(components)])
+    weights = torch.full((components,), 1 / components, dtype=torch.float64)
+    return FactorMixture(weights, means, loadings, torch.full((components, *shape), 0.02, dtype=torch.float64))
+
+
+def sliced_w2(a, b, g):
+    directions = normal(g, a[0].numel(), 64)
+    projected = [(x.flatten(1) @ (directions / directions.norm(dim=0))).sort(0).values for x in (a, b)]
+    return float((projected[0] - projected[1]).square().mean().sqrt())
+
+
+def accuracy(sampler, operator, seed, images=4, count=64):
+    """Return sliced W2 from exact posterior draws over that of two exact draws, and the spread over the exact one."""
+    prior, totals = smooth_mixture(seed), torch.zeros(4)
+    for i in range(images):
+        g = seeded(1000 * seed + i)
+        y = operator(prior.sample(1, g))
+        y = y + 0.05 * normal(g, *y.shape) * operator.measurement_support(y)
+        posterior = prior.posterior(operator, y, 0.05)
+        exact, again = posterior.sample(count, g), posterior.sample(count, g)
+        noise = normal(g, count, *prior.shape)
+        samples = last_x0(sampler.trajectory(prior.denoiser(SCHEDULE), Linear(operator, y, 0.05), noise, g))
+        distances = [sliced_w2(one, exact, seeded(i)) for one in (samples, again)]
+        spreads = [float(one.var(0).mean().sqrt()) for one in (samples, exact)]
+        totals += torch.tensor([*distances, *spreads])
+    return float(totals[0] / totals[1]), float(totals[2] / totals[3])
+
+
+HALF_OF_8 = Mask((torch.arange(8) < 4).double().expand(1, 1, 8, 8).contiguous())
+ACCURACIES = {
+    # The largest sliced W2 of seeds 0 to 6 was measured as .9 of these bounds at most, the spread within .89 and 1.16.
+    "moment_matching_fast": {"half": 2.4, "area": 1.5, "blur": 1.2},
+    "moment_matching": {"half": 2.3, "area": 1.35, "blur": 1.2},  # with the full variance of the prior
+    "moment_matching_posterior": {"half": 1.3, "area": 1.2, "blur": 1.15},
+    "moment_matching_posterior, 12 evaluations": {"half": 1.35, "area": 1.2, "blur": 1.17},
+}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("operator", ["half", "area", "blur"])
+@pytest.mark.parametrize("name", ACCURACIES)
+def test_samples_of_moment_matching_are_close_to_the_exact_posterior(name, operator, seed):
+    A = {"half": HALF_OF_8, "area": Downsample(2), "blur": Blur(1.0)}[operator]
+    sampler = PRESETS[name.split(",")[0]]
+    if "," in name:
+        sampler = replace(sampler, solver=replace(sampler.solver, jacobian_products=1))
+    distance, spread = accuracy(sampler, A, seed)
+    assert distance < ACCURACIES[name][operator]
+    assert 0.85 < spread < 1.2
+
+
+@pytest.mark.parametrize("operator", [HALF_OF_8, Downsample(2), Blur(1.0)], ids=["half", "area", "blur"])
+def test_16_evaluations_are_closer_to_the_exact_posterior_than_220_of_the_paper(operator):
+    """Measured over two seeds: 1.02 to 1.08 against 1.40 to 1.69."""
+    ours, paper = (accuracy(PRESETS[name], operator, 0)[0] for name in ("moment_matching_posterior", "inexact_newton"))
+    assert ours < 0.85 * paper
 
 
 # By name -------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adhere.core.constraints import Linear, Unconstrained
+from adhere.core.covariance import default_covariance
 from adhere.core.denoisers import CountingDenoiser
 from adhere.core.filters import Downsample
 from adhere.core.noise import initial_noise
@@ -212,11 +213,46 @@ def test_a_sampler_states_its_cost():
     assert sampler.evaluations(SCHEDULE) == 7 * 5
     assert sampler.evaluations(SCHEDULE, 3) == 3 * 5
     assert sampler.backward_passes(SCHEDULE) == 0
-    by_level = Sampler(MomentMatching(((-1.0, 3), (0.0, 1))), DDIM(), log_snr_spacing)
-    levels = [log_snr(SCHEDULE, t) for t in log_snr_spacing(SCHEDULE, 20)]
-    assert by_level.evaluations(SCHEDULE) == sum(
-        1 + MomentMatching(((-1.0, 3), (0.0, 1))).iterations_at(one) for one in levels
-    )
+    by_level = Sampler(MomentMatching(jacobian_products=3), DDIM(), log_snr_spacing)
+    assert by_level.evaluations(SCHEDULE, 7) == 7 + 3 * 3
+
+
+def test_the_solver_is_prepared_once_for_the_noise_levels_of_a_run():
+    """The run uses what `prepare` returns, and the sampler's own solver stays as it is."""
+    calls = []
+
+    @dataclass(frozen=True)
+    class Prepared(Plain):
+        levels: tuple[float, ...] = ()
+
+        def prepare(self, log_snrs):
+            calls.append(log_snrs)
+            return replace(self, levels=tuple(log_snrs))
+
+        def __call__(self, denoiser, constraint, x_t, t, memory):
+            assert log_snr(denoiser.schedule, t) in self.levels
+            return super().__call__(denoiser, constraint, x_t, t, memory)
+
+    solver = Prepared()
+    states = list(trajectory(DENOISER, Unconstrained(), solver, X_T, TIMES, DDIM(), seeded(0)))
+    assert calls == [[log_snr(SCHEDULE, t) for t in TIMES]]
+    assert solver.levels == () and len(states) == len(TIMES)
+    assert states[-1].x0.equal(plain_sample(X_T, TIMES, DDIM(), seeded(0)))
+    assert Plain().prepare([0.0]) == Plain()  # by default nothing is prepared
+
+
+def test_the_settings_of_a_model_are_used_where_a_sampler_has_none():
+    covariance = default_covariance(4)
+    sampler = Sampler(MomentMatching(), DPMSolver2M(temperature=None))
+    assert sampler.for_model(0.5, covariance) == Sampler(MomentMatching(covariance), DPMSolver2M(temperature=0.5))
+    assert sampler.for_model(1.0, None) == Sampler(MomentMatching(), DPMSolver2M(temperature=1.0))
+    own = Sampler(MomentMatching(default_covariance(1)), DPMSolver2M(temperature=0.7))
+    assert own.for_model(0.5, covariance) == own
+    assert Sampler(Plain(), DDIM()).for_model(0.5, covariance) == Sampler(Plain(), DDIM())
+    # A sampler that is run without a model has temperature 1.
+    x_T = normal(seeded(0), 2, 1, 2, 2)
+    runs = [plain_sample(x_T, TIMES, DPMSolver2M(temperature=one), seeded(1)) for one in (None, 1.0, 0.5)]
+    assert runs[0].equal(runs[1]) and not runs[0].equal(runs[2])
 
 
 @pytest.mark.parametrize("num_steps", [0, -1])

@@ -62,14 +62,20 @@ class ClaimedTight(Blur):
 
 @dataclass(frozen=True)
 class ForgetsDamping(Identity):
-    def solve_normal(self, r, damping, max_iterations=30, tolerance=1e-5):
+    def solve_normal(self, r, damping, num_iterations=30, tolerance=1e-5):
         return r
 
 
 @dataclass(frozen=True)
 class DividesByDamping(Mask):
-    def solve_normal(self, r, damping, max_iterations=30, tolerance=1e-5):
-        return self.known * r / (1 + damping) + (1 - self.known) * r / torch.tensor(damping, dtype=r.dtype)
+    def solve_normal(self, r, damping, num_iterations=30, tolerance=1e-5):
+        return self.known * r / (1 + damping) + (1 - self.known) * r / torch.as_tensor(damping, dtype=r.dtype)
+
+
+@dataclass(frozen=True)
+class OneDampingForAll(Identity):
+    def solve_normal(self, r, damping, num_iterations=30, tolerance=1e-5):
+        return r / (1 + (damping.flatten()[0] if isinstance(damping, torch.Tensor) else damping))
 
 
 KNOWN = torch.tensor([1.0, 0.0]).repeat(3).expand(1, 1, 4, 6)
@@ -98,6 +104,7 @@ BROKEN_OPERATORS = {
         ForgetsDamping(),
         r"^solve_normal: \(A A\^T \+ 1.0e\+00 I\) u is not r: relative error 1.0e\+00",
     ),
+    "damping of another sample": (OneDampingForAll(), r"^solve_normal: \(A A\^T \+ d_i I\) u is not r: relative error"),
     "division by zero": (DividesByDamping(KNOWN), r"^solve_normal: A A\^T u - r is larger than r: relative error nan"),
 }
 

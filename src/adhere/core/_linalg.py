@@ -6,6 +6,7 @@ runs. Coefficients of samples have the shape (B, 1, ..., 1), which broadcasts ov
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from jaxtyping import Shaped
@@ -15,6 +16,13 @@ from torch import Tensor
 def per_sample(values: Shaped[Tensor, " b"], like: Tensor) -> Tensor:
     """Return values (B,) as (B, 1, ..., 1), to scale the samples of `like` (B, ...)."""
     return values.view(-1, *[1] * (like.ndim - 1))
+
+
+@lru_cache(maxsize=64)
+def constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the values as a tensor (n,), which is copied to the device once."""
+    with torch.inference_mode(False):  # the cached tensor may later take part in autograd
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -46,18 +54,18 @@ def clip_rms(step: Tensor, max_rms: float) -> Tensor:
 
 
 def conjugate_residuals(
-    matrix: Callable[[Tensor], Tensor], b: Tensor, max_iterations: int, tolerance: float = 1e-5
+    matrix: Callable[[Tensor], Tensor], b: Tensor, num_iterations: int, tolerance: float = 1e-5
 ) -> Tensor:
     """Solve matrix(u) = b for a symmetric positive semi-definite matrix.
 
     Each step takes the length that minimizes |r|, so |r| never grows, even where an inexact adjoint leaves the matrix
-    only nearly symmetric.
+    only nearly symmetric. The number of iterations is fixed, so that nothing is read back from the device.
 
     Args:
         matrix: the linear map u -> matrix(u), (B, ...) to (B, ...).
         b: the right-hand side, (B, ...).
-        max_iterations: the largest number of products with the matrix.
-        tolerance: a sample stops once |r| <= tolerance |b|.
+        num_iterations: the number of products with the matrix.
+        tolerance: a sample no longer changes once |r| <= tolerance |b|.
 
     Returns:
         u, shaped like b.
@@ -65,20 +73,39 @@ def conjugate_residuals(
     Source: Stiefel (1955), in the form of GCR(1): Eisenstat, Elman and Schultz (1983), equation 2.5.
     """
     u, r = torch.zeros_like(b), b
-    p, matrix_p = b, matrix(b)
-    converged = tolerance**2 * dot(b, b)
-    active = converged > 0
-    for _ in range(max_iterations):
-        pp = dot(matrix_p, matrix_p)
-        step = torch.where(active, safe_divide(dot(r, matrix_p), pp), 0)
-        u, r = u + step * p, r - step * matrix_p
-        active = dot(r, r) > converged
-        if not active.any():
-            break
+    p, matrix_p, pp = b, b, dot(b, b)
+    converged = tolerance**2 * pp
+    for i in range(num_iterations):
         matrix_r = matrix(r)
-        beta = safe_divide(dot(matrix_r, matrix_p), pp)
-        p, matrix_p = r - beta * p, matrix_r - beta * matrix_p
+        beta = safe_divide(dot(matrix_r, matrix_p), pp) if i else 0.0
+        p, matrix_p = r - beta * p if i else r, matrix_r - beta * matrix_p if i else matrix_r
+        pp = dot(matrix_p, matrix_p)
+        step = torch.where(dot(r, r) > converged, safe_divide(dot(r, matrix_p), pp), 0)
+        u, r = u + step * p, r - step * matrix_p
     return u
+
+
+def bfgs_product(product: Callable[[Tensor], Tensor], pairs: Sequence[tuple[Tensor, Tensor]], v: Tensor) -> Tensor:
+    """Return V v, where V is a symmetric positive definite V_0 after the BFGS update with each pair (s, d) in turn.
+
+    V s = d holds for the last pair, and for an earlier one if <s_i, d_j> = 0 between them. A pair with <s, d> <= 0 is
+    left out, so V is positive definite too.
+
+    Args:
+        product: v -> V_0 v.
+        pairs: (s, d), each (B, ...).
+        v: (B, ...).
+
+    Source: the two loops of L-BFGS: Nocedal (1980).
+    """
+    coefficients = []
+    for s, d in reversed(pairs):
+        coefficients.append(safe_divide(dot(d, v), dot(s, d)))
+        v = v - coefficients[-1] * s
+    v = product(v)
+    for (s, d), coefficient in zip(pairs, reversed(coefficients), strict=True):
+        v = v + (coefficient - safe_divide(dot(s, v), dot(s, d))) * d
+    return v
 
 
 def gmres(

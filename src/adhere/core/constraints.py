@@ -1,6 +1,7 @@
 """Constraints on the clean image x0: the negative gradient of a cost C(x0), and how far x0 is from satisfying it.
 
-`Linear` is y = A x0 + noise, `Loss` is any differentiable function of x0, and `Sum` combines several constraints.
+`Linear` is y = A x0 + noise, `Nonlinear` is y = f(x0) + noise, `Loss` is any differentiable function of x0, and `Sum`
+combines several constraints.
 `adhere.core.latents.DecodedConstraint` applies a constraint on pictures to latents. Gradients go through A or the loss
 only, never through the denoising network.
 
@@ -20,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adhere.core._linalg import clip_rms, dot, max_norm, per_sample, repeat_samples, safe_divide
+from adhere.core.derivatives import finite_difference_step, forward_difference, vjp
 from adhere.core.operators import InnerProduct, LinearOperator, Mask, _Stacked
 
 _MAX_RMS_DISTANCE = 10.0  # more than any two images differ by; bounds Newton's step where a loss is nearly flat
@@ -48,6 +50,10 @@ class Constraint(ABC):
             TypeError: if the constraint cannot be linearized.
         """
         raise TypeError(f"{type(self).__name__} cannot be linearized: choose the solver inexact_newton")
+
+    def limit_step(self, x0: Tensor, step: Tensor) -> Tensor:
+        """Return the step from x0, shortened where it would lead further from a nonlinear constraint."""
+        return step
 
     def update(self, x0: Tensor, log_snr: float) -> "Constraint":
         """Return the constraint for the next noise level; `trajectory` calls this between noise levels.
@@ -214,6 +220,9 @@ class Loss(Constraint):
         row = safe_divide(e / largest, norm)
         return Linearization(InnerProduct(row), distance, origin=x0, max_step_rms=self.max_step_rms)
 
+    def limit_step(self, x0: Tensor, step: Tensor) -> Tensor:
+        return _backtrack(self, x0, step)
+
     def _values_and_neg_grad(self, x0: Tensor) -> tuple[Float[Tensor, " b"], Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x0.detach().clone().requires_grad_()
@@ -242,6 +251,76 @@ class Loss(Constraint):
         if not values.isfinite().all():
             raise ValueError(f"the loss returned {values.tolist()}: it must be finite for any picture")
         return values
+
+
+@dataclass(frozen=True)
+class Nonlinear(Constraint):
+    """y = f(x0) + noise n with white n: C = |y - f(x0)|^2 / 2.
+
+    Attributes:
+        f: differentiable, maps x0 (B, ...) to measurements (B, ...), sample by sample.
+        y: the measurement, (B or 1, ...).
+        noise: the standard deviation of the measurement's noise, in units of y, at least 0.
+        max_step_rms: solvers change x0 by at most this root mean square at once.
+
+    Raises:
+        ValueError: if noise < 0, or unless max_step_rms > 0.
+    """
+
+    f: Callable[[Tensor], Tensor]
+    y: Tensor
+    noise: float = 0.0
+    max_step_rms: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.noise < 0 or not self.max_step_rms > 0:
+            raise ValueError(f"noise = {self.noise}, max_step_rms = {self.max_step_rms}: at least 0, and above 0")
+
+    def neg_grad(self, x0: Tensor) -> Tensor:
+        measured, transposed = vjp(self.f, x0)
+        return transposed(self.y - measured)
+
+    def residual_norm(self, x0: Tensor) -> Float[Tensor, " b"]:
+        """Return the root mean square of y - f(x0)."""
+        return (self.y - self.f(x0)).flatten(1).square().mean(1).sqrt()
+
+    @property
+    def is_linearizable(self) -> bool:
+        return True
+
+    def linearize(self, x0: Tensor) -> Linearization:
+        measured, transposed = vjp(self.f, x0, retain_graph=True)
+        operator = _Jacobian(self.f, x0, measured, transposed)
+        noise, residual = self.noise, (self.y - measured).detach()
+        return Linearization(operator, residual, noise, origin=x0, max_step_rms=self.max_step_rms)
+
+    def limit_step(self, x0: Tensor, step: Tensor) -> Tensor:
+        return _backtrack(self, x0, step)
+
+
+@dataclass(frozen=True)
+class _Jacobian(LinearOperator):
+    """J = df/dx at x, by a finite difference of f, with J^T by autograd."""
+
+    f: Callable[[Tensor], Tensor]
+    x: Tensor
+    measured: Tensor  # f(x)
+    transposed: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return forward_difference(self.f, self.x, self.measured, x, finite_difference_step(self.x.dtype))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.transposed(y)
+
+
+def _backtrack(constraint: Constraint, x0: Tensor, step: Tensor, max_halvings: int = 4) -> Tensor:
+    """Return the step, halved per sample until x0 + step is no further from the constraint than x0, or zero."""
+    before = constraint.residual_norm(x0)
+    for _ in range(max_halvings):
+        is_worse = constraint.residual_norm(x0 + step) > before
+        step = torch.where(per_sample(is_worse, step), step / 2, step)
+    return torch.where(per_sample(constraint.residual_norm(x0 + step) > before, step), 0, step)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import conv1d, conv2d, conv_transpose2d, pad
 
+from adhere.core._linalg import constants
 from adhere.core.operators import LinearOperator
 
 
@@ -31,14 +32,21 @@ class _SeparableFilter(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return _separable_adjoint(y, self.kernel, self.stride)
 
-    def solve_normal(self, r: Tensor, damping: float, max_iterations: int = 30, tolerance: float = 1e-5) -> Tensor:
-        """Return (A A^T + damping I)^-1 r, in closed form if damping > 0: A A^T is a Kronecker product.
+    def solve_normal(
+        self, r: Tensor, damping: float | Tensor, num_iterations: int = 30, tolerance: float = 1e-5
+    ) -> Tensor:
+        """Return (A A^T + damping I)^-1 r, in closed form unless damping is 0: A A^T is a Kronecker product.
 
-        The damping is at least the machine epsilon of r, since less would amplify rounding errors.
+        The damping is at least the machine epsilon of r, since less would amplify rounding errors. In a tensor, 0 is
+        taken as that epsilon.
         """
-        if damping == 0:
-            return super().solve_normal(r, damping, max_iterations, tolerance)
-        damping = max(damping, torch.finfo(r.dtype).eps)
+        eps = torch.finfo(r.dtype).eps
+        if isinstance(damping, Tensor):
+            damping = damping.clamp_min(eps)
+        elif damping == 0:
+            return super().solve_normal(r, damping, num_iterations, tolerance)
+        else:
+            damping = max(damping, eps)
         spectra = (_spectrum(self.kernel, self.stride, size, r.dtype, r.device) for size in r.shape[-2:])
         (lambda_rows, U_rows), (lambda_columns, U_columns) = spectra
         weights = U_rows.mT @ r @ U_columns / (lambda_rows[:, None] * lambda_columns + damping)
@@ -126,7 +134,7 @@ def _separable(x: Tensor, kernel: Sequence[float], stride: int) -> Tensor:
     """Return x (..., H, W) correlated with the kernel along both axes at every `stride`-th pixel, edges repeated."""
     margin = (len(kernel) - stride) // 2
     flat = x.reshape(-1, 1, *x.shape[-2:])  # (B C, 1, H, W)
-    taps = x.new_tensor(kernel)
+    taps = constants(tuple(kernel), x.dtype, x.device)
     flat = conv2d(pad(flat, (margin, margin, margin, margin), "replicate"), taps.view(1, 1, -1, 1), stride=(stride, 1))
     flat = conv2d(flat, taps.view(1, 1, 1, -1), stride=(1, stride))
     return flat.view(*x.shape[:-2], *flat.shape[-2:])
@@ -136,7 +144,7 @@ def _separable_adjoint(y: Tensor, kernel: Sequence[float], stride: int) -> Tenso
     """Return the transpose of `_separable`: spread y, then add the margins to the edges which they repeat."""
     margin = (len(kernel) - stride) // 2
     flat = y.reshape(-1, 1, *y.shape[-2:])
-    taps = y.new_tensor(kernel)
+    taps = constants(tuple(kernel), y.dtype, y.device)
     flat = conv_transpose2d(flat, taps.view(1, 1, 1, -1), stride=(1, stride))
     flat = conv_transpose2d(flat, taps.view(1, 1, -1, 1), stride=(stride, 1))
     for dim in (-1, -2):

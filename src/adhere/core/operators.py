@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 from torch.nn.functional import pad
 
-from adhere.core._linalg import conjugate_residuals, repeat_samples
+from adhere.core._linalg import conjugate_residuals, constants, repeat_samples
 from adhere.core.derivatives import vjp
 
 
@@ -41,20 +41,20 @@ class LinearOperator(ABC):
         """Whether A A^T is known to be a multiple of the identity on the range of A."""
         return False
 
-    def solve_normal(self, r: Tensor, damping: float, max_iterations: int = 30, tolerance: float = 1e-5) -> Tensor:
+    def solve_normal(
+        self, r: Tensor, damping: float | Tensor, num_iterations: int = 30, tolerance: float = 1e-5
+    ) -> Tensor:
         """Return (A A^T + damping I)^-1 r, by conjugate residuals unless the operator has a closed form.
 
         Args:
-            r: a measurement, (B, ...).
-            damping: a variance, at least 0.
-            max_iterations: the largest number of products with A A^T.
-            tolerance: a sample stops once its residual is this small, relative to r.
+            r: a measurement, (B, ...), zero in entries that do not depend on the image.
+            damping: a variance, at least 0; a number, or one per sample (B, 1, ..., 1).
+            num_iterations: the number of products with A A^T.
+            tolerance: a sample no longer changes once its residual is this small, relative to r.
         """
-
-        def normal(u: Tensor) -> Tensor:
-            return torch.add(self(self.adjoint(u)), u, alpha=damping)
-
-        return conjugate_residuals(normal, r, max_iterations, tolerance)
+        if self.is_tight:
+            num_iterations = min(num_iterations, 2)  # A A^T has at most two eigenvalues
+        return conjugate_residuals(lambda u: self(self.adjoint(u)) + damping * u, r, num_iterations, tolerance)
 
     def stack(self, others: Sequence["LinearOperator"], repeats: int) -> "LinearOperator | None":
         """Return the operator of a batch with `repeats` samples for self and each other one, None if there is none."""
@@ -90,6 +90,11 @@ class Identity(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return y
 
+    def solve_normal(
+        self, r: Tensor, damping: float | Tensor, num_iterations: int = 30, tolerance: float = 1e-5
+    ) -> Tensor:
+        return r / (1 + damping)
+
     @property
     def is_tight(self) -> bool:
         return True
@@ -115,6 +120,11 @@ class Mask(LinearOperator):
         if any(a != b and 1 not in (a, b) for a, b in zip(self.known.shape[::-1], y.shape[::-1], strict=False)):
             raise ValueError(f"the mask has shape {tuple(self.known.shape)}, y has {tuple(y.shape)}: they must agree")
         return torch.where(self.known == 0, 0, y)
+
+    def solve_normal(
+        self, r: Tensor, damping: float | Tensor, num_iterations: int = 30, tolerance: float = 1e-5
+    ) -> Tensor:
+        return self.known * r / (1 + damping)  # y is zero in unknown entries
 
     @property
     def is_tight(self) -> bool:
@@ -211,10 +221,10 @@ class Gray(LinearOperator):
     weights: tuple[float, float, float] = (0.299, 0.587, 0.114)
 
     def __call__(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
-        return (x * x.new_tensor(self.weights).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        return (x * constants(self.weights, x.dtype, x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
     def adjoint(self, y: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 3 h w"]:
-        return y * y.new_tensor(self.weights).view(1, 3, 1, 1)
+        return y * constants(self.weights, y.dtype, y.device).view(1, 3, 1, 1)
 
     @property
     def is_tight(self) -> bool:

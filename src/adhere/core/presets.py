@@ -33,20 +33,26 @@ from adhere.core.solvers.plain import Plain
 from adhere.core.transitions import DDIM, DPMSolver2M
 
 PRESETS: dict[str, Sampler] = {
-    # The default, best with small trained priors (benchmarks.photo and benchmarks.emoji): lower variance by
-    # temperature 0.5, and a second GMRES iteration at high noise only. 24 evaluations.
+    # The default, at the temperature of the model. 12 evaluations.
     "moment_matching": Sampler(
-        MomentMatching(num_iterations=((-2.0, 2), (0.2, 1)), fusion_snr=0.05),
-        DPMSolver2M(temperature=0.5),
-        partial(log_snr_spacing, log_snr_min=-3.5, log_snr_max=4.0),
-        num_steps=10,
+        MomentMatching(fusion_snr=0.1),
+        DPMSolver2M(temperature=None),
+        partial(log_snr_spacing, log_snr_min=-3.5, log_snr_max=3.75),
+        num_steps=12,
         multiscale_max_log_snr=1.0,
     ),
-    # Closest to the exact posterior (benchmarks.posterior): the full variance of the prior. 39 evaluations.
+    "moment_matching_fast": Sampler(
+        MomentMatching(fusion_snr=0.1),
+        DPMSolver2M(temperature=None),
+        partial(log_snr_spacing, log_snr_min=-3.5, log_snr_max=3.75),
+        num_steps=8,
+        multiscale_max_log_snr=1.0,
+    ),
+    # Closest to the exact posterior: the full variance of the prior. 16 evaluations.
     "moment_matching_posterior": Sampler(
-        MomentMatching(num_iterations=((-3.2, 4), (-1.0, 7), (0.2, 8), (2.0, 1)), fusion_snr=0.2),
+        MomentMatching(fusion_snr=0.5, jacobian_products=2),
         DPMSolver2M(),
-        partial(log_snr_spacing, log_snr_min=-3.2, log_snr_max=4.5),
+        partial(log_snr_spacing, log_snr_min=-3.2, log_snr_max=3.5),
         num_steps=8,
         multiscale_max_log_snr=1.0,
     ),

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adhere.core.constraints import Constraint, Linear
+from adhere.core.covariance import StationaryCovariance
 from adhere.core.denoisers import Denoiser
 from adhere.core.noise import Generators, initial_noise
 from adhere.core.schedules import Schedule, log_snr, log_snr_spacing
@@ -85,6 +86,7 @@ def trajectory(
     _check_supported(solver, constraint)
     if isinstance(solver, StochasticSolver):
         solver = replace(solver, generator=generator)
+    solver = solver.prepare([log_snr(denoiser.schedule, t) for t in timesteps])
     x_t, solver_memory, transition_memory = x_T, None, None
     for step, t in enumerate(timesteps):
         result = solver(denoiser, constraint, x_t, t, solver_memory)
@@ -149,6 +151,11 @@ class Sampler:
         timesteps = self.timesteps(denoiser.schedule, self.num_steps if num_steps is None else num_steps)
         x_T = initial_noise(denoiser.schedule, timesteps[0], noise)
         return trajectory(denoiser, constraint, self.solver, x_T, timesteps, self.transition, generator)
+
+    def for_model(self, temperature: float, covariance: StationaryCovariance | None) -> "Sampler":
+        """Return the sampler with the settings of a model where its own are None."""
+        solver = self.solver if covariance is None else self.solver.with_covariance(covariance)
+        return replace(self, solver=solver, transition=self.transition.with_temperature(temperature))
 
     def evaluations(self, schedule: Schedule, num_steps: int | None = None, state_size: int = 0) -> int:
         """Return the number of network evaluations of a run, at most."""

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import torch
@@ -37,6 +37,10 @@ class Transition(ABC, Generic[_Memory]):
             memory: what the last call returned, None at first.
             generator: for the noise that is added.
         """
+
+    def with_temperature(self, temperature: float) -> "Transition[_Memory]":
+        """Return the transition for a model whose own temperature this is."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,16 @@ class DPMSolver2M(Transition[tuple[Tensor, float]]):
     Attributes:
         eta: 1 is the stochastic solver, 0 that of the ODE.
         temperature: scales the noise z. 1 samples the model; less gives samples of lower variance, with less of the
-            grain of a weak prior.
+            grain of a weak prior. None is the model's own, and 1 for a model without one.
 
     Source: Lu et al., *DPM-Solver++* (2022), algorithm 2 and, for the SDE, the appendix.
     """
 
     eta: float = 1.0
-    temperature: float = 1.0
+    temperature: float | None = 1.0
+
+    def with_temperature(self, temperature: float) -> "DPMSolver2M":
+        return replace(self, temperature=temperature) if self.temperature is None else self
 
     def __call__(
         self,
@@ -107,6 +114,7 @@ class DPMSolver2M(Transition[tuple[Tensor, float]]):
         decay = math.exp(-self.eta * h)
         x_s = torch.sub((sigma_s / sigma_t * decay) * x_t, D, alpha=alpha_s * math.expm1(-(1 + self.eta) * h))
         if self.eta > 0:
-            std = self.temperature * sigma_s * math.sqrt(1 - decay**2)
+            temperature = 1.0 if self.temperature is None else self.temperature
+            std = temperature * sigma_s * math.sqrt(1 - decay**2)
             x_s = x_s.add(randn(x_t.shape, x_t, generator), alpha=std)
         return x_s, (x0, h)

@@ -24,6 +24,7 @@ from torch import Generator, Tensor
 
 from adhere._hints import keyword_hints
 from adhere.core.constraints import Constraint
+from adhere.core.covariance import StationaryCovariance
 from adhere.core.denoisers import CountingDenoiser, Denoiser
 from adhere.core.multiscale import MultiscaleDenoiser
 from adhere.core.noise import check_generator, initial_noise
@@ -86,6 +87,7 @@ class ConstrainedPipeline(DiffusionPipeline):
     network: ClassVar[str] = "unet"  # the name of the component that denoises
     saved_as: ClassVar[str | None] = None  # the class in model_index.json, if it is not diffusers' own
     tile_size: int | None = None  # the network sees at most tiles of this side, in entries of the state; None: no tiles
+    temperature: float = 1.0  # `_temperature` in model_index.json: of samplers that leave it to the model
     max_downsamplings: int = 0  # the network may see the state down-sampled by 2 up to this many times
     _callback_tensor_inputs = ["latents", "x0", "residual"]  # noqa: RUF012  # as in diffusers
     _interrupt = False
@@ -143,6 +145,11 @@ class ConstrainedPipeline(DiffusionPipeline):
     def vae_in_float32(self) -> AbstractContextManager[None]:
         """Return a context in which the autoencoder computes in float32 if it would overflow in float16."""
         return nullcontext()
+
+    @property
+    def prior_covariance(self) -> StationaryCovariance | None:
+        """The covariance of the model's states, that of photographs by default."""
+        return None
 
     def state_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """Return (channels, height, width) of the state of a picture of (height, width) pixels."""
@@ -306,6 +313,7 @@ class ConstrainedPipeline(DiffusionPipeline):
             if key not in denoisers:
                 denoisers[key] = self.make_denoiser(batch.prompts.select(plan.samples), plan.size)
             name, sampler = options.sampler_for(plan.constraint)
+            sampler = sampler.for_model(self.temperature, self.prior_covariance)
             timesteps = sampler.timesteps(self.schedule(plan.size), options.num_steps_for(sampler))
             denoiser = denoisers[key]
             if self.tile_size is not None:

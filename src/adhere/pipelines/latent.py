@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
 
 from adhere.core.constraints import Constraint, Linear, Unconstrained, mask_of
+from adhere.core.covariance import StationaryCovariance
 from adhere.core.denoisers import CFGDenoiser, Denoiser, NetworkDenoiser
 from adhere.core.latents import DecodedConstraint, KnownLatents
 from adhere.core.operators import Mask
@@ -92,6 +93,10 @@ class LatentPipeline(ConstrainedPipeline):
     def latent_channels(self) -> int:
         """The number of channels of the latents that the network takes."""
         return int(getattr(self, self.network).config["in_channels"])
+
+    @property
+    def prior_covariance(self) -> StationaryCovariance:
+        return StationaryCovariance.isotropic(int(self.vae.config["latent_channels"]))
 
     @property
     def multiple(self) -> int:

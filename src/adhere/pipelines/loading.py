@@ -132,6 +132,8 @@ def _from_folder_or_hub(
         pipe = family.from_pretrained(location, **kwargs)
     if "_guidance_scale" in index:  # the model's own recommendation
         pipe.default_guidance_scale = float(index["_guidance_scale"])
+    if "_temperature" in index:
+        pipe.temperature = float(index["_temperature"])
     return _finish(pipe, source)
 
 

@@ -8,17 +8,20 @@ used here, since the J of a trained network is not symmetric.
 Source: Rozet et al., *Learning diffusion priors from observations by expectation maximization* (2024), section 4.2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
-from adhere.core.constraints import Constraint
+from adhere.core._linalg import clip_rms, gmres
+from adhere.core.constraints import Constraint, Linear, Linearization
 from adhere.core.denoisers import Denoiser
 from adhere.core.derivatives import vjp
 from adhere.core.schedules import check_signal
 from adhere.core.solvers.base import Solver
-from adhere.core.solvers.moment_matching import conditional_mean
+
+_PRECONDITIONER_VARIANCE = 0.1  # prior variance of a pixel; a thirtieth of it works as well
 
 
 @dataclass(frozen=True)
@@ -50,4 +53,35 @@ class MMPS(Solver[None]):
         x0, transposed = vjp(lambda x: denoiser(x, t), x_t, retain_graph=True)
         linear = constraint.linearize(x0)
         num_iterations = min(self.num_iterations, linear.y[0].numel())  # a loss has one direction
-        return x_t, conditional_mean(linear, x0, alpha_t, sigma_t, transposed, num_iterations, self.noise_floor), None
+        return x_t, _conditional_mean(linear, x0, alpha_t, sigma_t, transposed, num_iterations, self.noise_floor), None
+
+
+def _conditional_mean(
+    linear: Linear,
+    x0: Tensor,
+    alpha_t: float,
+    sigma_t: float,
+    product: Callable[[Tensor], Tensor],
+    num_iterations: int,
+    noise_floor: float,
+) -> Tensor:
+    """Return the conditional mean (1), (B, ...), by GMRES.
+
+    Args:
+        linear: the linear constraint y = A x0 + noise.
+        x0: the denoised image, (B, ...).
+        alpha_t, sigma_t: the coefficients of the noise level.
+        product: v -> J v on images.
+        num_iterations: the number of products.
+        noise_floor: the smallest measurement noise, in image units.
+    """
+    A, noise = linear.operator, max(linear.noise, noise_floor)
+    damping = noise**2 * alpha_t / sigma_t**2  # (1) divided by sigma_t^2 / alpha_t, so that J stands for V_t
+    preconditioner = None
+    if not (isinstance(linear, Linearization) or A.is_tight):  # the products of a linearization may take a decoding
+        variance = 1 / (1 / _PRECONDITIONER_VARIANCE + (alpha_t / sigma_t) ** 2)  # of x0 given x_t, per pixel
+        preconditioner = partial(A.solve_normal, damping=noise**2 / variance, tolerance=0.01)
+    covariance_times_u = gmres(
+        lambda q: product(A.adjoint(q)), A, damping, linear.residual(x0), num_iterations, preconditioner
+    )
+    return x0 + clip_rms(covariance_times_u, linear.max_step_rms)

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 from torch import Tensor
 
 from adhere.core.constraints import Constraint
+from adhere.core.covariance import StationaryCovariance
 from adhere.core.denoisers import Denoiser
 from adhere.core.noise import Generators
 
@@ -47,6 +48,14 @@ class Solver(ABC, Generic[_Memory]):
     def backward_passes(self, log_snrs: Sequence[float]) -> int:
         """Return the number of backward passes through the network of a run."""
         return 0
+
+    def with_covariance(self, covariance: StationaryCovariance) -> "Solver[_Memory]":
+        """Return the solver for a model whose prior has this covariance."""
+        return self
+
+    def prepare(self, log_snrs: Sequence[float]) -> "Solver[_Memory]":
+        """Return the solver for a run over these noise levels; `trajectory` calls this once."""
+        return self
 
     def supports(self, constraint: Constraint) -> bool:
         """Return whether the solver can be used with this constraint."""

@@ -1,198 +1,192 @@
-"""Moment matching: the conditional mean E[x0 | x_t, y] of a constraint y = A x0 + noise n, by forward passes only.
+"""Moment matching: the conditional mean E[x0 | x_t, y] of a linear constraint y = A x0 + noise, by forward passes only.
 
-Let D = D(x_t, t) be the denoised image, J the Jacobian of the denoiser, and V_t = Cov[x0 | x_t] = (sigma_t^2 / alpha_t)
-J (Tweedie's second-order formula). With a Gaussian approximation of x0 given x_t, which is exact for a Gaussian prior,
+With V = Cov[x0 | x_t] and a Gaussian approximation of x0 given x_t, which is exact for a Gaussian prior,
 
-    E[x0 | x_t, y] = D + V_t A^T u,     (noise^2 I + A V_t A^T) u = y - A D.              (1)
+    E[x0 | x_t, y] = x0 + V A^T u,     (noise^2 I + A V A^T) u = y - A x0.                                         (1)
 
-The system is solved by k iterations of GMRES. Each takes one product J A^T q, a forward difference of the denoiser, and
-the products also give V_t A^T u, so a noise level takes 1 + k evaluations. With few iterations the system is solved
-only roughly, so unmeasured pixels follow y less than they should. The exact J is symmetric, so J replaces the J^T of
-TMPD and MMPS; the J of a trained network is only nearly symmetric, hence GMRES and not conjugate gradients.
+V is modelled by V_w of `adhere.core.covariance`, equation (2), which takes no evaluation. One evaluation per noise
+level remains. Two steps make up for the difference between V and V_w.
 
-At high noise, a Gaussian is a poor approximation: x_t is compatible with many pictures, of which y selects a few. There
-the previous conditional mean says more of x0 than x_t does. While snr_t = alpha_t^2 / sigma_t^2 is below `fusion_snr`,
-it is used as an independent observation of x0 with precision gamma = fusion_snr - snr_t. Together with x_t it is
-equivalent to the state
+Tilt. Let eta = alpha_t x_t / sigma_t^2 and snr = alpha_t^2 / sigma_t^2. For any prior, D at eta + A^T u is exactly the
+mean of x0 given x_t, reweighted by exp(u^T A x0): the linear part of what y says. It can be given to the network before
+the evaluation, with a prediction u_0 of u. From the previous conditional mean m, which belonged to (eta_m, snr_m),
 
-    x_fused = (sigma^2 / alpha) (alpha_t / sigma_t^2 x_t + gamma mean)                    (2)
+    m' = m + V_w [(eta - eta_m) - (snr - snr_m) m]                        the expected mean at x_t                  (3)
+    u_0 = (noise^2 I + A A^T / snr)^-1 (y - A m')                         as for V = I / snr                        (4)
+    x0 = D(x_t + (sigma_t^2 / alpha_t) A^T u_0)                           the evaluation
+    (noise^2 I + A V_w A^T) u = y - A x0 - noise^2 u_0,     m = x0 + V_w A^T u                                      (5)
 
-at the time t_fused of `fusion_snr`, whose coefficients are alpha and sigma. This takes no evaluation. It draws x0
-towards the mean, which reduces the variance of samples. For a Gaussian prior and the mean of the current noise level,
-it would change nothing.
+For a Gaussian prior with covariance V_w, the tilt changes nothing. Equations (4) and (5) are solved in closed form or
+by a fixed number of conjugate residuals.
 
-One noise level of the default preset, in short (lambda_t = log(alpha_t / sigma_t) is called log-SNR):
+Jacobian products. At noise levels where the picture is decided, d = V s along s = A^T u is measured by a forward
+difference of the denoiser, one evaluation each (Tweedie's second-order formula, V = (sigma_t^2 / alpha_t) J). V is then
+the BFGS update of V_w with V s = d, and (5) is solved again.
 
-    x_fused, t_fused = (2) if snr_t < 0.05 and there is a previous mean, else x_t, t
-    x0   = D(x_fused, t_fused)                      1 evaluation
-    step = V A^T u of (1) by GMRES                  2 evaluations up to lambda_t = -2, 1 from 0.2 on, rounded between
-    mean = x0 + step, projected onto A x0 = y if noise = 0
-    return x_t, mean                                the transition goes on from these
+Fusion. At high noise, x_t is compatible with many pictures, of which y selects a few, so the previous mean m says more
+of x0 than x_t does. While snr is below `fusion_snr`, m is used as an independent observation of x0 with precision
+gamma = fusion_snr - snr. Together with x_t it is equivalent to the state
 
-The preset (`adhere.core.presets`) has 10 noise levels with lambda from -3.5 to 4: 10 denoisings and 14 products make 24
-evaluations. Its transition adds noise of half the standard deviation (temperature 0.5), hence less grain and variety.
+    x = (sigma^2 / alpha) (alpha_t / sigma_t^2 x_t + gamma m)                                                       (6)
 
-Details:
-- The number of iterations may depend on the noise level, since V_t is far from a multiple of the identity at middle
-  noise levels and nearly one at low noise (docs/experiments/solvers-on-exact-priors.md).
-- An operator that is not tight (A A^T is no multiple of the identity), such as a blur, gets a preconditioner that takes
-  no evaluation: the system (1) for V_t = v I.
-- The linearization of a loss has one measurement, so GMRES has one direction, V_t e with e = -grad of the loss.
-  Further iterations linearize it again at the current mean, as Newton's method does.
-- A measurement without noise is met exactly: the mean is projected onto it.
+at the time of `fusion_snr`, whose coefficients are alpha and sigma. It takes no evaluation.
 
-Source: TMPD: Boys et al. (2023); MMPS: Rozet et al. (2024); GMRES: Saad and Schultz (1986); observations as factors:
-Minka, *Expectation propagation* (2001).
+Source: Gaussian approximation: TMPD (Boys et al., 2023) and MMPS (Rozet et al., 2024), which use J^T by
+backpropagation; updates of a covariance during sampling: Free Hunch (arXiv 2410.11149); tilting and factors: Minka,
+*Expectation propagation* (2001).
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 
 from torch import Tensor
 
-from adhere.core._linalg import clip_rms, dot, gmres, safe_divide
+from adhere.core._linalg import bfgs_product, clip_rms, conjugate_residuals, dot, per_sample, safe_divide
 from adhere.core.constraints import Constraint, Linear, Linearization
+from adhere.core.covariance import StationaryCovariance, default_covariance
 from adhere.core.denoisers import Denoiser
 from adhere.core.derivatives import jvp
 from adhere.core.schedules import Schedule, check_signal, log_snr
 from adhere.core.solvers.base import Solver
 
-_PRECONDITIONER_VARIANCE = 0.1  # prior variance of a pixel; the result depends little on it
-_LOSS_REFINE_MIN_LOG_SNR = 2.0  # above it V_t is nearly a multiple of the identity, so a step along e needs no product
+_Memory = tuple[Tensor, Tensor, float]  # m, eta_m + A^T (u_0 + u), snr_m
 
 
 @dataclass(frozen=True)
-class MomentMatching(Solver[Tensor]):
-    """The conditional mean (1) at each noise level; its memory is the mean of the previous one.
+class MomentMatching(Solver[_Memory]):
+    """The conditional mean (5) at each noise level.
 
     Attributes:
-        num_iterations: GMRES iterations per noise level, at least 1: one number, or pairs (log-SNR, number) with
-            increasing log-SNR, between which the number is interpolated.
-        noise_floor: the smallest measurement noise in (1), in image units. It keeps the system well conditioned.
-        fusion_snr: the SNR exp(2 log-SNR) below which the previous mean is fused by (2); 0 never fuses.
+        covariance: V_w; that of the model, or `default_covariance` for the number of channels, if None.
+        fusion_snr: the SNR exp(2 log-SNR) below which the previous mean is fused by (6); 0 never fuses.
+        jacobian_products: how many are taken at each of the half of the noise levels that are closest to log-SNR 0.
+        num_iterations: conjugate residuals per linear system; one for a constraint that is linearized, since each
+            product with its operator may take a decoding.
+        noise_floor: the smallest measurement noise, in image units.
+        product_log_snrs: the noise levels of the Jacobian products; `prepare` sets it.
 
     Raises:
         ValueError: for settings out of range.
     """
 
-    num_iterations: int | tuple[tuple[float, int], ...] = ((-2.0, 2), (0.2, 1))
+    covariance: StationaryCovariance | None = None
+    fusion_snr: float = 0.1
+    jacobian_products: int = 0
+    num_iterations: int = 10
     noise_floor: float = 0.01
-    fusion_snr: float = 0.05
+    product_log_snrs: frozenset[float] = frozenset()
 
     def __post_init__(self) -> None:
-        pairs = self._pairs
-        if not pairs or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
-            raise ValueError(f"num_iterations = {self.num_iterations!r}: give an integer, or pairs (log-SNR, integer)")
-        if not all(type(number) is int and number >= 1 for _, number in pairs):
-            raise ValueError(f"num_iterations = {self.num_iterations!r}: each must be an integer of at least 1")
-        if not all(a < b for (a, _), (b, _) in pairwise((*pairs, (math.inf, 1)))):
-            raise ValueError(f"num_iterations = {self.num_iterations!r}: the log-SNRs of the pairs must increase")
-        if not self.noise_floor >= 0:
-            raise ValueError(f"noise_floor = {self.noise_floor}: a standard deviation must be at least 0")
         if not 0 <= self.fusion_snr < math.inf:
             raise ValueError(f"fusion_snr = {self.fusion_snr}: a ratio of variances must be finite and at least 0")
-
-    @property
-    def _pairs(self) -> tuple[tuple[float, int], ...]:
-        return self.num_iterations if isinstance(self.num_iterations, tuple) else ((0.0, self.num_iterations),)
-
-    def iterations_at(self, log_snr: float) -> int:
-        """Return the number of GMRES iterations at a noise level."""
-        (left, k), *rest = self._pairs
-        for right, n in rest:
-            if log_snr < right:
-                return round(k + (n - k) * max(0.0, log_snr - left) / (right - left))
-            left, k = right, n
-        return k
-
-    def evaluations(self, log_snrs: Sequence[float], state_size: int = 0) -> int:
-        return sum(1 + self.iterations_at(one) for one in log_snrs)
+        if not self.noise_floor >= 0:
+            raise ValueError(f"noise_floor = {self.noise_floor}: a standard deviation must be at least 0")
+        for name, least in (("jacobian_products", 0), ("num_iterations", 1)):
+            if type(value := getattr(self, name)) is not int or value < least:
+                raise ValueError(f"{name} = {value!r}: it must be an integer of at least {least}")
 
     def supports(self, constraint: Constraint) -> bool:
         return constraint.is_linearizable
 
+    def evaluations(self, log_snrs: Sequence[float], state_size: int = 0) -> int:
+        return len(log_snrs) + self.jacobian_products * (len(log_snrs) // 2)
+
+    def with_covariance(self, covariance: StationaryCovariance) -> "MomentMatching":
+        return replace(self, covariance=covariance) if self.covariance is None else self
+
+    def prepare(self, log_snrs: Sequence[float]) -> "MomentMatching":
+        closest = sorted(log_snrs, key=abs)[: len(log_snrs) // 2]
+        return replace(self, product_log_snrs=frozenset(closest))
+
     def fuse_previous_mean(
         self, schedule: Schedule, x_t: Tensor, t: float, mean: Tensor | None
     ) -> tuple[Tensor, float]:
-        """Return (x_fused, t_fused) of equation (2), or (x_t, t) if there is no mean or snr_t >= fusion_snr."""
+        """Return x of equation (6) and its time, or (x_t, t) if there is no mean or snr >= fusion_snr."""
         alpha_t, sigma_t = schedule(t)
         snr_t = (alpha_t / sigma_t) ** 2
         if mean is None or snr_t >= self.fusion_snr:
             return x_t, t
-        t_fused = schedule.t_from_log_snr(math.log(self.fusion_snr) / 2)
-        alpha_f, sigma_f = schedule(t_fused)
-        gamma = (alpha_f / sigma_f) ** 2 - snr_t  # a discrete schedule has only the nearest time
-        return (sigma_f**2 / alpha_f) * (alpha_t / sigma_t**2 * x_t + gamma * mean), t_fused
+        s = schedule.t_from_log_snr(math.log(self.fusion_snr) / 2)
+        alpha, sigma = schedule(s)
+        gamma = (alpha / sigma) ** 2 - snr_t  # a discrete schedule has only the nearest time
+        return (sigma**2 / alpha) * (alpha_t / sigma_t**2 * x_t + gamma * mean), s  # (6)
 
     def __call__(
-        self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        lambda_t = log_snr(denoiser.schedule, t)
+        self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: _Memory | None
+    ) -> tuple[Tensor, Tensor, _Memory]:
         check_signal(denoiser.schedule(t)[0], "moment_matching")
-        num_iterations = self.iterations_at(lambda_t)
+        x, s = self.fuse_previous_mean(denoiser.schedule, x_t, t, None if memory is None else memory[0])
+        alpha, sigma = denoiser.schedule(s)
+        snr, scale = (alpha / sigma) ** 2, sigma**2 / alpha
+        eta = x / scale
+        V = partial((self.covariance or default_covariance(x_t.shape[1])).product, snr=snr)  # (2)
 
-        x_fused, t_fused = self.fuse_previous_mean(denoiser.schedule, x_t, t, memory)
-        x0 = denoiser(x_fused, t_fused)
+        u_0, tilt = 0.0, 0.0
+        if memory is not None:
+            m, eta_m, snr_m = memory
+            u_0, tilt = self._tilt(constraint, m + V((eta - eta_m) - (snr - snr_m) * m), snr)  # (3), (4)
+        x = x + scale * tilt
+        x0 = denoiser(x, s)
+
         linear = constraint.linearize(x0)
-        product = partial(jvp, denoiser, x_fused, t_fused, x0)  # v -> J v, one evaluation
-        alpha_f, sigma_f = denoiser.schedule(t_fused)
-        solve = partial(
-            conditional_mean, alpha_t=alpha_f, sigma_t=sigma_f, product=product, noise_floor=self.noise_floor
-        )
+        residual = linear.residual(x0)
+        variance = self._noise_variance(linear, residual)
+        residual = residual - variance * u_0
+        step = self._solve(linear, V, variance, residual)  # A^T u of (5)
+        pairs: list[tuple[Tensor, Tensor]] = []
+        product = V
+        for _ in range(self.jacobian_products if log_snr(denoiser.schedule, t) in self.product_log_snrs else 0):
+            pairs.append((step, scale * jvp(denoiser, x, s, x0, step)))
+            product = partial(bfgs_product, V, pairs)
+            step = self._solve(linear, product, variance, residual)
+        mean = x0 + constraint.limit_step(x0, clip_rms(product(step), linear.max_step_rms))
+        if not isinstance(linear, Linearization) and linear.noise == 0:
+            mean = linear.project(mean)
+        return x_t, mean, (mean, eta + tilt + step, snr)
 
-        measurement_size = linear.y[0].numel()
-        mean = solve(linear, x0, num_iterations=min(num_iterations, measurement_size))
-        if not isinstance(linear, Linearization):
-            mean = linear.project(mean) if linear.noise == 0 else mean
-        elif measurement_size == 1 and linear.noise <= self.noise_floor:
-            for _ in range(num_iterations - 1):
-                linear = constraint.linearize(mean)
-                mean = solve(linear, mean, num_iterations=1)
-            if lambda_t > _LOSS_REFINE_MIN_LOG_SNR:
-                mean = _refine_loss(constraint, mean)
-        return x_t, mean, mean
+    def _tilt(self, constraint: Constraint, expected: Tensor, snr: float) -> tuple[Tensor, Tensor]:
+        """Return u_0 of (4) and A^T u_0."""
+        linear = constraint.linearize(expected)
+        A, residual = linear.operator, linear.residual(expected)
+        variance = self._noise_variance(linear, residual)
+        if isinstance(linear, Linearization):
+            u_0, tilt = _minimal_residual_step(linear, lambda v: v / snr, variance, residual)
+            shortened = clip_rms(tilt / snr, linear.max_step_rms) * snr  # tilt / snr is about the change of x0
+            factor = safe_divide(dot(shortened, tilt), dot(tilt, tilt)).flatten()
+            return per_sample(factor, u_0) * u_0, shortened
+        u_0 = snr * A.solve_normal(residual, snr * variance, self.num_iterations, tolerance=0.01)
+        return u_0, A.adjoint(u_0)
+
+    def _solve(self, linear: Linear, V: Callable[[Tensor], Tensor], variance: Tensor, residual: Tensor) -> Tensor:
+        """Return A^T u with (variance + A V A^T) u = residual."""
+        A = linear.operator
+        if isinstance(linear, Linearization):
+            return _minimal_residual_step(linear, V, variance, residual)[1]
+        matrix = lambda u: variance * u + A(V(A.adjoint(u)))  # noqa: E731
+        return A.adjoint(conjugate_residuals(matrix, residual, self.num_iterations, tolerance=0.0))
+
+    def _noise_variance(self, linear: Linear, residual: Tensor) -> Tensor:
+        """Return noise^2, (B, 1, ..., 1), at least noise_floor^2 in image units.
+
+        A measurement is in image units after division by its gain |A^T r| / |r|, so the units of A do not matter.
+        """
+        if isinstance(linear, Linearization):  # it has a floor of its own, and a product may take an encoding
+            return dot(residual, residual).new_full((), max(linear.noise, self.noise_floor) ** 2)
+        back = linear.operator.adjoint(residual)
+        gain = safe_divide(dot(back, back).flatten(), dot(residual, residual).flatten())
+        return per_sample((self.noise_floor**2 * gain).clamp_min(linear.noise**2), residual)
 
 
-def conditional_mean(
-    linear: Linear,
-    x0: Tensor,
-    alpha_t: float,
-    sigma_t: float,
-    product: Callable[[Tensor], Tensor],
-    num_iterations: int,
-    noise_floor: float,
-) -> Tensor:
-    """Return the conditional mean (1), (B, ...), by GMRES.
+def _minimal_residual_step(
+    linear: Linear, V: Callable[[Tensor], Tensor], variance: Tensor, residual: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return (u, A^T u) for (variance I + A V A^T) u = residual: u = c residual with the c that minimizes the rest.
 
-    Args:
-        linear: the linear constraint y = A x0 + noise.
-        x0: the denoised image, (B, ...).
-        alpha_t, sigma_t: the coefficients of the noise level.
-        product: v -> J v on images; `mmps` passes J^T v.
-        num_iterations: the number of products.
-        noise_floor: the smallest measurement noise, in image units.
+    This is one conjugate residual. It takes one product with A and one with A^T.
     """
-    A, noise = linear.operator, max(linear.noise, noise_floor)
-    damping = noise**2 * alpha_t / sigma_t**2  # (1) divided by sigma_t^2 / alpha_t, so that J stands for V_t
-    preconditioner = None
-    if not (isinstance(linear, Linearization) or A.is_tight):  # the products of a linearization may take a decoding
-        variance = 1 / (1 / _PRECONDITIONER_VARIANCE + (alpha_t / sigma_t) ** 2)  # of x0 given x_t, per pixel
-        preconditioner = partial(A.solve_normal, damping=noise**2 / variance, tolerance=0.01)
-    covariance_times_u = gmres(
-        lambda q: product(A.adjoint(q)), A, damping, linear.residual(x0), num_iterations, preconditioner
-    )
-    return x0 + clip_rms(covariance_times_u, linear.max_step_rms)
-
-
-def _refine_loss(constraint: Constraint, mean: Tensor) -> Tensor:
-    """Return the mean after two Newton steps along the negative gradient, which take no evaluation."""
-    for _ in range(2):
-        linear = constraint.linearize(mean)
-        residual = linear.residual(mean)
-        step = linear.operator.adjoint(residual)
-        gain = safe_divide(dot(residual, linear.operator(step)), dot(residual, residual))  # 1 without a decoder
-        mean = mean + clip_rms(step / gain.clamp_min(1), linear.max_step_rms)
-    return mean
+    back = linear.operator.adjoint(residual)
+    product = variance * residual + linear.operator(V(back))
+    c = safe_divide(dot(residual, product), dot(product, product)).flatten()
+    return per_sample(c, residual) * residual, per_sample(c, back) * back

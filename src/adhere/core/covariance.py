@@ -1,0 +1,97 @@
+"""A model of the posterior covariance Cov[x0 | x_t] that takes no evaluation of the network.
+
+Photographs and the latents of autoencoders have about the power spectrum of a stationary field whose power falls with
+the frequency k. For a Gaussian prior with that spectrum, Cov[x0 | x_t] is
+
+    V_w = F^-1 S (I + snr S)^-1 F,    S(k) = (1 - w) f(k) C + w (tr C / c) I,    f ~ (k0^2 + |k|^2)^(-p/2)        (2)
+
+where F is the Fourier transform, snr = alpha_t^2 / sigma_t^2, C the covariance of the c channels of one pixel, f has
+mean 1, and w is the fraction of the variance that is white. A product with V_w takes a pair of FFTs.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StationaryCovariance:
+    """V_w of equation (2), for states (B, c, H, W) of any height and width.
+
+    Attributes:
+        channel_covariance: C, c rows of c numbers.
+        exponent: p.
+        white_fraction: w, in (0, 1]. It keeps V_w from being too small at high frequencies.
+        min_frequency: k0, in cycles per longer side.
+    """
+
+    channel_covariance: tuple[tuple[float, ...], ...]
+    exponent: float
+    white_fraction: float = 0.1
+    min_frequency: float = 0.5
+
+    @classmethod
+    def isotropic(cls, channels: int, variance: float = 1.0, exponent: float = 2.0) -> "StationaryCovariance":
+        """Return the covariance of independent channels of equal variance, such as those of latents."""
+        rows = tuple(tuple(variance * (i == j) for j in range(channels)) for i in range(channels))
+        return cls(rows, exponent)
+
+    @classmethod
+    def fit(cls, x0: Tensor, white_fraction: float = 0.1) -> "StationaryCovariance":
+        """Return the covariance of examples (N, c, H, W): C by moments, p by a line through the log power over log |k|.
+
+        Each octave of frequencies has the same weight.
+        """
+        x0 = x0 - x0.mean((0, 2, 3), keepdim=True)
+        C = torch.einsum("nchw,ndhw->cd", x0, x0) / (x0.numel() / x0.shape[1])
+        k = _frequencies(x0.shape[-2], x0.shape[-1]).to(x0)
+        power = torch.fft.rfft2(x0, norm="ortho").abs().square().mean((0, 1))
+        inside = (k > 0) & (k <= 0.5)
+        log_k, log_power, weight = k[inside].log(), power[inside].log(), 1 / k[inside]
+        log_k = log_k - (weight * log_k).sum() / weight.sum()
+        exponent = -float((weight * log_k * log_power).sum() / (weight * log_k.square()).sum())
+        return cls(tuple(tuple(row) for row in C.tolist()), exponent, white_fraction)
+
+    def product(self, v: Tensor, snr: float) -> Tensor:
+        """Return V_w v for v (B, c, H, W)."""
+        S, U = _spectrum(self, v.shape[-2:], v.dtype, v.device)
+        g = torch.einsum("cd,nchw->ndhw", U, v)
+        g = torch.fft.irfft2(torch.fft.rfft2(g) * (S / (1 + snr * S)), s=v.shape[-2:])
+        return torch.einsum("cd,ndhw->nchw", U, g)
+
+
+def default_covariance(channels: int) -> StationaryCovariance:
+    """Return the covariance for states of c channels, if nothing is known of the model.
+
+    3 channels are RGB photographs in [-1, 1], 1 channel is gray; others are latents of about unit variance.
+    """
+    if channels == 3:
+        colors = ((0.202, 0.144, 0.126), (0.144, 0.186, 0.170), (0.126, 0.170, 0.210))
+        return StationaryCovariance(colors, exponent=2.6)
+    if channels == 1:
+        return StationaryCovariance.isotropic(1, variance=0.2, exponent=2.6)
+    return StationaryCovariance.isotropic(channels)
+
+
+@lru_cache(maxsize=16)
+def _spectrum(
+    model: StationaryCovariance, size: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return S (c, H, W // 2 + 1) in the basis U (c, c) of the channels' eigenvectors."""
+    height, width = size
+    with torch.inference_mode(False):  # the cached tensors may later take part in autograd
+        values, U = torch.linalg.eigh(torch.tensor(model.channel_covariance, dtype=torch.float64))
+        k = _frequencies(height, width)
+        f = ((model.min_frequency / max(size)) ** 2 + k**2) ** (-model.exponent / 2)
+        total = f.sum() + f[:, 1 : (width + 1) // 2].sum()  # over the whole plane: these columns appear twice
+        f = f * (height * width / total)
+        S = (1 - model.white_fraction) * values.clamp_min(0)[:, None, None] * f + model.white_fraction * values.mean()
+        return S.to(device, dtype), U.to(device, dtype)
+
+
+def _frequencies(height: int, width: int) -> Tensor:
+    """Return |k| of `rfft2`, (H, W // 2 + 1), in cycles per pixel."""
+    rows = torch.fft.fftfreq(height, dtype=torch.float64)[:, None]
+    return torch.hypot(rows, torch.fft.rfftfreq(width, dtype=torch.float64))
