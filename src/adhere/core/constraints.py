@@ -43,6 +43,11 @@ class Constraint(ABC):
         """Whether `linearize` is implemented, which moment matching and DDNM need."""
         return type(self).linearize is not Constraint.linearize
 
+    @property
+    def has_loss(self) -> bool:
+        """Whether a `Loss` takes part, whose gradient changes so much that the default solver linearizes it often."""
+        return False
+
     def linearize(self, x0: Tensor, /) -> "Linear":
         """Return a linear constraint that agrees with this one to first order at x0.
 
@@ -194,6 +199,10 @@ class Loss(Constraint):
     def __post_init__(self) -> None:
         if not self.max_step_rms > 0:
             raise ValueError(f"max_step_rms = {self.max_step_rms}: it must be above 0; 0.3 is usual")
+
+    @property
+    def has_loss(self) -> bool:
+        return True
 
     def neg_grad(self, x0: Tensor) -> Tensor:
         return self._values_and_neg_grad(x0)[1]
@@ -363,6 +372,10 @@ class Sum(Constraint):
         return bool(self._active) and all(constraint.is_linearizable for constraint, _ in self._active)
 
     @property
+    def has_loss(self) -> bool:
+        return any(constraint.has_loss for constraint, _ in self._active)
+
+    @property
     def _active(self) -> list[tuple[Constraint, float]]:
         """The constraints with a positive weight, without `Unconstrained`."""
         parts = zip(self.constraints, self.weights, strict=True)
@@ -372,12 +385,14 @@ class Sum(Constraint):
         if not self.is_linearizable:
             return super().linearize(x0)
         parts = [constraint.linearize(x0) for constraint, _ in self._active]
-        residuals = [part.residual(x0) for part in parts]
+        is_linear = not any(isinstance(part, Linearization) for part in parts)
+        measured = [part.y.expand(len(x0), *part.y.shape[1:]) if is_linear else part.residual(x0) for part in parts]
         noises = [max(part.noise, self.noise_floor) for part in parts]
         scales = [max(noises) / noise * math.sqrt(w) for noise, (_, w) in zip(noises, self._active, strict=True)]
-        shapes = tuple(tuple(r.shape[1:]) for r in residuals)
+        shapes = tuple(tuple(y.shape[1:]) for y in measured)
         operator = _Stacked(tuple(part.operator for part in parts), tuple(scales), shapes)
         max_step_rms = min(part.max_step_rms for part in parts)
-        return Linearization(
-            operator, operator.concatenate(residuals), max(noises), origin=x0, max_step_rms=max_step_rms
-        )
+        y = operator.concatenate(measured)
+        if is_linear:
+            return Linear(operator, y, max(noises), max_step_rms=max_step_rms)
+        return Linearization(operator, y, max(noises), origin=x0, max_step_rms=max_step_rms)

@@ -119,6 +119,10 @@ class DecodedConstraint(Constraint):
     def is_linearizable(self) -> bool:
         return self.inner.is_linearizable
 
+    @property
+    def has_loss(self) -> bool:
+        return self.inner.has_loss
+
     def linearize(self, z: Tensor) -> Linearization:
         """Return the linear constraint at z.
 

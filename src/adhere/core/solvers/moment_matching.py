@@ -1,27 +1,29 @@
 """Moment matching: the conditional mean E[x0 | x_t, y] of a linear constraint y = A x0 + noise, by forward passes only.
 
-With V = Cov[x0 | x_t] and a Gaussian approximation of x0 given x_t, which is exact for a Gaussian prior,
+Let D = D(x_t, t) = E[x0 | x_t] be the denoised image and V = Cov[x0 | x_t]. With a Gaussian approximation of x0 given
+x_t, which is exact for a Gaussian prior,
 
-    E[x0 | x_t, y] = x0 + V A^T u,     (noise^2 I + A V A^T) u = y - A x0.                                         (1)
+    E[x0 | x_t, y] = D + V A^T u,     (noise^2 I + A V A^T) u = y - A D.                                           (1)
 
 V is modelled by V_w of `adhere.core.covariance`, equation (2), which takes no evaluation. One evaluation per noise
-level remains. Two steps make up for the difference between V and V_w.
+level remains. Two steps reduce the error of V_w.
 
 Tilt. Let eta = alpha_t x_t / sigma_t^2 and snr = alpha_t^2 / sigma_t^2. For any prior, D at eta + A^T u is exactly the
-mean of x0 given x_t, reweighted by exp(u^T A x0): the linear part of what y says. It can be given to the network before
-the evaluation, with a prediction u_0 of u. From the previous conditional mean m, which belonged to (eta_m, snr_m),
+mean of x0 given x_t, reweighted by exp(u^T A x0). The reweighting is the linear part of what y says, and the network
+gets it before its evaluation, with a prediction u_0 of u. From the previous conditional mean m, which belonged to
+(eta_m, snr_m),
 
     m' = m + V_w [(eta - eta_m) - (snr - snr_m) m]                        the expected mean at x_t                  (3)
     u_0 = (noise^2 I + A A^T / snr)^-1 (y - A m')                         as for V = I / snr                        (4)
     x0 = D(x_t + (sigma_t^2 / alpha_t) A^T u_0)                           the evaluation
     (noise^2 I + A V_w A^T) u = y - A x0 - noise^2 u_0,     m = x0 + V_w A^T u                                      (5)
 
-For a Gaussian prior with covariance V_w, the tilt changes nothing. Equations (4) and (5) are solved in closed form or
-by a fixed number of conjugate residuals.
+The next noise level gets m, eta_m = eta + A^T (u_0 + u) and snr_m = snr. For a Gaussian prior with covariance V_w, the
+tilt changes nothing. Equations (4) and (5) are solved in closed form or by a fixed number of conjugate residuals.
 
-Jacobian products. At noise levels where the picture is decided, d = V s along s = A^T u is measured by a forward
-difference of the denoiser, one evaluation each (Tweedie's second-order formula, V = (sigma_t^2 / alpha_t) J). V is then
-the BFGS update of V_w with V s = d, and (5) is solved again.
+Jacobian products. At some noise levels, d = V s along s = A^T u is measured by a forward difference of the denoiser,
+one evaluation each (Tweedie's second-order formula, V = (sigma_t^2 / alpha_t) J). V is then the BFGS update of V_w with
+V s = d, and (5) is solved again.
 
 Fusion. At high noise, x_t is compatible with many pictures, of which y selects a few, so the previous mean m says more
 of x0 than x_t does. While snr is below `fusion_snr`, m is used as an independent observation of x0 with precision
@@ -30,6 +32,9 @@ gamma = fusion_snr - snr. Together with x_t it is equivalent to the state
     x = (sigma^2 / alpha) (alpha_t / sigma_t^2 x_t + gamma m)                                                       (6)
 
 at the time of `fusion_snr`, whose coefficients are alpha and sigma. It takes no evaluation.
+
+Constraints that are not linear. A loss, and any constraint through a decoder, is linearized at m' for (4) and at x0 for
+(5). For a loss, Gauss-Newton steps follow, which linearize it again at the mean.
 
 Source: Gaussian approximation: TMPD (Boys et al., 2023) and MMPS (Rozet et al., 2024), which use J^T by
 backpropagation; updates of a covariance during sampling: Free Hunch (arXiv 2410.11149); tilting and factors: Minka,
@@ -41,6 +46,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from adhere.core._linalg import bfgs_product, clip_rms, conjugate_residuals, dot, per_sample, safe_divide
@@ -52,6 +58,7 @@ from adhere.core.schedules import Schedule, check_signal, log_snr
 from adhere.core.solvers.base import Solver
 
 _Memory = tuple[Tensor, Tensor, float]  # m, eta_m + A^T (u_0 + u), snr_m
+_Product = Callable[[Tensor], Tensor]  # v -> V v
 
 
 @dataclass(frozen=True)
@@ -61,9 +68,13 @@ class MomentMatching(Solver[_Memory]):
     Attributes:
         covariance: V_w; that of the model, or `default_covariance` for the number of channels, if None.
         fusion_snr: the SNR exp(2 log-SNR) below which the previous mean is fused by (6); 0 never fuses.
-        jacobian_products: how many are taken at each of the half of the noise levels that are closest to log-SNR 0.
+        jacobian_products: how many are taken at half of the noise levels.
+        product_center: the log-SNR to which these noise levels are closest; -infinity for those of highest noise.
         num_iterations: conjugate residuals per linear system; one for a constraint that is linearized, since each
             product with its operator may take a decoding.
+        loss_steps: further Gauss-Newton steps per noise level for a loss. They take no evaluation.
+        tilt_max_log_snr: above this log-SNR, there is no tilt for constraints other than `Linear`. There it changes
+            little, and it may take two decodings.
         noise_floor: the smallest measurement noise, in image units.
         product_log_snrs: the noise levels of the Jacobian products; `prepare` sets it.
 
@@ -74,7 +85,10 @@ class MomentMatching(Solver[_Memory]):
     covariance: StationaryCovariance | None = None
     fusion_snr: float = 0.1
     jacobian_products: int = 0
+    product_center: float = 0.0
     num_iterations: int = 10
+    loss_steps: int = 3
+    tilt_max_log_snr: float = 0.5
     noise_floor: float = 0.01
     product_log_snrs: frozenset[float] = frozenset()
 
@@ -83,7 +97,7 @@ class MomentMatching(Solver[_Memory]):
             raise ValueError(f"fusion_snr = {self.fusion_snr}: a ratio of variances must be finite and at least 0")
         if not self.noise_floor >= 0:
             raise ValueError(f"noise_floor = {self.noise_floor}: a standard deviation must be at least 0")
-        for name, least in (("jacobian_products", 0), ("num_iterations", 1)):
+        for name, least in (("jacobian_products", 0), ("num_iterations", 1), ("loss_steps", 0)):
             if type(value := getattr(self, name)) is not int or value < least:
                 raise ValueError(f"{name} = {value!r}: it must be an integer of at least {least}")
 
@@ -97,8 +111,8 @@ class MomentMatching(Solver[_Memory]):
         return replace(self, covariance=covariance) if self.covariance is None else self
 
     def prepare(self, log_snrs: Sequence[float]) -> "MomentMatching":
-        closest = sorted(log_snrs, key=abs)[: len(log_snrs) // 2]
-        return replace(self, product_log_snrs=frozenset(closest))
+        distance = lambda one: abs(one - max(self.product_center, log_snrs[0]))  # noqa: E731
+        return replace(self, product_log_snrs=frozenset(sorted(log_snrs, key=distance)[: len(log_snrs) // 2]))
 
     def fuse_previous_mean(
         self, schedule: Schedule, x_t: Tensor, t: float, mean: Tensor | None
@@ -117,6 +131,7 @@ class MomentMatching(Solver[_Memory]):
         self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: _Memory | None
     ) -> tuple[Tensor, Tensor, _Memory]:
         check_signal(denoiser.schedule(t)[0], "moment_matching")
+        lambda_t = log_snr(denoiser.schedule, t)
         x, s = self.fuse_previous_mean(denoiser.schedule, x_t, t, None if memory is None else memory[0])
         alpha, sigma = denoiser.schedule(s)
         snr, scale = (alpha / sigma) ** 2, sigma**2 / alpha
@@ -124,27 +139,69 @@ class MomentMatching(Solver[_Memory]):
         V = partial((self.covariance or default_covariance(x_t.shape[1])).product, snr=snr)  # (2)
 
         u_0, tilt = 0.0, 0.0
-        if memory is not None:
+        if memory is not None and (isinstance(constraint, Linear) or lambda_t < self.tilt_max_log_snr):
             m, eta_m, snr_m = memory
             u_0, tilt = self._tilt(constraint, m + V((eta - eta_m) - (snr - snr_m) * m), snr)  # (3), (4)
         x = x + scale * tilt
         x0 = denoiser(x, s)
 
+        network_V = lambda v: scale * jvp(denoiser, x, s, x0, v)  # noqa: E731
+        products = [network_V] * (self.jacobian_products if lambda_t in self.product_log_snrs else 0)
         linear = constraint.linearize(x0)
         residual = linear.residual(x0)
         variance = self._noise_variance(linear, residual)
-        residual = residual - variance * u_0
-        step = self._solve(linear, V, variance, residual)  # A^T u of (5)
-        pairs: list[tuple[Tensor, Tensor]] = []
-        product = V
-        for _ in range(self.jacobian_products if log_snr(denoiser.schedule, t) in self.product_log_snrs else 0):
-            pairs.append((step, scale * jvp(denoiser, x, s, x0, step)))
-            product = partial(bfgs_product, V, pairs)
-            step = self._solve(linear, product, variance, residual)
-        mean = x0 + constraint.limit_step(x0, clip_rms(product(step), linear.max_step_rms))
-        if not isinstance(linear, Linearization) and linear.noise == 0:
-            mean = linear.project(mean)
+        if isinstance(linear, Linearization):
+            mean, step = self._nonlinear_mean(constraint, linear, x0, variance, residual - variance * u_0, V, products)
+        else:
+            mean, step = self._linear_mean(linear, x0, variance, residual - variance * u_0, V, products)
         return x_t, mean, (mean, eta + tilt + step, snr)
+
+    def _linear_mean(
+        self,
+        linear: Linear,
+        x0: Tensor,
+        variance: Tensor,
+        residual: Tensor,
+        V: _Product,
+        products: Sequence[_Product],
+    ) -> tuple[Tensor, Tensor]:
+        """Return m and A^T u of (5), where `products` multiply by the network's own V."""
+        A = linear.operator
+        pairs: list[tuple[Tensor, Tensor]] = []
+        updated_V = partial(bfgs_product, V, pairs)
+        matrix = lambda u: variance * u + A(updated_V(A.adjoint(u)))  # noqa: E731
+        step = A.adjoint(conjugate_residuals(matrix, residual, self.num_iterations, tolerance=0.0))
+        for product in products:
+            pairs.append((step, product(step)))
+            step = A.adjoint(conjugate_residuals(matrix, residual, self.num_iterations, tolerance=0.0))
+        mean = x0 + clip_rms(updated_V(step), linear.max_step_rms)
+        return linear.project(mean) if linear.noise == 0 else mean, step
+
+    def _nonlinear_mean(
+        self,
+        constraint: Constraint,
+        linear: Linear,
+        x0: Tensor,
+        variance: Tensor,
+        residual: Tensor,
+        V: _Product,
+        products: Sequence[_Product],
+    ) -> tuple[Tensor, Tensor]:
+        """Return m and A^T u by Gauss-Newton steps from x0; the first use `products` in place of V.
+
+        Each step takes one conjugate residual, since a product with the operator may take a decoding. All but the
+        first linearize the constraint again.
+        """
+        mean, total = x0, torch.zeros_like(x0)
+        for i in range(max(len(products), 1 + self.loss_steps * constraint.has_loss)):
+            if i > 0:
+                linear = constraint.linearize(mean)
+                residual = linear.residual(mean)
+            product = products[i] if i < len(products) else V
+            _, step, change = _minimal_residual_step(linear, product, variance, residual)
+            mean = mean + constraint.limit_step(mean, clip_rms(change, linear.max_step_rms))
+            total = total + step
+        return mean, total
 
     def _tilt(self, constraint: Constraint, expected: Tensor, snr: float) -> tuple[Tensor, Tensor]:
         """Return u_0 of (4) and A^T u_0."""
@@ -152,20 +209,12 @@ class MomentMatching(Solver[_Memory]):
         A, residual = linear.operator, linear.residual(expected)
         variance = self._noise_variance(linear, residual)
         if isinstance(linear, Linearization):
-            u_0, tilt = _minimal_residual_step(linear, lambda v: v / snr, variance, residual)
-            shortened = clip_rms(tilt / snr, linear.max_step_rms) * snr  # tilt / snr is about the change of x0
+            u_0, tilt, change = _minimal_residual_step(linear, lambda v: v / snr, variance, residual)
+            shortened = clip_rms(change, linear.max_step_rms) * snr
             factor = safe_divide(dot(shortened, tilt), dot(tilt, tilt)).flatten()
             return per_sample(factor, u_0) * u_0, shortened
         u_0 = snr * A.solve_normal(residual, snr * variance, self.num_iterations, tolerance=0.01)
         return u_0, A.adjoint(u_0)
-
-    def _solve(self, linear: Linear, V: Callable[[Tensor], Tensor], variance: Tensor, residual: Tensor) -> Tensor:
-        """Return A^T u with (variance + A V A^T) u = residual."""
-        A = linear.operator
-        if isinstance(linear, Linearization):
-            return _minimal_residual_step(linear, V, variance, residual)[1]
-        matrix = lambda u: variance * u + A(V(A.adjoint(u)))  # noqa: E731
-        return A.adjoint(conjugate_residuals(matrix, residual, self.num_iterations, tolerance=0.0))
 
     def _noise_variance(self, linear: Linear, residual: Tensor) -> Tensor:
         """Return noise^2, (B, 1, ..., 1), at least noise_floor^2 in image units.
@@ -180,13 +229,14 @@ class MomentMatching(Solver[_Memory]):
 
 
 def _minimal_residual_step(
-    linear: Linear, V: Callable[[Tensor], Tensor], variance: Tensor, residual: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return (u, A^T u) for (variance I + A V A^T) u = residual: u = c residual with the c that minimizes the rest.
+    linear: Linear, V: _Product, variance: Tensor, residual: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return u, A^T u and V A^T u for u = c residual, with the c that minimizes |residual - (variance + A V A^T) u|.
 
-    This is one conjugate residual. It takes one product with A and one with A^T.
+    This is one conjugate residual. It takes one product with A, A^T and V each.
     """
     back = linear.operator.adjoint(residual)
-    product = variance * residual + linear.operator(V(back))
+    change = V(back)
+    product = variance * residual + linear.operator(change)
     c = safe_divide(dot(residual, product), dot(product, product)).flatten()
-    return per_sample(c, residual) * residual, per_sample(c, back) * back
+    return per_sample(c, residual) * residual, per_sample(c, back) * back, per_sample(c, back) * change
