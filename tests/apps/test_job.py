@@ -25,6 +25,7 @@ REPORT = Report(
     seed=0,
     device="cpu",
     dtype="float32",
+    compile=False,
     version="0.1.0",
 )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from adhere.apps.cli import _EXAMPLES
@@ -56,6 +57,15 @@ def test_devices_that_do_not_exist(folder, inpaint_args, device):
 
 def test_an_unknown_dtype(folder, inpaint_args):
     assert "--dtype 'int8': choose one of float32, float16, bfloat16" in error_line(inpaint_args(dtype="int8"), folder)
+
+
+def test_compile_without_a_compiler(folder, inpaint_args, monkeypatch):
+    def no_compiler(*_, **__):
+        raise RuntimeError("No working C++ compiler found\nin a long trace")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    line = error_line(inpaint_args("photo.png", "--compile"), folder)
+    assert "torch.compile does not work here (No working C++ compiler found): install a C++ compiler" in line
 
 
 def test_plain_sampling_is_for_generate_only(folder, inpaint_args):

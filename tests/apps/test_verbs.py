@@ -12,6 +12,7 @@ from PIL import ExifTags, Image, ImageCms
 
 import adhere
 from adhere.apps.cli import _EXAMPLES
+from adhere.pipelines.base import ConstrainedPipeline
 from tests.apps.command import REPORT_LINE, arguments_for, contents_of, error_line, run
 from tests.picture_files import hole, image_of
 
@@ -33,7 +34,8 @@ def test_the_report_in_json(folder, inpaint_args, shared_model):
     assert result.exit_code == 0, result
     report = json.loads(Path("report.json").read_text())
     figures, prompts = ["nfe", "seconds", "residual", "peak_gb"], ["prompt", "negative_prompt", "guidance_scale"]
-    assert list(report) == [*figures, "model", *prompts, "solver", "steps", "seed", "device", "dtype", "version"]
+    settings = ["solver", "steps", "seed", "device", "dtype", "compile", "version"]
+    assert list(report) == [*figures, "model", *prompts, *settings]
     expected = {"nfe": 3, "model": str(shared_model), "solver": "ddnm", "steps": 3, "seed": 7, "dtype": "float32"}
     assert report | dict.fromkeys(prompts) | expected | {"version": adhere.__version__} == report
     assert report["seconds"] > 0
@@ -46,6 +48,15 @@ def test_the_default_solver_steps_and_seed(folder, inpaint_args):
     assert run(inpaint_args(steps=None, json="report.json")).exit_code == 0
     report = json.loads(Path("report.json").read_text())
     assert (report["solver"], report["steps"], report["seed"], report["nfe"]) == ("moment_matching", 10, 0, 24)
+
+
+def test_compile_calls_the_method_of_the_pipeline(folder, verb_args, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(ConstrainedPipeline, "compile", compiled.append)
+    for flags in ([], ["--compile"]):
+        assert run(verb_args("generate", "--force", *flags, json="report.json")).exit_code == 0
+        assert len(compiled) == len(flags)
+        assert json.loads(Path("report.json").read_text())["compile"] == bool(flags)
 
 
 def test_half_precision_does_not_change_known_pixels(folder, inpaint_args):

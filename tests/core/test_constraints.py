@@ -301,10 +301,26 @@ def test_what_can_be_linearized():
 def test_linear_is_its_own_linearization_and_others_have_an_origin():
     linear, x0 = satisfied_constraint(OPERATORS["area"], seeded(0))
     assert linear.linearize(x0) is linear
-    for constraint in (Loss(log_cosh), Sum((linear,), (1.0,))):
+    for constraint in (Loss(log_cosh), Sum((linear, Loss(log_cosh)), (1.0, 1.0))):
         result = constraint.linearize(x0)
         assert isinstance(result, Linearization) and result.origin is x0
     assert isinstance(Loss(log_cosh).linearize(x0).operator, InnerProduct)
+
+
+def test_a_sum_of_linear_constraints_is_linear():
+    x0 = normal(seeded(0), 2, *SHAPE)
+    area, _ = satisfied_constraint(OPERATORS["area"], seeded(1), 0.1)
+    half, _ = satisfied_constraint(OPERATORS["mask"], seeded(2), 0.1)
+    both = Sum((area, half), (1.0, 1.0)).linearize(x0)
+    assert type(both) is Linear
+    assert_close(both.neg_grad(x0), area.neg_grad(x0) + half.neg_grad(x0), 1e-10)
+
+
+def test_only_a_loss_and_what_contains_one_has_a_loss():
+    linear, _ = satisfied_constraint(OPERATORS["area"], seeded(0))
+    loss = Loss(log_cosh)
+    assert loss.has_loss and Sum((linear, loss), (1.0, 1.0)).has_loss
+    assert not linear.has_loss and not Sum((linear, loss), (1.0, 0.0)).has_loss
 
 
 def test_parts_of_a_sum_without_weight_have_no_influence():

@@ -53,6 +53,7 @@ class Report:
         seed: of the random numbers.
         device: of the network.
         dtype: of the network.
+        compile: whether the network was compiled.
         version: of adhere.
     """
 
@@ -69,6 +70,7 @@ class Report:
     seed: int
     device: str
     dtype: str
+    compile: bool
     version: str
 
     @property
@@ -97,6 +99,7 @@ class Job:
         seed: of the random numbers.
         device: a name that `torch.device` understands; None is a GPU if there is one, otherwise the CPU.
         dtype: 'float32', 'float16' or 'bfloat16'; None is float32 on a CPU and float16 on a GPU.
+        compile: whether the network is compiled with torch.compile.
         show_progress: whether a progress bar on standard error shows the steps.
     """
 
@@ -112,6 +115,7 @@ class Job:
     seed: int = 0
     device: str | None = None
     dtype: str | None = None
+    compile: bool = False
     show_progress: bool = False
 
     def check(self, *inputs: Path | None) -> None:
@@ -154,6 +158,8 @@ class Job:
             raise AdhereError("--solver 'plain': ignores all constraints, so only adhere generate accepts it")
         device, dtype = _device_and_dtype(self.device, self.dtype)
         pipe = _load(self.model, device, dtype)
+        if self.compile:
+            pipe.compile()
         pipe.set_progress_bar_config(desc="sampling", leave=False, disable=not self.show_progress)  # type: ignore[attr-defined]
         out = self._sample(pipe, task)
         report = self._report(out, device, dtype)
@@ -191,6 +197,7 @@ class Job:
             seed=self.seed,
             device=str(device),
             dtype=str(dtype).removeprefix("torch."),
+            compile=self.compile,
             version=__version__,
         )
 

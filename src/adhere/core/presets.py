@@ -51,7 +51,7 @@ PRESETS: dict[str, Sampler] = {
     ),
     # The default for losses: a network's own covariance where the picture is decided. 12 evaluations.
     "moment_matching_loss": Sampler(
-        MomentMatching(fusion_snr=0.1, jacobian_products=1, product_center=-math.inf),
+        MomentMatching(fusion_snr=0.1, jacobian_products=1, product_center=-math.inf, loss_steps=6),
         DPMSolver2M(temperature=None),
         partial(log_snr_spacing, log_snr_min=-3.5, log_snr_max=3.75),
         num_steps=8,

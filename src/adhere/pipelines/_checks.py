@@ -1,9 +1,12 @@
 """Checks of a call's arguments, of the network's output, and of the errors that a call may raise."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from adhere.core.denoisers import Denoiser, DenoiserWrapper
@@ -27,6 +30,21 @@ def check_steps(num_inference_steps: object) -> int | None:
     if num_inference_steps is None or type(num_inference_steps) is int:
         return num_inference_steps
     raise TypeError(f"num_inference_steps = {num_inference_steps!r}: give an integer, such as 20")
+
+
+def check_compilation(device: torch.device, options: dict[str, Any]) -> None:
+    """Raise AdhereError unless torch.compile works on the device with these options; a small function is compiled."""
+    try:
+        torch.compile(_small_function, **options)(torch.ones(2, device=device))
+    except Exception as error:  # what is raised depends on the backend, the system and the version of torch
+        reason = textwrap.shorten(str(error).partition("\n")[0] or type(error).__name__, 200)
+        raise AdhereError(
+            f"torch.compile does not work here ({reason}): install a C++ compiler such as g++, or do not compile"
+        ) from error
+
+
+def _small_function(x: Tensor) -> Tensor:
+    return 2 * x + 1
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from adhere.core.sampling import Sampler, _States, trajectory
 from adhere.core.schedules import Schedule
 from adhere.core.solvers.base import Solver
 from adhere.core.tiling import TiledDenoiser
-from adhere.pipelines._checks import FiniteDenoiser, check_names, check_steps, explain_errors
+from adhere.pipelines._checks import FiniteDenoiser, check_compilation, check_names, check_steps, explain_errors
 from adhere.pipelines._runs import Batch, Images, Results, RunOptions, RunPlan, plan_runs, requested_size
 from adhere.pipelines.prompts import PromptInputs
 from adhere.tasks.base import Task
@@ -168,7 +168,29 @@ class ConstrainedPipeline(DiffusionPipeline):
         """Return the pictures (B, 3, H, W), in about [-1, 1], of states."""
         return x0
 
+    @property
+    def _compiled_modules(self) -> list[torch.nn.Module]:
+        """The modules that `compile` compiles: the network."""
+        return [getattr(self, self.network)]
+
     # --- What all families share.
+
+    def compile(self, **options: Any) -> None:
+        """Compile the network, and the encoder and the decoder of latent families, with `torch.compile`, in place.
+
+        This is what users of diffusers know as `pipe.unet = torch.compile(pipe.unet)` or `pipe.transformer.compile()`.
+        The modules stay the same objects, so saving, LoRA and `adhere.from_pipe` work as before. The code is generated
+        during the first call, which takes a minute or more, and again for another size, batch size or dtype.
+
+        Args:
+            options: of `torch.compile`, such as `mode="max-autotune"`.
+
+        Raises:
+            AdhereError: if `torch.compile` does not work on this machine, for example without a C++ compiler.
+        """
+        check_compilation(self.execution_device, options)
+        for module in self._compiled_modules:
+            module.compile(**options)
 
     @property
     def execution_device(self) -> torch.device:

@@ -95,6 +95,11 @@ class LatentPipeline(ConstrainedPipeline):
         return int(getattr(self, self.network).config["in_channels"])
 
     @property
+    def _compiled_modules(self) -> list[torch.nn.Module]:
+        """The modules that `compile` compiles: the network, the encoder and the decoder."""
+        return [*super()._compiled_modules, self.vae.encoder, self.vae.decoder]
+
+    @property
     def prior_covariance(self) -> StationaryCovariance:
         return StationaryCovariance.isotropic(int(self.vae.config["latent_channels"]))
 

@@ -151,7 +151,7 @@ class MomentMatching(Solver[_Memory]):
         residual = linear.residual(x0)
         variance = self._noise_variance(linear, residual)
         if isinstance(linear, Linearization):
-            mean, step = self._nonlinear_mean(constraint, linear, x0, variance, residual - variance * u_0, V, products)
+            mean, step = self._nonlinear_mean(constraint, linear, x0, u_0, variance, residual, V, products)
         else:
             mean, step = self._linear_mean(linear, x0, variance, residual - variance * u_0, V, products)
         return x_t, mean, (mean, eta + tilt + step, snr)
@@ -182,6 +182,7 @@ class MomentMatching(Solver[_Memory]):
         constraint: Constraint,
         linear: Linear,
         x0: Tensor,
+        u_0: Tensor | float,
         variance: Tensor,
         residual: Tensor,
         V: _Product,
@@ -198,9 +199,9 @@ class MomentMatching(Solver[_Memory]):
                 linear = constraint.linearize(mean)
                 residual = linear.residual(mean)
             product = products[i] if i < len(products) else V
-            _, step, change = _minimal_residual_step(linear, product, variance, residual)
+            u, step, change = _minimal_residual_step(linear, product, variance, residual - variance * u_0)
             mean = mean + constraint.limit_step(mean, clip_rms(change, linear.max_step_rms))
-            total = total + step
+            u_0, total = u_0 + u, total + step
         return mean, total
 
     def _tilt(self, constraint: Constraint, expected: Tensor, snr: float) -> tuple[Tensor, Tensor]:
