@@ -5,7 +5,7 @@ PYTEST_ARGS ?=
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench bench-quick posterior photo emoji robustness jacobian bench-libraries clean
+.PHONY: help install demo test lint format bench bench-quick posterior photo emoji robustness jacobian full-size bench-libraries clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -88,6 +88,9 @@ robustness: install ## measure noisy scattered masks, nonlinear measurements, fi
 
 jacobian: install ## measure symmetry, spectrum and calibration of the denoisers' Jacobians (half an hour)
 	$(PY) -m benchmarks.jacobian --json benchmarks/results/jacobian.json --figures docs/images
+
+full-size: install ## time SD 1.5, SDXL, SD3.5 and Flux at full size with random weights, best on a GPU
+	$(PY) -m benchmarks.full_size --json benchmarks/results/full_size.json
 
 bench-libraries: .venv-libraries/.installed ## run methods of deepinv, azula and diffusers on the same problems
 	.venv-libraries/bin/python -m benchmarks.other_libraries posterior \

@@ -64,6 +64,8 @@ METRICS = {
     "strength": Metric("strength", None, ".1f"),
     "seconds": Metric("seconds", 0, ".2f"),
     "times_plain": Metric("times plain", 0, ".2f"),
+    "times_newton": Metric("times inexact_newton", 0, ".3f"),
+    "times_dps": Metric("times dps", 0, ".3f"),
     "peak_mb": Metric("peak MB", 0, ".0f"),
     "working_mb": Metric("MB above the model", 0, ".1f"),
 }

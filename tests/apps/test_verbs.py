@@ -52,7 +52,7 @@ def test_the_default_solver_steps_and_seed(folder, inpaint_args):
 
 def test_compile_calls_the_method_of_the_pipeline(folder, verb_args, monkeypatch):
     compiled = []
-    monkeypatch.setattr(ConstrainedPipeline, "compile", compiled.append)
+    monkeypatch.setattr(ConstrainedPipeline, "compile", lambda pipe: compiled.append(pipe))
     for flags in ([], ["--compile"]):
         assert run(verb_args("generate", "--force", *flags, json="report.json")).exit_code == 0
         assert len(compiled) == len(flags)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adhere._hints import keyword_hints
-from adhere.core.schedules import DDPMSchedule, PredictionType, Schedule, predict_x0
+from adhere.core.schedules import DDPMSchedule, PredictionType, Schedule, log_snr, predict_x0
 
 _name_the_prediction = keyword_hints(prediction="call it prediction_type", model="call it network")
 
@@ -162,3 +162,31 @@ class CFGDenoiser(DenoiserWrapper):
     def __call__(self, x_t: Tensor, t: float) -> Tensor:
         uncond, cond = self.denoiser(torch.cat([x_t, x_t]), t).chunk(2)
         return uncond + self.guidance_scale * (cond - uncond)
+
+
+@dataclass(frozen=True)
+class ExpertDenoiser(DenoiserWrapper):
+    """One denoiser at high noise, and another one, the expert, at low noise.
+
+    Attributes:
+        denoiser: evaluated below the boundary.
+        expert: evaluated at the boundary and above it; it has the same schedule.
+        boundary_log_snr: in nats.
+
+    Raises:
+        ValueError: if the schedules differ.
+
+    Source: Balaji et al., *eDiff-I: Text-to-image diffusion models with an ensemble of expert denoisers* (2022).
+    """
+
+    denoiser: Denoiser
+    expert: Denoiser
+    boundary_log_snr: float
+
+    def __post_init__(self) -> None:
+        if self.expert.schedule != self.denoiser.schedule:
+            raise ValueError("the schedule of the expert differs from the denoiser's: t must mean the same for both")
+
+    def __call__(self, x_t: Tensor, t: float) -> Tensor:
+        is_low_noise = log_snr(self.schedule, t) >= self.boundary_log_snr
+        return self.expert(x_t, t) if is_low_noise else self.denoiser(x_t, t)

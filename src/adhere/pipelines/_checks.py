@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -53,19 +53,30 @@ class FiniteDenoiser(DenoiserWrapper):
 
     Attributes:
         timesteps: of the run, for the message.
+        is_deferred: whether only `check` raises, since a check at each evaluation would wait for the device.
     """
 
     denoiser: Denoiser
     timesteps: Sequence[float]
+    is_deferred: bool = False
+    sums: list[tuple[float, Tensor]] = field(default_factory=list, init=False)
 
     def __call__(self, x_t: Tensor, t: float) -> Tensor:
         x0 = self.denoiser(x_t, t)
-        if not x0.sum().isfinite():  # a sum takes one pass, and sums of finite pictures do not overflow
-            where = f"t = {t:g}"  # a solver may evaluate between the timesteps
-            if t in self.timesteps:
-                where = f"step {self.timesteps.index(t) + 1} of {len(self.timesteps)} ({where})"
-            raise AdhereError(f"the network returned NaN or infinity at {where}; try float32, or check the weights")
+        self.sums.append((t, x0.sum()))  # a sum takes one pass, and sums of finite pictures do not overflow
+        if not self.is_deferred:
+            self.check()
         return x0
+
+    def check(self) -> None:
+        """Raise AdhereError if an evaluation since the last check returned NaN or infinity."""
+        for t, total in self.sums:
+            if not total.isfinite():
+                where = f"t = {t:g}"  # a solver may evaluate between the timesteps
+                if t in self.timesteps:
+                    where = f"step {self.timesteps.index(t) + 1} of {len(self.timesteps)} ({where})"
+                raise AdhereError(f"the network returned NaN or infinity at {where}; try float32, or check the weights")
+        self.sums.clear()
 
 
 @contextmanager

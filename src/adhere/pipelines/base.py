@@ -342,8 +342,8 @@ class ConstrainedPipeline(DiffusionPipeline):
                 denoiser = TiledDenoiser(denoiser, self.tile_size, self.tile_size // 8)
             if self.max_downsamplings:
                 denoiser = MultiscaleDenoiser(denoiser, self.max_downsamplings, sampler.multiscale_max_log_snr)
-            denoiser = CountingDenoiser(FiniteDenoiser(denoiser, timesteps))
-            runs.append(_Run(plan, name, sampler, denoiser, timesteps))
+            checked = FiniteDenoiser(denoiser, timesteps, is_deferred=self.execution_device.type != "cpu")
+            runs.append(_Run(plan, name, sampler, CountingDenoiser(checked), timesteps, checked.check))
         return runs
 
     def _sample(self, runs: "list[_Run]", options: RunOptions) -> list[Tensor]:
@@ -356,6 +356,7 @@ class ConstrainedPipeline(DiffusionPipeline):
                 shape = (len(run.plan.samples), *self.state_shape(run.plan.size))
                 states = run.states(options, shape, torch.empty(0, device=self.execution_device))
                 samples.append(self._last_x0(states, options, bar.update))
+                run.check()
         return samples
 
     def _last_x0(self, states: _States, options: RunOptions, update: Callable[[], object]) -> Tensor:
@@ -389,6 +390,7 @@ class _Run:
     sampler: Sampler
     denoiser: CountingDenoiser
     timesteps: list[float]
+    check: Callable[[], None]
 
     def states(self, options: RunOptions, shape: tuple[int, ...], like: Tensor) -> _States:
         """Yield the states of the run, in the dtype and on the device of `like`."""

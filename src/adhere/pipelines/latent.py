@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
 
+from adhere.core._linalg import constants
 from adhere.core.constraints import Constraint, Linear, Unconstrained, mask_of
 from adhere.core.covariance import StationaryCovariance
 from adhere.core.denoisers import CFGDenoiser, Denoiser, NetworkDenoiser
@@ -69,7 +70,7 @@ class DiffusersVAE:
         return self.vae.decode(z_vae.to(self.dtype), return_dict=False, **self.decode_options)[0].to(z.dtype)
 
     def _per_channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
-        return like.new_tensor(values).view(1, -1, 1, 1)
+        return constants(values, like.dtype, like.device).view(1, -1, 1, 1)
 
 
 class LatentPipeline(ConstrainedPipeline):
