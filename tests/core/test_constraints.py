@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adhere.core.constraints import Constraint, Linear, Linearization, Loss, Sum, Unconstrained, mask_of
+from adhere.core.constraints import Constraint, Linear, Linearization, Loss, Nonlinear, Sum, Unconstrained, mask_of
 from adhere.core.filters import Blur, Downsample
 from adhere.core.operators import Gray, Identity, InnerProduct, Mask
 from tests.core.exact import Matrix, assert_close, matrix_of, normal, seeded
@@ -316,11 +316,11 @@ def test_a_sum_of_linear_constraints_is_linear():
     assert_close(both.neg_grad(x0), area.neg_grad(x0) + half.neg_grad(x0), 1e-10)
 
 
-def test_only_a_loss_and_what_contains_one_has_a_loss():
+def test_only_a_loss_and_what_contains_one_is_nonlinear():
     linear, _ = satisfied_constraint(OPERATORS["area"], seeded(0))
     loss = Loss(log_cosh)
-    assert loss.has_loss and Sum((linear, loss), (1.0, 1.0)).has_loss
-    assert not linear.has_loss and not Sum((linear, loss), (1.0, 0.0)).has_loss
+    assert loss.is_nonlinear and Sum((linear, loss), (1.0, 1.0)).is_nonlinear
+    assert not linear.is_nonlinear and not Sum((linear, loss), (1.0, 0.0)).is_nonlinear
 
 
 def test_parts_of_a_sum_without_weight_have_no_influence():
@@ -422,3 +422,46 @@ def test_a_constraint_can_be_linearized_if_it_implements_linearize():
 def test_a_mask_of_another_size_than_the_measurement_is_refused():
     with pytest.raises(ValueError, match=r"the mask has shape \(1, 1, 8, 8\), y has \(1, 3, 16, 16\)"):
         Linear(Mask(torch.ones(1, 1, 8, 8)), torch.zeros(1, 3, 16, 16))
+
+
+# Nonlinear measurements ----------------------------------------------------------------------------------------------
+
+
+def saturating(x0):
+    return torch.tanh(2 * x0)[..., ::2]
+
+
+def test_the_linearization_of_a_nonlinear_measurement_has_its_value_and_its_derivative():
+    """The Jacobian times v is a forward difference; its transpose is by autograd."""
+    x0, v = normal(seeded(0), 2, *SHAPE), normal(seeded(1), 2, *SHAPE)
+    constraint = Nonlinear(saturating, saturating(normal(seeded(2), 1, *SHAPE)), 0.1)
+    linear = constraint.linearize(x0)
+    assert linear.origin is x0 and linear.noise == 0.1
+    assert_close(linear.residual(x0), constraint.y - saturating(x0), 1e-12)
+    exact = torch.func.jvp(saturating, (x0,), (v,))[1]
+    assert_close(linear.operator(v), exact, 1e-3)
+    w = normal(seeded(3), *exact.shape)
+    assert_close((linear.operator.adjoint(w) * v).sum(), (w * exact).sum(), 1e-10)
+    assert_close(constraint.neg_grad(x0), linear.operator.adjoint(linear.residual(x0)), 1e-12)
+
+
+def test_the_residual_norm_of_a_nonlinear_measurement_is_a_root_mean_square():
+    x0 = normal(seeded(0), 2, *SHAPE)
+    constraint = Nonlinear(saturating, saturating(x0) + 0.5)
+    assert_close(constraint.residual_norm(x0), torch.full((2,), 0.5, dtype=x0.dtype), 1e-10)
+
+
+def test_a_step_that_leads_away_from_a_nonlinear_measurement_is_shortened():
+    x0 = torch.zeros(2, *SHAPE, dtype=torch.float64)
+    constraint = Nonlinear(lambda x: x.square(), torch.full((1, *SHAPE), 0.01, dtype=torch.float64))
+    far = torch.ones_like(x0)
+    step = constraint.limit_step(x0, far)
+    assert (constraint.residual_norm(x0 + step) <= constraint.residual_norm(x0)).all() and (step < far).all()
+    near = torch.full_like(x0, 0.05)
+    assert constraint.limit_step(x0, near).equal(near)
+
+
+@pytest.mark.parametrize("settings", [{"noise": -0.1}, {"max_step_rms": 0.0}])
+def test_a_nonlinear_measurement_refuses_settings_out_of_range(settings):
+    with pytest.raises(ValueError, match="at least 0, and above 0"):
+        Nonlinear(saturating, torch.zeros(1, *SHAPE), **settings)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adhere.core.covariance import StationaryCovariance, default_covariance
+from adhere.core.covariance import StationaryCovariance
 from tests.core.exact import assert_close, matrix_of, normal, seeded
 
 few_examples = settings(max_examples=20, deadline=None)
@@ -85,7 +85,7 @@ def test_the_product_is_that_with_the_dense_matrix_of_equation_2(seed, channels,
 @pytest.mark.parametrize("size", [(4, 6), (5, 6), (4, 7), (5, 5), (1, 1), (1, 8)], ids=str)
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_the_default_covariances_equal_their_dense_matrices_for_odd_and_even_sides(channels, size):
-    model = default_covariance(channels)
+    model = StationaryCovariance.default(channels)
     V = product_matrix(model, (channels, *size), 0.7)
     assert_close(V, dense_covariance(model, channels, *size, 0.7), ROUND_OFF)
 
@@ -138,7 +138,7 @@ def test_it_is_stationary():
 
 def test_coarse_structure_has_more_variance_than_fine_structure():
     """By the power law: of two plane waves of one half and one quarter cycle per pixel and a constant."""
-    model = default_covariance(1)
+    model = StationaryCovariance.default(1)
     x = torch.arange(16, dtype=torch.float64)
     waves = [(2 * math.pi * k * x).cos().expand(1, 1, 16, 16) for k in (0.0, 0.25, 0.5)]
     variances = [float((wave * model.product(wave, 0.0)).sum() / wave.square().sum()) for wave in waves]
@@ -152,14 +152,14 @@ def test_coarse_structure_has_more_variance_than_fine_structure():
 
 
 def test_a_batch_gives_the_products_of_its_singles():
-    model, v = default_covariance(3), normal(seeded(0), 4, 3, 7, 6)
+    model, v = StationaryCovariance.default(3), normal(seeded(0), 4, 3, 7, 6)
     singles = torch.cat([model.product(one, 0.5) for one in v.split(1)])
     assert_close(model.product(v, 0.5), singles, ROUND_OFF)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_float32_is_float64_up_to_rounding(channels):
-    model, v = default_covariance(channels), normal(seeded(0), 2, channels, 32, 33)
+    model, v = StationaryCovariance.default(channels), normal(seeded(0), 2, channels, 32, 33)
     for snr in (0.0, 0.05, 100.0):
         single, double = model.product(v.float(), snr), model.product(v, snr)
         assert single.dtype == torch.float32 and double.dtype == torch.float64
@@ -181,7 +181,7 @@ def test_a_spectrum_cached_without_gradients_serves_a_run_with_gradients():
 
 
 def test_the_default_for_photographs_has_correlated_colors():
-    model = default_covariance(3)
+    model = StationaryCovariance.default(3)
     C = torch.tensor(model.channel_covariance, dtype=torch.float64)
     stated = 0.2 * torch.tensor([[1.01, 0.72, 0.63], [0.72, 0.93, 0.85], [0.63, 0.85, 1.05]]).double()
     assert_close(C, stated, 1e-7)
@@ -190,12 +190,12 @@ def test_the_default_for_photographs_has_correlated_colors():
 
 
 def test_the_default_for_gray_pictures_has_the_variance_of_photographs():
-    assert default_covariance(1) == StationaryCovariance(((0.2,),), exponent=2.6)
+    assert StationaryCovariance.default(1) == StationaryCovariance(((0.2,),), exponent=2.6)
 
 
 @pytest.mark.parametrize("channels", [2, 4, 16])
 def test_the_default_for_latents_has_unit_variance_and_independent_channels(channels):
-    model = default_covariance(channels)
+    model = StationaryCovariance.default(channels)
     assert torch.tensor(model.channel_covariance).equal(torch.eye(channels))
     assert (model.exponent, model.white_fraction, model.min_frequency) == (2.0, 0.1, 0.5)
     v = torch.zeros(1, channels, 4, 4).double()
@@ -212,7 +212,7 @@ def test_the_isotropic_covariance_has_independent_channels_of_equal_variance():
 @pytest.mark.parametrize("p", [1.5, 2.6])
 def test_a_fit_finds_the_covariance_of_the_channels_and_the_exponent(p, size):
     """Of 500 draws, about their mean color. The white part and the minimal frequency are not fitted."""
-    C = torch.tensor(default_covariance(3).channel_covariance, dtype=torch.float64)
+    C = torch.tensor(StationaryCovariance.default(3).channel_covariance, dtype=torch.float64)
     white = normal(seeded(0), 500, 3, *size)
     f = spectrum(StationaryCovariance(((1.0,),), p, 1e-9, 0.1), *size)[..., 0, 0]
     f[0, 0] = 0  # the mean color of each image is not fitted
@@ -222,3 +222,22 @@ def test_a_fit_finds_the_covariance_of_the_channels_and_the_exponent(p, size):
     assert (fitted.white_fraction, fitted.min_frequency) == (0.2, 0.5)
     assert fitted.exponent == pytest.approx(p, abs=0.02)  # measured: 0.008
     assert_close(torch.tensor(fitted.channel_covariance).double(), C * f.mean(), 0.02)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"channel_covariance": ((1.0, 0.0),)}, "must be square"),
+        ({"channel_covariance": ()}, "must be square"),
+        ({"channel_covariance": ((1.0, 0.5), (0.0, 1.0))}, "symmetric"),
+        ({"channel_covariance": ((float("nan"),),)}, "finite"),
+        ({"channel_covariance": ((0.0,),)}, "positive trace"),
+        ({"white_fraction": 0.0}, "above 0 and at most 1"),
+        ({"white_fraction": 1.5}, "above 0 and at most 1"),
+        ({"exponent": -1.0}, "at least 0"),
+        ({"min_frequency": 0.0}, "above 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        StationaryCovariance(**({"channel_covariance": ((1.0,),), "exponent": 2.0} | settings))

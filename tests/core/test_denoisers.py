@@ -153,3 +153,32 @@ def test_a_network_that_returns_no_tensor_is_answered_with_what_to_give():
 
 def test_the_length_of_a_schedule_does_not_fill_its_repr():
     assert len(repr(NetworkDenoiser(lambda x_t, t: x_t, DDPMSchedule.from_betas()))) < 300
+
+
+# A second denoiser at low noise --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Returns the same value everywhere."""
+
+    schedule: Schedule
+    value: float
+    dtype: torch.dtype = torch.float32
+
+    def __call__(self, x_t, t):
+        return torch.full_like(x_t, self.value)
+
+
+def test_the_expert_is_evaluated_at_the_boundary_and_above_it():
+    schedule = CosineSchedule()
+    boundary = log_snr(schedule, 0.4)
+    denoiser = ExpertDenoiser(Constant(schedule, 1.0), Constant(schedule, 2.0), boundary)
+    values = [float(denoiser(torch.zeros(1, 1), t)) for t in (0.9, 0.41, 0.4, 0.1)]
+    assert values == [1.0, 1.0, 2.0, 2.0]
+    assert denoiser.schedule is schedule and denoiser.dtype == torch.float32
+
+
+def test_an_expert_with_another_schedule_is_refused():
+    with pytest.raises(ValueError, match="the schedule of the expert differs"):
+        ExpertDenoiser(Constant(CosineSchedule(), 1.0), Constant(FlowSchedule(), 2.0), 0.0)

@@ -12,7 +12,7 @@ import torch
 
 from adhere.core.baselines.newton_exact import NewtonExact
 from adhere.core.constraints import Constraint, Linear, Loss, Sum, Unconstrained
-from adhere.core.covariance import default_covariance
+from adhere.core.covariance import StationaryCovariance
 from adhere.core.denoisers import CountingDenoiser, NetworkDenoiser
 from adhere.core.filters import Blur, Downsample
 from adhere.core.latents import DecodedConstraint
@@ -240,7 +240,7 @@ def smooth_mixture(seed, components=4, rank=8, shape=(3, 8, 8)):
     Half of the variance is between the means of the components.
     """
     g, n = seeded(seed), math.prod(shape)
-    S = matrix_of(lambda v: default_covariance(3).product(v, 0.0), shape)
+    S = matrix_of(lambda v: StationaryCovariance.default(3).product(v, 0.0), shape)
     root = torch.linalg.cholesky((S + S.T) / 2)
     means = (root @ normal(g, n, components)).T.reshape(components, *shape) * math.sqrt(0.5)
     loadings = torch.stack([root @ normal(g, n, rank) * math.sqrt(0.4 / rank) for _ in range(components)])
@@ -317,9 +317,8 @@ class DistanceToZero(Constraint):
 def test_the_default_preset_suits_the_constraint():
     assert default_preset(Unconstrained()) == "plain"
     both = Sum((mean_square(), linear_constraint(LEFT_HALF)), (1.0, 1.0))
-    assert default_preset(linear_constraint(LEFT_HALF)) == "moment_matching"
-    for constraint in (mean_square(), both):
-        assert default_preset(constraint) == "moment_matching_loss"
+    for constraint in (linear_constraint(LEFT_HALF), mean_square(), both):
+        assert default_preset(constraint) == "moment_matching"
     assert default_preset(DistanceToZero()) == "inexact_newton"
 
 

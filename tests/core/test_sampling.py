@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adhere.core.constraints import Linear, Unconstrained
-from adhere.core.covariance import default_covariance
+from adhere.core.covariance import StationaryCovariance
 from adhere.core.denoisers import CountingDenoiser
 from adhere.core.filters import Downsample
 from adhere.core.noise import initial_noise
@@ -242,11 +242,11 @@ def test_the_solver_is_prepared_once_for_the_noise_levels_of_a_run():
 
 
 def test_the_settings_of_a_model_are_used_where_a_sampler_has_none():
-    covariance = default_covariance(4)
+    covariance = StationaryCovariance.default(4)
     sampler = Sampler(MomentMatching(), DPMSolver2M(temperature=None))
     assert sampler.for_model(0.5, covariance) == Sampler(MomentMatching(covariance), DPMSolver2M(temperature=0.5))
     assert sampler.for_model(1.0, None) == Sampler(MomentMatching(), DPMSolver2M(temperature=1.0))
-    own = Sampler(MomentMatching(default_covariance(1)), DPMSolver2M(temperature=0.7))
+    own = Sampler(MomentMatching(StationaryCovariance.default(1)), DPMSolver2M(temperature=0.7))
     assert own.for_model(0.5, covariance) == own
     assert Sampler(Plain(), DDIM()).for_model(0.5, covariance) == Sampler(Plain(), DDIM())
     # A sampler that is run without a model has temperature 1.

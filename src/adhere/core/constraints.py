@@ -44,8 +44,13 @@ class Constraint(ABC):
         return type(self).linearize is not Constraint.linearize
 
     @property
-    def has_loss(self) -> bool:
-        """Whether a `Loss` takes part, whose gradient changes so much that the default solver linearizes it often."""
+    def is_nonlinear(self) -> bool:
+        """Whether it is not linear in the picture: the default solver linearizes it several times per noise level."""
+        return False
+
+    @property
+    def needs_decoding(self) -> bool:
+        """Whether x0 is decoded first, so that a product with the linearization takes a decoding or an encoding."""
         return False
 
     def linearize(self, x0: Tensor, /) -> "Linear":
@@ -201,7 +206,7 @@ class Loss(Constraint):
             raise ValueError(f"max_step_rms = {self.max_step_rms}: it must be above 0; 0.3 is usual")
 
     @property
-    def has_loss(self) -> bool:
+    def is_nonlinear(self) -> bool:
         return True
 
     def neg_grad(self, x0: Tensor) -> Tensor:
@@ -294,7 +299,7 @@ class Nonlinear(Constraint):
         return (self.y - self.f(x0)).flatten(1).square().mean(1).sqrt()
 
     @property
-    def is_linearizable(self) -> bool:
+    def is_nonlinear(self) -> bool:
         return True
 
     def linearize(self, x0: Tensor) -> Linearization:
@@ -372,8 +377,12 @@ class Sum(Constraint):
         return bool(self._active) and all(constraint.is_linearizable for constraint, _ in self._active)
 
     @property
-    def has_loss(self) -> bool:
-        return any(constraint.has_loss for constraint, _ in self._active)
+    def is_nonlinear(self) -> bool:
+        return any(constraint.is_nonlinear for constraint, _ in self._active)
+
+    @property
+    def needs_decoding(self) -> bool:
+        return any(constraint.needs_decoding for constraint, _ in self._active)
 
     @property
     def _active(self) -> list[tuple[Constraint, float]]:

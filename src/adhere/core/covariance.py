@@ -9,6 +9,7 @@ where F is the Fourier transform, snr = alpha_t^2 / sigma_t^2, C the covariance 
 mean 1, and w is the fraction of the variance that is white. A product with V_w takes a pair of FFTs.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,6 +26,9 @@ class StationaryCovariance:
         exponent: p.
         white_fraction: w, in (0, 1]. It keeps V_w from being too small at high frequencies.
         min_frequency: k0, in cycles per longer side.
+
+    Raises:
+        ValueError: for a channel covariance that is not square, symmetric and finite, and for settings out of range.
     """
 
     channel_covariance: tuple[tuple[float, ...], ...]
@@ -32,11 +36,35 @@ class StationaryCovariance:
     white_fraction: float = 0.1
     min_frequency: float = 0.5
 
+    def __post_init__(self) -> None:
+        rows = self.channel_covariance
+        if not rows or any(len(row) != len(rows) for row in rows):
+            raise ValueError(f"channel_covariance has rows of {[len(row) for row in rows]} numbers: it must be square")
+        C = torch.tensor(rows, dtype=torch.float64)
+        if not C.isfinite().all() or not torch.allclose(C, C.T) or not C.trace() > 0:
+            raise ValueError("channel_covariance must be finite and symmetric, with a positive trace")
+        if not 0 < self.white_fraction <= 1:
+            raise ValueError(f"white_fraction = {self.white_fraction}: it must be above 0 and at most 1")
+        if not (0 <= self.exponent < math.inf and 0 < self.min_frequency < math.inf):
+            raise ValueError(f"exponent = {self.exponent}, min_frequency = {self.min_frequency}: at least 0, above 0")
+
     @classmethod
     def isotropic(cls, channels: int, variance: float = 1.0, exponent: float = 2.0) -> "StationaryCovariance":
         """Return the covariance of independent channels of equal variance, such as those of latents."""
         rows = tuple(tuple(variance * (i == j) for j in range(channels)) for i in range(channels))
         return cls(rows, exponent)
+
+    @classmethod
+    def default(cls, channels: int) -> "StationaryCovariance":
+        """Return the covariance for states of c channels, if nothing is known of the model.
+
+        3 channels are RGB photographs in [-1, 1], 1 channel is gray; others are latents of about unit variance.
+        """
+        if channels == 3:
+            return cls(((0.202, 0.144, 0.126), (0.144, 0.186, 0.170), (0.126, 0.170, 0.210)), exponent=2.6)
+        if channels == 1:
+            return cls.isotropic(1, variance=0.2, exponent=2.6)
+        return cls.isotropic(channels)
 
     @classmethod
     def fit(cls, x0: Tensor, white_fraction: float = 0.1) -> "StationaryCovariance":
@@ -60,19 +88,6 @@ class StationaryCovariance:
         g = torch.einsum("cd,nchw->ndhw", U, v)
         g = torch.fft.irfft2(torch.fft.rfft2(g) * (S / (1 + snr * S)), s=v.shape[-2:])
         return torch.einsum("cd,ndhw->nchw", U, g)
-
-
-def default_covariance(channels: int) -> StationaryCovariance:
-    """Return the covariance for states of c channels, if nothing is known of the model.
-
-    3 channels are RGB photographs in [-1, 1], 1 channel is gray; others are latents of about unit variance.
-    """
-    if channels == 3:
-        colors = ((0.202, 0.144, 0.126), (0.144, 0.186, 0.170), (0.126, 0.170, 0.210))
-        return StationaryCovariance(colors, exponent=2.6)
-    if channels == 1:
-        return StationaryCovariance.isotropic(1, variance=0.2, exponent=2.6)
-    return StationaryCovariance.isotropic(channels)
 
 
 @lru_cache(maxsize=16)

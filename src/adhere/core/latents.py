@@ -120,8 +120,12 @@ class DecodedConstraint(Constraint):
         return self.inner.is_linearizable
 
     @property
-    def has_loss(self) -> bool:
-        return self.inner.has_loss
+    def is_nonlinear(self) -> bool:
+        return self.inner.is_nonlinear
+
+    @property
+    def needs_decoding(self) -> bool:
+        return True
 
     def linearize(self, z: Tensor) -> Linearization:
         """Return the linear constraint at z.

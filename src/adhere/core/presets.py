@@ -49,9 +49,10 @@ PRESETS: dict[str, Sampler] = {
         num_steps=8,
         multiscale_max_log_snr=1.0,
     ),
-    # The default for losses: a network's own covariance where the picture is decided. 12 evaluations.
+    # The default for losses of decoded pictures: the network's own covariance at high noise keeps them natural.
+    # 12 evaluations.
     "moment_matching_loss": Sampler(
-        MomentMatching(fusion_snr=0.1, jacobian_products=1, product_center=-math.inf, loss_steps=6),
+        MomentMatching(fusion_snr=0.1, jacobian_products=1, product_center=-math.inf, nonlinear_steps=6),
         DPMSolver2M(temperature=None),
         partial(log_snr_spacing, log_snr_min=-3.5, log_snr_max=3.75),
         num_steps=8,
@@ -90,7 +91,7 @@ def default_preset(constraint: Constraint) -> str:
     """Return the name of the preset that is used for a constraint when no solver is given."""
     if isinstance(constraint, Unconstrained):
         return "plain"
-    if constraint.is_linearizable and constraint.has_loss:
+    if constraint.is_linearizable and constraint.is_nonlinear and constraint.needs_decoding:
         return "moment_matching_loss"
     return _DEFAULT_PRESET if PRESETS[_DEFAULT_PRESET].solver.supports(constraint) else "inexact_newton"
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adhere.core.baselines.repaint import RePaint
-from adhere.core.baselines.time_travel import add_noise
+from adhere.core.baselines.time_travel import _add_noise
 from adhere.core.constraints import Linear
 from adhere.core.operators import Mask
 from adhere.core.schedules import CosineSchedule, FlowSchedule
@@ -23,7 +23,7 @@ def test_added_noise_is_that_of_the_forward_process(schedule):
     x_t = alpha_t * x0 + sigma_t * normal(seeded(0), 20000, 1)
     for r in (0.5, 1.0):
         alpha_r, sigma_r = schedule(r)
-        x_r = add_noise(schedule, x_t, t, r, seeded(1))
+        x_r = _add_noise(schedule, x_t, t, r, seeded(1))
         assert abs(float(x_r.mean()) - alpha_r * x0) < 5 * sigma_r / math.sqrt(20000)
         assert abs(float(x_r.var()) / sigma_r**2 - 1) < 5 * math.sqrt(2 / 20000)
 

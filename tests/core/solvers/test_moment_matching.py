@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adhere.core._linalg import bfgs_product
-from adhere.core.constraints import Linear, Loss, Sum, Unconstrained
-from adhere.core.covariance import StationaryCovariance, default_covariance
+from adhere.core.constraints import Linear, Loss, Nonlinear, Sum, Unconstrained
+from adhere.core.covariance import StationaryCovariance
 from adhere.core.denoisers import CountingDenoiser
 from adhere.core.filters import Blur, Downsample
 from adhere.core.latents import DecodedConstraint
@@ -71,7 +71,7 @@ SCALED = {"mask": HALF, "area": Downsample(2), "bicubic": Downsample(2, "bicubic
 
 def gaussian_case(A, noise, seed=0, model=None):
     """Return (solver, prior, constraint, x0): a stationary Gaussian prior, and y of one image x0 of it."""
-    model = default_covariance(SHAPE[0]) if model is None else model
+    model = StationaryCovariance.default(SHAPE[0]) if model is None else model
     S = matrix_of(lambda v: model.product(v, 0.0), SHAPE)
     prior = Gaussian(0.3 * normal(seeded(seed), *SHAPE), (S + S.T) / 2)
     x0 = prior.sample(1, seeded(seed + 1))
@@ -218,9 +218,9 @@ def test_samples_have_mean_and_covariance_of_the_posterior(operator):
     x = (samples.flatten(1) - posterior.mean.flatten()) @ directions
     products = x[:, :, None] * x[:, None, :]
     expected = directions.T @ posterior.covariance @ directions
-    for values, truth in [(x, torch.zeros_like(x[0])), (products, expected)]:
+    for values, exact in [(x, torch.zeros_like(x[0])), (products, expected)]:
         standard_error = values.std(0) / math.sqrt(len(values))
-        assert ((values.mean(0) - truth).abs() <= 5 * standard_error).all()
+        assert ((values.mean(0) - exact).abs() <= 5 * standard_error).all()
 
 
 # The tilt ------------------------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ class RecordingDenoiser(CountingDenoiser):
 @any_operator
 def test_the_second_evaluation_is_at_the_state_of_equations_3_and_4(A, noise):
     """u_0 by a dense solution; noise 0 is taken as 0.01 times the gain |A^T r| / |r|."""
-    model = default_covariance(3)
+    model = StationaryCovariance.default(3)
     solver, prior, constraint, original = gaussian_case(A, noise)
     recording = RecordingDenoiser(prior.denoiser(SCHEDULE))
     times = [SCHEDULE.t_from_log_snr(level) for level in (-1.0, 0.4)]
@@ -660,6 +660,7 @@ def other_constraints():
     return {
         "loss": (mean_square(), 0.005),
         "mask and loss": (Sum((mask, mean_square()), (1.0, 1.0)), 0.6),
+        "nonlinear": (Nonlinear(lambda x: torch.tanh(2 * x), torch.tanh(2 * x), 0.05), 0.1),
         "mask and area": (Sum((mask, area), (1.0, 1.0)), 0.1),
         "decoded mask": (DecodedConstraint(mask, IdentityAutoencoder()), 0.06),
         "decoded area, autograd": (DecodedConstraint(area, IdentityAutoencoder(), backward=True), 0.14),
@@ -695,13 +696,13 @@ def test_losses_sums_and_decoded_constraints_are_met(key, name):
 def test_an_affine_loss_gets_the_conditional_mean_of_its_linearization(level):
     """x0 + V w (c / w^T V w) for c the value to be reached, up to the noise floor; a step is limited in length."""
     g, t = seeded(0), SCHEDULE.t_from_log_snr(level)
-    model, w, x_t = default_covariance(1), normal(g, 1, 1, 3, 4), normal(g, 2, 1, 3, 4)
+    model, w, x_t = StationaryCovariance.default(1), normal(g, 1, 1, 3, 4), normal(g, 2, 1, 3, 4)
 
     def fn(x0):
         return ((x0 * w).flatten(1).sum(1) - 3).abs()
 
     denoiser = HalfDenoiser(SCHEDULE)
-    exactly = MomentMatching(noise_floor=0.0, loss_steps=0)
+    exactly = MomentMatching(noise_floor=0.0, nonlinear_steps=0)
     _, x0, _ = exactly(denoiser, Loss(fn, max_step_rms=math.inf), x_t, t, None)
     plain, snr = denoiser(x_t, t), math.exp(2 * level)
     along = model.product(w, snr)
@@ -826,8 +827,9 @@ def test_the_covariance_is_that_of_the_number_of_channels_unless_one_is_given():
     def mean(solver):
         return solver(HalfDenoiser(SCHEDULE), constraint, x_t, t, None)[1]
 
-    assert mean(MomentMatching()).equal(mean(MomentMatching(default_covariance(3))))
-    white = StationaryCovariance(default_covariance(3).channel_covariance, exponent=0.5)
+    assert mean(MomentMatching()).equal(mean(MomentMatching(StationaryCovariance.default(3))))
+    default = StationaryCovariance.default(3)
+    white = StationaryCovariance(default.channel_covariance, exponent=0.5)
     assert not torch.allclose(mean(MomentMatching()), mean(MomentMatching(white)))
     assert MomentMatching().with_covariance(white) == MomentMatching(white)
-    assert MomentMatching(default_covariance(3)).with_covariance(white) == MomentMatching(default_covariance(3))
+    assert MomentMatching(default).with_covariance(white) == MomentMatching(default)

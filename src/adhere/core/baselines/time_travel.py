@@ -53,13 +53,13 @@ class TimeTravel(StochasticSolver[float]):
     ) -> tuple[Tensor, Tensor, float]:
         r = t if memory is None else memory
         for _ in range(0 if memory is None else self.repeats - 1):
-            noisier = add_noise(denoiser.schedule, x_t, t, r, self._source)
+            noisier = _add_noise(denoiser.schedule, x_t, t, r, self._source)
             x_r, x0 = self.move(denoiser, constraint, noisier, r)
             x_t, _ = DDIM(eta=1.0)(denoiser.schedule, x_r, x0, r, t, None, self._source)
         return *self.move(denoiser, constraint, x_t, t), t
 
 
-def add_noise(schedule: Schedule, x_t: Tensor, t: float, r: float, generator: Generators) -> Tensor:
+def _add_noise(schedule: Schedule, x_t: Tensor, t: float, r: float, generator: Generators) -> Tensor:
     """Return a draw of x_r ~ q(x_r | x_t) at the higher noise level r."""
     (alpha_t, sigma_t), (alpha_r, sigma_r) = schedule(t), schedule(r)
     scale = alpha_r / alpha_t

@@ -33,8 +33,8 @@ gamma = fusion_snr - snr. Together with x_t it is equivalent to the state
 
 at the time of `fusion_snr`, whose coefficients are alpha and sigma. It takes no evaluation.
 
-Constraints that are not linear. A loss, and any constraint through a decoder, is linearized at m' for (4) and at x0 for
-(5). For a loss, Gauss-Newton steps follow, which linearize it again at the mean.
+Other constraints. A loss, a nonlinear measurement and any constraint through a decoder are linearized at m' for (4) and
+at x0 for (5). For the first two, Gauss-Newton steps follow, which linearize them again at the mean.
 
 Source: Gaussian approximation: TMPD (Boys et al., 2023) and MMPS (Rozet et al., 2024), which use J^T by
 backpropagation; updates of a covariance during sampling: Free Hunch (arXiv 2410.11149); tilting and factors: Minka,
@@ -51,7 +51,7 @@ from torch import Tensor
 
 from adhere.core._linalg import bfgs_product, clip_rms, conjugate_residuals, dot, per_sample, safe_divide
 from adhere.core.constraints import Constraint, Linear, Linearization
-from adhere.core.covariance import StationaryCovariance, default_covariance
+from adhere.core.covariance import StationaryCovariance
 from adhere.core.denoisers import Denoiser
 from adhere.core.derivatives import jvp
 from adhere.core.schedules import Schedule, check_signal, log_snr
@@ -66,15 +66,15 @@ class MomentMatching(Solver[_Memory]):
     """The conditional mean (5) at each noise level.
 
     Attributes:
-        covariance: V_w; that of the model, or `default_covariance` for the number of channels, if None.
+        covariance: V_w; that of the model, or `StationaryCovariance.default` for the number of channels, if None.
         fusion_snr: the SNR exp(2 log-SNR) below which the previous mean is fused by (6); 0 never fuses.
         jacobian_products: how many are taken at half of the noise levels.
         product_center: the log-SNR to which these noise levels are closest; -infinity for those of highest noise.
         num_iterations: conjugate residuals per linear system; one for a constraint that is linearized, since each
             product with its operator may take a decoding.
-        loss_steps: further Gauss-Newton steps per noise level for a loss. They take no evaluation.
-        tilt_max_log_snr: above this log-SNR, there is no tilt for constraints other than `Linear`. There it changes
-            little, and it may take two decodings.
+        nonlinear_steps: further Gauss-Newton steps per noise level for a nonlinear constraint. They take no evaluation.
+        tilt_max_log_snr: above this log-SNR, there is no tilt for a constraint through a decoder. There it changes
+            little, and it takes two decodings.
         noise_floor: the smallest measurement noise, in image units.
         product_log_snrs: the noise levels of the Jacobian products; `prepare` sets it.
 
@@ -87,7 +87,7 @@ class MomentMatching(Solver[_Memory]):
     jacobian_products: int = 0
     product_center: float = 0.0
     num_iterations: int = 10
-    loss_steps: int = 3
+    nonlinear_steps: int = 3
     tilt_max_log_snr: float = 0.5
     noise_floor: float = 0.01
     product_log_snrs: frozenset[float] = frozenset()
@@ -97,7 +97,7 @@ class MomentMatching(Solver[_Memory]):
             raise ValueError(f"fusion_snr = {self.fusion_snr}: a ratio of variances must be finite and at least 0")
         if not self.noise_floor >= 0:
             raise ValueError(f"noise_floor = {self.noise_floor}: a standard deviation must be at least 0")
-        for name, least in (("jacobian_products", 0), ("num_iterations", 1), ("loss_steps", 0)):
+        for name, least in (("jacobian_products", 0), ("num_iterations", 1), ("nonlinear_steps", 0)):
             if type(value := getattr(self, name)) is not int or value < least:
                 raise ValueError(f"{name} = {value!r}: it must be an integer of at least {least}")
 
@@ -136,10 +136,10 @@ class MomentMatching(Solver[_Memory]):
         alpha, sigma = denoiser.schedule(s)
         snr, scale = (alpha / sigma) ** 2, sigma**2 / alpha
         eta = x / scale
-        V = partial((self.covariance or default_covariance(x_t.shape[1])).product, snr=snr)  # (2)
+        V = partial((self.covariance or StationaryCovariance.default(x_t.shape[1])).product, snr=snr)  # (2)
 
         u_0, tilt = 0.0, 0.0
-        if memory is not None and (isinstance(constraint, Linear) or lambda_t < self.tilt_max_log_snr):
+        if memory is not None and not (constraint.needs_decoding and lambda_t > self.tilt_max_log_snr):
             m, eta_m, snr_m = memory
             u_0, tilt = self._tilt(constraint, m + V((eta - eta_m) - (snr - snr_m) * m), snr)  # (3), (4)
         x = x + scale * tilt
@@ -194,7 +194,7 @@ class MomentMatching(Solver[_Memory]):
         first linearize the constraint again.
         """
         mean, total = x0, torch.zeros_like(x0)
-        for i in range(max(len(products), 1 + self.loss_steps * constraint.has_loss)):
+        for i in range(max(len(products), 1 + self.nonlinear_steps * constraint.is_nonlinear)):
             if i > 0:
                 linear = constraint.linearize(mean)
                 residual = linear.residual(mean)
