@@ -1,13 +1,22 @@
 """Networks as denoisers (time, dtype, prediction type), and the denoisers that wrap them: guidance and counting."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from adhere.core.denoisers import CFGDenoiser, CountingDenoiser, Denoiser, NetworkDenoiser, _check_prediction_type
+from adhere.core.denoisers import (
+    CFGDenoiser,
+    CountingDenoiser,
+    Denoiser,
+    ExpertDenoiser,
+    NetworkDenoiser,
+    _check_prediction_type,
+)
 from adhere.core.derivatives import jvp, vjp
-from adhere.core.schedules import CosineSchedule, DDPMSchedule, FlowSchedule
+from adhere.core.schedules import CosineSchedule, DDPMSchedule, FlowSchedule, Schedule, log_snr
 from tests.core.exact import assert_close, normal, random_gaussian, seeded
 
 
