@@ -189,10 +189,10 @@ def test_conjugate_residuals_of_a_right_hand_side_of_zero_are_zero():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("tolerance", [0.0, 1e-2])
 def test_more_iterations_than_needed_do_no_harm(dtype, tolerance):
-    """At most 1000 products for 6 unknowns, where the residual is a rounding error after about 6."""
+    """At most 100 products for 6 unknowns, where the residual is a rounding error after about 6."""
     S, b = random_covariance(seeded(0), 6).to(dtype), normal(seeded(1), 4, 6).to(dtype)
-    bound = max(tolerance, 100 * torch.finfo(dtype).eps)
-    for num_iterations in (10, 100, 1000):
+    bound = max(tolerance, 10 * torch.finfo(dtype).eps * float(torch.linalg.cond(S)))
+    for num_iterations in (10, 30, 100):
         u = conjugate_residuals(lambda u: u @ S, b, num_iterations, tolerance)
         assert ((b - u @ S).norm(dim=1) <= bound * b.norm(dim=1)).all()
 

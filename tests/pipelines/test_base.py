@@ -41,11 +41,12 @@ def linear_pipe(model_with):
 
 @pytest.mark.parametrize("solver", PIXEL_PRESETS)
 def test_a_batch_equals_single_runs(linear_pipe, task, solver):
+    """Products with matrices round differently with the batch; Jacobian products enlarge that by 1 / 5e-3."""
     pipe = linear_pipe
     options = {"solver": solver, "num_inference_steps": 3, "output_type": "latent"}
     batch = pipe(task, num_images_per_prompt=3, generator=[seeded(s) for s in (4, 5, 6)], **options)
     singles = [pipe(task, generator=seeded(s), **options) for s in (4, 5, 6)]
-    torch.testing.assert_close(batch.images, torch.cat([one.images for one in singles]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(batch.images, torch.cat([one.images for one in singles]), atol=1e-4, rtol=1e-4)
     assert batch.residual == pytest.approx([one.residual[0] for one in singles], rel=1e-3, abs=1e-6)
     assert batch.nfe == singles[0].nfe  # an evaluation is of the whole batch
     assert not torch.allclose(batch.images[0], batch.images[1], atol=1e-2)
@@ -74,7 +75,7 @@ def test_tasks_with_different_pictures_and_masks_of_one_size_share_a_batch_and_e
     options = {"solver": solver, "num_inference_steps": 2}
     batch = linear_pipe(tasks, generator=[seeded(4), seeded(5)], output_type="latent", **options)
     singles = single_runs(linear_pipe, tasks, (4, 5), output_type="latent", **options)
-    torch.testing.assert_close(batch.images, torch.cat([one.images for one in singles]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(batch.images, torch.cat([one.images for one in singles]), atol=1e-4, rtol=1e-4)
     assert batch.residual == pytest.approx([one.residual[0] for one in singles], rel=1e-3, abs=1e-6)
     assert batch.nfe == singles[0].nfe
     pictures = linear_pipe(tasks, generator=[seeded(4), seeded(5)], output_type="pil", **options).images
@@ -101,7 +102,7 @@ def test_several_samples_of_several_tasks_are_ordered_by_task(linear_pipe):
     seeds = (4, 5, 6, 7)
     batch = linear_pipe(tasks, num_images_per_prompt=2, generator=[seeded(s) for s in seeds], **options)
     singles = single_runs(linear_pipe, [tasks[0], tasks[0], tasks[1], tasks[1]], seeds, **options)
-    torch.testing.assert_close(batch.images, torch.cat([one.images for one in singles]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(batch.images, torch.cat([one.images for one in singles]), atol=1e-4, rtol=1e-4)
     assert batch.residual == pytest.approx([one.residual[0] for one in singles], rel=1e-3, abs=1e-6)
 
 

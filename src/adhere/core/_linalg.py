@@ -70,17 +70,20 @@ def conjugate_residuals(
     Returns:
         u, shaped like b.
 
-    Source: Stiefel (1955), in the form of GCR(1): Eisenstat, Elman and Schultz (1983), equation 2.5.
+    Source: Stiefel (1955), in the form of GCR: Eisenstat, Elman and Schultz (1983), equation 2.1. Each direction is
+    orthogonalized against all before it. In exact arithmetic, the last one would do; but without the others, ten
+    iterations enlarge rounding errors so much that a batch differs from single runs.
     """
     u, r = torch.zeros_like(b), b
-    p, matrix_p, pp = b, b, dot(b, b)
-    converged = tolerance**2 * pp
-    for i in range(num_iterations):
-        matrix_r = matrix(r)
-        beta = safe_divide(dot(matrix_r, matrix_p), pp) if i else 0.0
-        p, matrix_p = r - beta * p if i else r, matrix_r - beta * matrix_p if i else matrix_r
-        pp = dot(matrix_p, matrix_p)
-        step = torch.where(dot(r, r) > converged, safe_divide(dot(r, matrix_p), pp), 0)
+    converged = tolerance**2 * dot(b, b)
+    directions: list[tuple[Tensor, Tensor, Tensor]] = []  # p, matrix(p), |matrix(p)|^2
+    for _ in range(num_iterations):
+        p, matrix_p = r, matrix(r)
+        for q, matrix_q, qq in directions:
+            beta = safe_divide(dot(matrix_p, matrix_q), qq)
+            p, matrix_p = p - beta * q, matrix_p - beta * matrix_q
+        directions.append((p, matrix_p, dot(matrix_p, matrix_p)))
+        step = torch.where(dot(r, r) > converged, safe_divide(dot(r, matrix_p), directions[-1][2]), 0)
         u, r = u + step * p, r - step * matrix_p
     return u
 
