@@ -21,7 +21,7 @@ def test_inpaint_writes_the_picture_and_prints_one_line(folder, inpaint_args):
     result = run(inpaint_args())
     assert result.exit_code == 0, result
     assert REPORT_LINE.fullmatch(result.stdout)
-    assert result.stdout.startswith("3 NFE")
+    assert result.stdout.startswith("1 NFE")
     out = np.asarray(Image.open("out.png"))
     photo = np.asarray(Image.open("photo.png"))
     assert np.array_equal(out[~hole()], photo[~hole()])
@@ -47,7 +47,7 @@ def test_the_report_in_json(folder, inpaint_args, shared_model):
 def test_the_default_solver_steps_and_seed(folder, inpaint_args):
     assert run(inpaint_args(steps=None, json="report.json")).exit_code == 0
     report = json.loads(Path("report.json").read_text())
-    assert (report["solver"], report["steps"], report["seed"], report["nfe"]) == ("moment_matching", 10, 0, 24)
+    assert (report["solver"], report["steps"], report["seed"], report["nfe"]) == ("moment_matching", 12, 0, 12)
 
 
 def test_compile_calls_the_method_of_the_pipeline(folder, verb_args, monkeypatch):
@@ -92,7 +92,7 @@ def test_force_replaces_both_files(folder, inpaint_args):
     Path("report.json").write_text("old")
     assert run(inpaint_args("photo.png", "--force", json="report.json")).exit_code == 0
     assert Image.open("out.png").size == (31, 24)
-    assert json.loads(Path("report.json").read_text())["nfe"] == 3
+    assert json.loads(Path("report.json").read_text())["nfe"] == 1
 
 
 def test_force_allows_the_output_to_be_the_input(folder, inpaint_args):

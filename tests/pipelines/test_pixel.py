@@ -62,12 +62,8 @@ def test_every_layout_runs_every_solver_at_its_cost(model_with, layout, solver):
 def test_the_default_solver_makes_its_default_steps_and_evaluations(shared_model):
     pipe = load(shared_model)
     out = pipe(task())
-    assert (
-        (out.solver, out.num_steps)
-        == ("moment_matching", PRESETS["moment_matching"].num_steps)
-        == ("moment_matching", 10)
-    )
-    assert out.nfe == PRESETS["moment_matching"].evaluations(pipe.schedule()) == 24
+    assert (out.solver, out.num_steps, out.nfe) == ("moment_matching", 12, 12)
+    assert PRESETS["moment_matching"].evaluations(pipe.schedule()) == 12
     assert out.seconds > 0
     assert len(out.residual) == 1
 
@@ -221,10 +217,10 @@ def test_nan_at_a_later_step_names_that_step(shared_model, monkeypatch, solver):
 
 
 def test_nan_between_two_timesteps_names_the_time(shared_model, monkeypatch):
-    """moment_matching evaluates there the fusion of x_t with the previous mean; fusion_snr is 0.2."""
+    """moment_matching evaluates there the fusion of x_t with the previous mean; fusion_snr is 0.5."""
     pipe = load(shared_model)
     schedule, sampler = pipe.schedule(), PRESETS["moment_matching_posterior"]
-    first, between = sampler.timesteps(schedule, 4)[0], schedule.t_from_log_snr(math.log(0.2) / 2)
+    first, between = sampler.timesteps(schedule, 4)[0], schedule.t_from_log_snr(math.log(0.5) / 2)
     forward = pipe.unet.forward
 
     def diverging(x, t, **options):
