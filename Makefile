@@ -63,8 +63,11 @@ photo: install ## measure inpainting and denoising of photographs
 	  --methods biharmonic telea moment_matching moment_matching_fast moment_matching_posterior inexact_newton
 
 emoji: install ## measure eight tasks on held-out emoji, and the peak memory
-	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json \
-	  --methods moment_matching moment_matching_fast inexact_newton
+	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --methods moment_matching_fast inexact_newton
+	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --tasks half box free_form x4 x8 layout \
+	  --methods moment_matching
+	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --tasks style silhouette \
+	  --methods moment_matching_loss
 	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --tasks half box free_form \
 	  --methods moment_matching_posterior
 	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --nfe 40 \

@@ -38,7 +38,7 @@ from benchmarks import held_out
 from benchmarks.emoji_tasks import TASKS, EmojiTask, own_nfe, quiet_pipeline, reason_not_run, run, sampler_for_budget
 from benchmarks.grids import grid, label, split, to_tensor, to_uint8
 from benchmarks.held_out import SIZE_PIXELS
-from benchmarks.tables import Row, load, meta, save, table
+from benchmarks.tables import ALL, Row, load, meta, save, table
 
 COLUMNS = ("psnr", "feature_distance", "frechet", "residual", "nearest_psnr", "nfe", "work", "seconds")
 DEFAULT_METHODS = (
@@ -50,7 +50,6 @@ DEFAULT_METHODS = (
     "dps",
     "mpgd",
 )
-ALL = "all"  # the item of a row about all items
 
 
 class Results:

@@ -37,6 +37,7 @@ class Metric(NamedTuple):
     format: str
 
 
+ALL = "all"  # the item of a row about all items
 METRICS = {
     "psnr": Metric("PSNR (dB)", math.inf, ".2f"),
     "ssim": Metric("SSIM", 1, ".3f"),
@@ -245,7 +246,7 @@ def table(
     parts = []
     for task, methods in _groups(rows).items():
         names = columns or [c for c in METRICS if any(_mean(group, c) is not None for group in methods.values())]
-        items = {method: len({row.item for row in group}) for method, group in methods.items()}
+        items = {method: len({row.item for row in group} - {ALL}) for method, group in methods.items()}
         most = max(items.values())
         lines = [["method", *(METRICS[c].label for c in names)], ["---", *("---:" for _ in names)]]
         cells = [_cells({m: _mean(group, c) for m, group in methods.items()}, METRICS[c], reference) for c in names]

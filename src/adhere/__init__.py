@@ -8,7 +8,7 @@
 
 Models:          load, from_pipe, ConstrainedPipeline, ConstrainedOutput
 Tasks:           Inpaint, Restore, Upscale, Generate, Custom, Layout, Silhouette, Style
-Constraints:     Linear, Loss, Sum, Constraint
+Constraints:     Linear, Nonlinear, Loss, Sum, Constraint
 Operators:       Mask, Downsample, Blur, Gray, Identity, operator, LinearOperator
 Solvers:         MomentMatching, InexactNewton, DDNM, Plain, Solver, Sampler, PRESETS, DDIM, DPMSolver2M
 Any network:     NetworkDenoiser, sample
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
-    from adhere.core.constraints import Constraint, Linear, Loss, Sum
+    from adhere.core.constraints import Constraint, Linear, Loss, Nonlinear, Sum
     from adhere.core.denoisers import NetworkDenoiser
     from adhere.core.filters import Blur, Downsample
     from adhere.core.operators import Gray, Identity, LinearOperator, Mask, operator
@@ -61,6 +61,7 @@ __all__ = [
     "Mask",
     "MomentMatching",
     "NetworkDenoiser",
+    "Nonlinear",
     "Plain",
     "Restore",
     "Sampler",
@@ -77,7 +78,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "adhere.core.constraints": ("Constraint", "Linear", "Loss", "Sum"),
+    "adhere.core.constraints": ("Constraint", "Linear", "Loss", "Nonlinear", "Sum"),
     "adhere.core.denoisers": ("NetworkDenoiser",),
     "adhere.core.filters": ("Blur", "Downsample"),
     "adhere.core.operators": ("Gray", "Identity", "LinearOperator", "Mask", "operator"),

@@ -516,3 +516,20 @@ def test_a_raw_network_takes_ten_lines():
 
     assert x0.shape == (4, 3, 16, 16) and x0.isfinite().all()
     assert x0[..., :8].abs().max() < 1e-5
+
+
+def test_sample_of_a_loss_through_a_decoder_runs_the_preset_for_losses():
+    constraint = DecodedConstraint(mean_square(), IdentityAutoencoder())
+    assert default_preset(constraint) == "moment_matching_loss"
+    by_default, by_name = (
+        sample(
+            PRIOR.denoiser(SCHEDULE),
+            constraint,
+            shape=(2, *PRIOR.shape),
+            solver=name,
+            generator=seeded(0),
+            dtype=torch.float64,
+        )
+        for name in (None, "moment_matching_loss")
+    )
+    assert by_default.equal(by_name)

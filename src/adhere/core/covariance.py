@@ -67,7 +67,7 @@ class StationaryCovariance:
         return cls.isotropic(channels)
 
     @classmethod
-    def fit(cls, x0: Tensor, white_fraction: float = 0.1) -> "StationaryCovariance":
+    def fit(cls, x0: Tensor, white_fraction: float = 0.2) -> "StationaryCovariance":
         """Return the covariance of examples (N, c, H, W): C by moments, p by a line through the log power over log |k|.
 
         Each octave of frequencies has the same weight.

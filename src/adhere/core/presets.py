@@ -166,8 +166,8 @@ def sample(
         raise TypeError(f"sample got {given}: give a denoiser, such as a NetworkDenoiser, and a constraint")
     if num_inference_steps is not None and type(num_inference_steps) is not int:
         raise TypeError(f"num_inference_steps = {num_inference_steps!r}: give an integer, such as 20")
-    preset = default_preset(constraint).replace(_DEFAULT_PRESET, "moment_matching_posterior")
-    sampler = get_sampler(solver or preset)
+    preset = default_preset(constraint)
+    sampler = get_sampler(solver or ("moment_matching_posterior" if preset == _DEFAULT_PRESET else preset))
     generator = check_generator(generator, shape[0])
     first = generator if isinstance(generator, torch.Generator) else generator[0]
     like = torch.empty(0, dtype=dtype, device=device or first.device)
