@@ -52,7 +52,10 @@ posterior: install ## compare samples with exact posteriors
 	$(PY) -m benchmarks.posterior --json benchmarks/results/posterior.json
 	$(PY) -m benchmarks.tables benchmarks/results/posterior.json --intervals --embed docs/results.md
 	$(PY) -m benchmarks.tables benchmarks/results/posterior.json --metric sw2 --plot docs/images/posterior-nfe.png \
-	  --tasks "left half, noise 0.05" "down-sampling x4, noise 0.05"
+	  --tasks "left half, noise 0.05" "down-sampling x4, noise 0.05" \
+	  --methods exact moment_matching_posterior "moment_matching_posterior, jacobian_products=1" \
+	  "moment_matching_posterior, jacobian_products=0, fusion_snr=1" "moment_matching_posterior, GMRES" \
+	  inexact_newton mpgd ddnm
 
 photo: install ## measure inpainting and denoising of photographs
 	$(PY) -m benchmarks.photo --json benchmarks/results/photo.json

@@ -311,7 +311,7 @@ def plot(rows: Iterable[Row], path: str | Path, metric: str, against: str = "nfe
             major_formatter=StrMethodFormatter("{x:g}"),
             minor_formatter=NullFormatter(),
         )
-    figure.legend(loc="outside lower center", ncols=4, fontsize="small")
+    figure.legend(loc="outside lower center", ncols=3 if max(map(len, colors)) < 30 else 2, fontsize="small")
     figure.savefig(path, dpi=120)
 
 

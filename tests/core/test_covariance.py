@@ -241,3 +241,8 @@ def test_a_fit_finds_the_covariance_of_the_channels_and_the_exponent(p, size):
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         StationaryCovariance(**({"channel_covariance": ((1.0,),), "exponent": 2.0} | settings))
+
+
+def test_another_number_of_channels_is_refused():
+    with pytest.raises(ValueError, match="states have 4 channels, the covariance has 3"):
+        StationaryCovariance.default(3).product(torch.zeros(1, 4, 8, 8), 1.0)

@@ -16,13 +16,14 @@ from diffusers.schedulers.scheduling_unclip import UnCLIPScheduler
 import adhere
 from adhere import AdhereError, Generate, Inpaint
 from adhere.core.constraints import Unconstrained
+from adhere.core.covariance import StationaryCovariance
 from adhere.core.presets import PRESETS
 from adhere.core.sampling import trajectory
 from adhere.core.schedules import FlowSchedule
 from adhere.core.solvers.plain import Plain
 from adhere.core.transitions import DDIM
 from adhere.pipelines.pixel import PixelPipeline
-from tests.core.exact import last_x0
+from tests.core.exact import last_x0, seeded
 from tests.picture_files import hole, noise
 from tests.tiny_models import PIXEL_PRESETS, edit_json, edit_weights, load, tiny_unet, with_nan
 
@@ -245,3 +246,32 @@ def test_the_shipped_model_repairs_a_smooth_picture_better_than_its_mean_color()
     assert np.array_equal(repaired[~mask], picture[~mask])
     error = np.abs(repaired.astype(float) - picture)[mask].mean()
     assert error < np.abs(picture[mask] - picture[~mask].mean(0)).mean()
+
+
+# --- what a model states about itself
+
+
+SPECTRUM = {"channel_covariance": [[0.2, 0.1, 0.1], [0.1, 0.2, 0.1], [0.1, 0.1, 0.2]], "exponent": 1.0}
+
+
+def test_a_model_states_its_temperature_and_its_spectrum(model_with):
+    folder = model_with()
+    plain = load(folder)
+    assert (plain.temperature, plain.prior_covariance) == (1.0, None)
+    edit_json(folder / "model_index.json", _temperature=0.5, _prior_spectrum=SPECTRUM)
+    pipe = load(folder)
+    rows = tuple(map(tuple, SPECTRUM["channel_covariance"]))
+    assert (pipe.temperature, pipe.prior_covariance) == (0.5, StationaryCovariance(rows, exponent=1.0))
+    same, other = (one(task(), num_inference_steps=3, generator=seeded(0), output_type="pt") for one in (plain, pipe))
+    assert not torch.allclose(same.images, other.images)
+
+
+@pytest.mark.parametrize(
+    "spectrum",
+    [{"exponent": 2.0}, {"channel_covariance": [[1.0, 0.0]], "exponent": 2.0}, "pink", SPECTRUM | {"slope": 1.0}],
+)
+def test_a_spectrum_that_cannot_be_read_is_refused(model_with, spectrum):
+    folder = model_with()
+    edit_json(folder / "model_index.json", _prior_spectrum=spectrum)
+    with pytest.raises(AdhereError, match="'_prior_spectrum' in model_index.json cannot be read .*give"):
+        load(folder)

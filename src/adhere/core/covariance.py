@@ -83,7 +83,13 @@ class StationaryCovariance:
         return cls(tuple(tuple(row) for row in C.tolist()), exponent, white_fraction)
 
     def product(self, v: Tensor, snr: float) -> Tensor:
-        """Return V_w v for v (B, c, H, W)."""
+        """Return V_w v for v (B, c, H, W).
+
+        Raises:
+            ValueError: if v has another number of channels than the covariance.
+        """
+        if v.shape[1] != len(self.channel_covariance):
+            raise ValueError(f"states have {v.shape[1]} channels, the covariance has {len(self.channel_covariance)}")
         S, U = _spectrum(self, v.shape[-2:], v.dtype, v.device)
         g = torch.einsum("cd,nchw->ndhw", U, v)
         g = torch.fft.irfft2(torch.fft.rfft2(g) * (S / (1 + snr * S)), s=v.shape[-2:])

@@ -88,6 +88,7 @@ class ConstrainedPipeline(DiffusionPipeline):
     saved_as: ClassVar[str | None] = None  # the class in model_index.json, if it is not diffusers' own
     tile_size: int | None = None  # the network sees at most tiles of this side, in entries of the state; None: no tiles
     temperature: float = 1.0  # `_temperature` in model_index.json: of samplers that leave it to the model
+    prior_spectrum: StationaryCovariance | None = None  # `_prior_spectrum` in model_index.json
     max_downsamplings: int = 0  # the network may see the state down-sampled by 2 up to this many times
     _callback_tensor_inputs = ["latents", "x0", "residual"]  # noqa: RUF012  # as in diffusers
     _interrupt = False
@@ -148,8 +149,8 @@ class ConstrainedPipeline(DiffusionPipeline):
 
     @property
     def prior_covariance(self) -> StationaryCovariance | None:
-        """The covariance of the model's states, that of photographs by default."""
-        return None
+        """The covariance of the model's states; None is the default for their number of channels."""
+        return self.prior_spectrum
 
     def state_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """Return (channels, height, width) of the state of a picture of (height, width) pixels."""

@@ -102,7 +102,7 @@ class LatentPipeline(ConstrainedPipeline):
 
     @property
     def prior_covariance(self) -> StationaryCovariance:
-        return StationaryCovariance.isotropic(int(self.vae.config["latent_channels"]))
+        return self.prior_spectrum or StationaryCovariance.isotropic(int(self.vae.config["latent_channels"]))
 
     @property
     def multiple(self) -> int:

@@ -26,6 +26,7 @@ from diffusers.utils.import_utils import is_accelerate_available
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
+from adhere.core.covariance import StationaryCovariance
 from adhere.errors import AdhereError
 from adhere.pipelines.base import ConstrainedPipeline
 from adhere.pipelines.registry import FAMILIES, family_for
@@ -134,7 +135,22 @@ def _from_folder_or_hub(
         pipe.default_guidance_scale = float(index["_guidance_scale"])
     if "_temperature" in index:
         pipe.temperature = float(index["_temperature"])
+    if "_prior_spectrum" in index:
+        pipe.prior_spectrum = _prior_spectrum(index["_prior_spectrum"], source)
     return _finish(pipe, source)
+
+
+def _prior_spectrum(values: Any, source: str) -> StationaryCovariance:
+    """Return the covariance that a model states for its states: the attributes of `StationaryCovariance` by name."""
+    try:
+        rows = tuple(tuple(float(value) for value in row) for row in values["channel_covariance"])
+        others = {name: float(value) for name, value in values.items() if name != "channel_covariance"}
+        return StationaryCovariance(rows, **others)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise AdhereError(
+            f"{source}: '_prior_spectrum' in model_index.json cannot be read ({error}): give 'channel_covariance', a "
+            "list of rows, and 'exponent'"
+        ) from error
 
 
 def _finish(pipe: Any, source: str) -> ConstrainedPipeline:
