@@ -461,7 +461,37 @@ def test_a_step_that_leads_away_from_a_nonlinear_measurement_is_shortened():
     assert constraint.limit_step(x0, near).equal(near)
 
 
-@pytest.mark.parametrize("settings", [{"noise": -0.1}, {"max_step_rms": 0.0}])
-def test_a_nonlinear_measurement_refuses_settings_out_of_range(settings):
-    with pytest.raises(ValueError, match="at least 0, and above 0"):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"noise": -0.1}, "noise = -0.1: a standard deviation must be at least 0"),
+        ({"noise": math.nan}, "noise = nan: a standard deviation must be at least 0"),
+        ({"max_step_rms": 0.0}, "max_step_rms = 0.0: it must be above 0"),
+    ],
+)
+def test_a_nonlinear_measurement_refuses_settings_out_of_range(settings, message):
+    with pytest.raises(ValueError, match=message):
         Nonlinear(saturating, torch.zeros(1, *SHAPE), **settings)
+
+
+def test_a_nonlinear_measurement_of_another_shape_is_refused():
+    x0 = torch.zeros(2, *SHAPE, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"f of x0 \(2, .*they must agree but for the batch"):
+        Nonlinear(saturating, torch.zeros(1, *SHAPE)).linearize(x0)
+
+
+def test_a_gradient_of_a_measurement_that_is_not_finite_is_refused():
+    x0 = torch.zeros(2, *SHAPE, dtype=torch.float64)
+    with pytest.raises(ValueError, match="the gradient of f is not finite"):
+        Nonlinear(torch.sqrt, torch.ones(1, *SHAPE)).linearize(x0)
+
+
+@pytest.mark.parametrize("factor", [0.01, 100.0])
+def test_a_sum_does_not_depend_on_the_units_of_y(factor):
+    """The floor of a part without noise is in units of its y."""
+    x0 = normal(seeded(0), 2, *SHAPE)
+    mask, _ = satisfied_constraint(OPERATORS["mask"], seeded(1))
+    scaled_mask = Linear(Matrix(factor * matrix_of(OPERATORS["mask"], SHAPE), SHAPE), (factor * mask.y).flatten(1))
+    area, _ = satisfied_constraint(OPERATORS["area"], seeded(2), 0.1)
+    one, other = (Sum((part, area), (1.0, 1.0)).linearize(x0).project(x0) for part in (mask, scaled_mask))
+    assert_close(one, other, 1e-4)

@@ -273,5 +273,5 @@ def test_a_model_states_its_temperature_and_its_spectrum(model_with):
 def test_a_spectrum_that_cannot_be_read_is_refused(model_with, spectrum):
     folder = model_with()
     edit_json(folder / "model_index.json", _prior_spectrum=spectrum)
-    with pytest.raises(AdhereError, match="'_prior_spectrum' in model_index.json cannot be read .*give"):
+    with pytest.raises(AdhereError, match=r"'_prior_spectrum' in model_index.json cannot be read .*give"):
         load(folder)

@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adhere.core._linalg import clip_rms, dot, max_norm, per_sample, repeat_samples, safe_divide
-from adhere.core.derivatives import finite_difference_step, forward_difference, vjp
-from adhere.core.operators import InnerProduct, LinearOperator, Mask, _Stacked
+from adhere.core.derivatives import vjp
+from adhere.core.operators import InnerProduct, LinearOperator, Mask, _Jacobian, _Stacked
 
 _MAX_RMS_DISTANCE = 10.0  # more than any two images differ by; bounds Newton's step where a loss is nearly flat
 
@@ -118,8 +118,8 @@ class Linear(Constraint):
     max_step_rms: float = field(default=math.inf, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.noise < 0:
-            raise ValueError(f"noise = {self.noise}: a standard deviation must be at least 0")
+        if not 0 <= self.noise < math.inf:
+            raise ValueError(f"noise = {self.noise}: a standard deviation must be at least 0, and finite")
         if not self.y.is_floating_point():
             raise ValueError(f"y has dtype {self.y.dtype}: give floating-point numbers; pictures are in [-1, 1]")
         object.__setattr__(self, "y", self.operator.restrict(self.y))
@@ -139,6 +139,11 @@ class Linear(Constraint):
     def residual_norm(self, x0: Tensor) -> Float[Tensor, " b"]:
         """Return the root mean square of y - A x0 over the measured entries; under a mask, over the known ones."""
         return self.residual(x0).flatten(1).norm(dim=1) / self._num_measured.sqrt()
+
+    @cached_property
+    def _scale(self) -> float:
+        """Twice the root mean square of the measured entries of y: about 1 for pictures in [-1, 1]."""
+        return 2 * float((self.y.square().sum() / self._num_measured.sum()).sqrt())
 
     def linearize(self, x0: Tensor) -> "Linear":
         return self
@@ -287,8 +292,10 @@ class Nonlinear(Constraint):
     max_step_rms: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.noise < 0 or not self.max_step_rms > 0:
-            raise ValueError(f"noise = {self.noise}, max_step_rms = {self.max_step_rms}: at least 0, and above 0")
+        if not 0 <= self.noise < math.inf:
+            raise ValueError(f"noise = {self.noise}: a standard deviation must be at least 0, and finite")
+        if not self.max_step_rms > 0:
+            raise ValueError(f"max_step_rms = {self.max_step_rms}: it must be above 0; 0.3 is usual")
 
     def neg_grad(self, x0: Tensor) -> Tensor:
         measured, transposed = vjp(self.f, x0)
@@ -304,28 +311,19 @@ class Nonlinear(Constraint):
 
     def linearize(self, x0: Tensor) -> Linearization:
         measured, transposed = vjp(self.f, x0, retain_graph=True)
+        if measured.shape != (len(x0), *self.y.shape[1:]):
+            raise ValueError(
+                f"f of x0 {tuple(x0.shape)} has shape {tuple(measured.shape)}, y has {tuple(self.y.shape)}: they must "
+                "agree but for the batch"
+            )
+        if not transposed(torch.ones_like(measured)).isfinite().all():
+            raise ValueError("the gradient of f is not finite (as of a square root at 0): add a small constant")
         operator = _Jacobian(self.f, x0, measured, transposed)
         noise, residual = self.noise, (self.y - measured).detach()
         return Linearization(operator, residual, noise, origin=x0, max_step_rms=self.max_step_rms)
 
     def limit_step(self, x0: Tensor, step: Tensor) -> Tensor:
         return _backtrack(self, x0, step)
-
-
-@dataclass(frozen=True)
-class _Jacobian(LinearOperator):
-    """J = df/dx at x, by a finite difference of f, with J^T by autograd."""
-
-    f: Callable[[Tensor], Tensor]
-    x: Tensor
-    measured: Tensor  # f(x)
-    transposed: Callable[[Tensor], Tensor]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return forward_difference(self.f, self.x, self.measured, x, finite_difference_step(self.x.dtype))
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return self.transposed(y)
 
 
 def _backtrack(constraint: Constraint, x0: Tensor, step: Tensor, max_halvings: int = 4) -> Tensor:
@@ -347,8 +345,8 @@ class Sum(Constraint):
     Attributes:
         constraints: at least one.
         weights: one for each constraint, finite and at least 0.
-        noise_floor: the smallest noise of a part in the linearization; otherwise a part without noise would outweigh
-            all others.
+        noise_floor: the smallest noise of a part in the linearization, over twice the root mean square of a linear
+            part's y; otherwise a part without noise would outweigh all others.
 
     Raises:
         ValueError: unless each constraint has such a weight.
@@ -396,7 +394,8 @@ class Sum(Constraint):
         parts = [constraint.linearize(x0) for constraint, _ in self._active]
         is_linear = not any(isinstance(part, Linearization) for part in parts)
         measured = [part.y.expand(len(x0), *part.y.shape[1:]) if is_linear else part.residual(x0) for part in parts]
-        noises = [max(part.noise, self.noise_floor) for part in parts]
+        scales = [1.0 if isinstance(part, Linearization) else part._scale for part in parts]
+        noises = [max(part.noise, self.noise_floor * scale) for part, scale in zip(parts, scales, strict=True)]
         scales = [max(noises) / noise * math.sqrt(w) for noise, (_, w) in zip(noises, self._active, strict=True)]
         shapes = tuple(tuple(y.shape[1:]) for y in measured)
         operator = _Stacked(tuple(part.operator for part in parts), tuple(scales), shapes)

@@ -70,7 +70,8 @@ class StationaryCovariance:
     def fit(cls, x0: Tensor, white_fraction: float = 0.2) -> "StationaryCovariance":
         """Return the covariance of examples (N, c, H, W): C by moments, p by a line through the log power over log |k|.
 
-        Each octave of frequencies has the same weight.
+        The line is weighted by 1 / |k|, since low frequencies hold most of the variance. Where a white part is visible
+        at high frequencies, p comes out too small.
         """
         x0 = x0 - x0.mean((0, 2, 3), keepdim=True)
         C = torch.einsum("nchw,ndhw->cd", x0, x0) / (x0.numel() / x0.shape[1])

@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import pad
 
 from adhere.core._linalg import conjugate_residuals, constants, repeat_samples
-from adhere.core.derivatives import vjp
+from adhere.core.derivatives import finite_difference_step, forward_difference, vjp
 
 
 class LinearOperator(ABC):
@@ -270,3 +270,19 @@ class _Stacked(LinearOperator):
         parts = y.split([math.prod(shape) for shape in self.shapes], 1)
         terms = zip(self.operators, self.weights, self.shapes, parts, strict=True)
         return reduce(add, [w * A.adjoint(part.reshape(-1, *shape)) for A, w, shape, part in terms])
+
+
+@dataclass(frozen=True)
+class _Jacobian(LinearOperator):
+    """J = df/dx at x, by a finite difference of f, with J^T by autograd."""
+
+    f: Callable[[Tensor], Tensor]
+    x: Tensor
+    measured: Tensor  # f(x)
+    transposed: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return forward_difference(self.f, self.x, self.measured, x, finite_difference_step(self.x.dtype))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.transposed(y)

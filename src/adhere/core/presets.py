@@ -150,8 +150,8 @@ def sample(
         constraint: on samples x0 (B, ...).
         shape: of the samples, (B, ...).
         solver: a preset's name, a solver or a sampler. By default 'moment_matching_posterior', 'inexact_newton' for a
-            constraint that cannot be linearized, and 'plain' without one. The default of pipelines, 'moment_matching',
-            halves the noise (temperature 0.5), so its samples vary less than the posterior.
+            constraint that cannot be linearized, and 'plain' without one. The default of pipelines is 'moment_matching'
+            at the temperature of the model.
         num_inference_steps: the number of noise levels, the sampler's own by default.
         generator: one, or one per sample. By default the seed is drawn from torch's global generator.
         dtype: of the state.

@@ -6,28 +6,29 @@ x_t, which is exact for a Gaussian prior,
     E[x0 | x_t, y] = D + V A^T u,     (noise^2 I + A V A^T) u = y - A D.                                           (1)
 
 V is modelled by V_w of `adhere.core.covariance`, equation (2), which takes no evaluation. One evaluation per noise
-level remains. Two steps reduce the error of V_w.
+level remains. The noise is at least `noise_floor`, and without noise, m is projected onto A x0 = y.
 
-Tilt. Let eta = alpha_t x_t / sigma_t^2 and snr = alpha_t^2 / sigma_t^2. For any prior, D at eta + A^T u is exactly the
-mean of x0 given x_t, reweighted by exp(u^T A x0). The reweighting is the linear part of what y says, and the network
-gets it before its evaluation, with a prediction u_0 of u. From the previous conditional mean m, which belonged to
-(eta_m, snr_m),
+Tilt. Let eta = alpha_t x_t / sigma_t^2 and snr = alpha_t^2 / sigma_t^2. Adding A^T u to eta means to evaluate D at
+x_t + (sigma_t^2 / alpha_t) A^T u. For any prior, the result is exactly the mean of x0 given x_t, reweighted by
+exp(u^T A x0), the linear part of what y says. So the network gets y before its evaluation, with a prediction u_0 of u.
+From the previous conditional mean m, which belonged to (eta_m, snr_m),
 
     m' = m + V_w [(eta - eta_m) - (snr - snr_m) m]                        the expected mean at x_t                  (3)
-    u_0 = (noise^2 I + A A^T / snr)^-1 (y - A m')                         as for V = I / snr                        (4)
+    u_0 = (noise^2 I + A A^T / snr)^-1 (y - A m')                         V = I / snr, for a cautious tilt          (4)
     x0 = D(x_t + (sigma_t^2 / alpha_t) A^T u_0)                           the evaluation
     (noise^2 I + A V_w A^T) u = y - A x0 - noise^2 u_0,     m = x0 + V_w A^T u                                      (5)
 
-The next noise level gets m, eta_m = eta + A^T (u_0 + u) and snr_m = snr. For a Gaussian prior with covariance V_w, the
-tilt changes nothing. Equations (4) and (5) are solved in closed form or by a fixed number of conjugate residuals.
+The next noise level gets m, eta_m = eta + A^T (u_0 + u) and snr_m = snr. For a Gaussian prior with posterior covariance
+V_w, the tilt changes nothing. (4) and (5) are solved in closed form or by a fixed number of conjugate residuals.
 
 Jacobian products. At some noise levels, d = V s along s = A^T u is measured by a forward difference of the denoiser,
 one evaluation each (Tweedie's second-order formula, V = (sigma_t^2 / alpha_t) J). V is then the BFGS update of V_w with
 V s = d, and (5) is solved again.
 
-Fusion. At high noise, x_t is compatible with many pictures, of which y selects a few, so the previous mean m says more
-of x0 than x_t does. While snr is below `fusion_snr`, m is used as an independent observation of x0 with precision
-gamma = fusion_snr - snr. Together with x_t it is equivalent to the state
+Fusion. This comes first; (3) to (5) then use the fused state and its time. At high noise, x_t is compatible with many
+pictures, of which y selects a few, so the previous mean m says more of x0 than x_t does. While snr is below
+`fusion_snr`, m is used as an independent observation of x0 with precision gamma = fusion_snr - snr. Together with x_t
+it is equivalent to the state
 
     x = (sigma^2 / alpha) (alpha_t / sigma_t^2 x_t + gamma m)                                                       (6)
 
@@ -95,8 +96,10 @@ class MomentMatching(Solver[_Memory]):
     def __post_init__(self) -> None:
         if not 0 <= self.fusion_snr < math.inf:
             raise ValueError(f"fusion_snr = {self.fusion_snr}: a ratio of variances must be finite and at least 0")
-        if not self.noise_floor >= 0:
-            raise ValueError(f"noise_floor = {self.noise_floor}: a standard deviation must be at least 0")
+        if not 0 <= self.noise_floor < math.inf:
+            raise ValueError(f"noise_floor = {self.noise_floor}: a standard deviation must be finite and at least 0")
+        if math.isnan(self.product_center) or math.isnan(self.tilt_max_log_snr):
+            raise ValueError("product_center and tilt_max_log_snr are log-SNRs: they must be numbers, not NaN")
         for name, least in (("jacobian_products", 0), ("num_iterations", 1), ("nonlinear_steps", 0)):
             if type(value := getattr(self, name)) is not int or value < least:
                 raise ValueError(f"{name} = {value!r}: it must be an integer of at least {least}")
@@ -149,7 +152,7 @@ class MomentMatching(Solver[_Memory]):
         products = [network_V] * (self.jacobian_products if lambda_t in self.product_log_snrs else 0)
         linear = constraint.linearize(x0)
         residual = linear.residual(x0)
-        variance = self._noise_variance(linear, residual)
+        variance = self._noise_variance(constraint, linear, residual)
         if isinstance(linear, Linearization):
             mean, step = self._nonlinear_mean(constraint, linear, x0, u_0, variance, residual, V, products)
         else:
@@ -201,29 +204,29 @@ class MomentMatching(Solver[_Memory]):
             product = products[i] if i < len(products) else V
             u, step, change = _minimal_residual_step(linear, product, variance, residual - variance * u_0)
             mean = mean + constraint.limit_step(mean, clip_rms(change, linear.max_step_rms))
-            u_0, total = u_0 + u, total + step
+            u_0, total = u_0 + u, total + step  # not shortened: the memory keeps where the steps were heading
         return mean, total
 
     def _tilt(self, constraint: Constraint, expected: Tensor, snr: float) -> tuple[Tensor, Tensor]:
         """Return u_0 of (4) and A^T u_0."""
         linear = constraint.linearize(expected)
         A, residual = linear.operator, linear.residual(expected)
-        variance = self._noise_variance(linear, residual)
+        variance = self._noise_variance(constraint, linear, residual)
         if isinstance(linear, Linearization):
             u_0, tilt, change = _minimal_residual_step(linear, lambda v: v / snr, variance, residual)
-            shortened = clip_rms(change, linear.max_step_rms) * snr
-            factor = safe_divide(dot(shortened, tilt), dot(tilt, tilt)).flatten()
-            return per_sample(factor, u_0) * u_0, shortened
+            shortened = clip_rms(change, linear.max_step_rms)
+            fraction = safe_divide(dot(shortened, change), dot(change, change)).flatten()
+            return per_sample(fraction, u_0) * u_0, per_sample(fraction, tilt) * tilt
         u_0 = snr * A.solve_normal(residual, snr * variance, self.num_iterations, tolerance=0.01)
         return u_0, A.adjoint(u_0)
 
-    def _noise_variance(self, linear: Linear, residual: Tensor) -> Tensor:
-        """Return noise^2, (B, 1, ..., 1), at least noise_floor^2 in image units.
+    def _noise_variance(self, constraint: Constraint, linear: Linear, residual: Tensor) -> Tensor:
+        """Return noise^2, broadcastable to the residual, at least noise_floor^2 in image units.
 
         A measurement is in image units after division by its gain |A^T r| / |r|, so the units of A do not matter.
         """
-        if isinstance(linear, Linearization):  # it has a floor of its own, and a product may take an encoding
-            return dot(residual, residual).new_full((), max(linear.noise, self.noise_floor) ** 2)
+        if constraint.needs_decoding:  # its linearization has a floor of its own, and A^T takes an encoding
+            return residual.new_full((), max(linear.noise, self.noise_floor) ** 2)
         back = linear.operator.adjoint(residual)
         gain = safe_divide(dot(back, back).flatten(), dot(residual, residual).flatten())
         return per_sample((self.noise_floor**2 * gain).clamp_min(linear.noise**2), residual)
