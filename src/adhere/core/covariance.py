@@ -11,7 +11,7 @@ mean 1, and w is the fraction of the variance that is white. A product with V_w 
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -40,13 +40,19 @@ class StationaryCovariance:
         rows = self.channel_covariance
         if not rows or any(len(row) != len(rows) for row in rows):
             raise ValueError(f"channel_covariance has rows of {[len(row) for row in rows]} numbers: it must be square")
-        C = torch.tensor(rows, dtype=torch.float64)
-        if not C.isfinite().all() or not torch.allclose(C, C.T) or not C.trace() > 0:
-            raise ValueError("channel_covariance must be finite and symmetric, with a positive trace")
+        trace = sum(row[i] for i, row in enumerate(rows))
+        differences = [
+            abs(a - b)
+            for row, column in zip(rows, zip(*rows, strict=True), strict=True)
+            for a, b in zip(row, column, strict=True)
+        ]
+        if not (0 < trace < math.inf and max(differences) <= 1e-6 * trace):  # False for NaN, too
+            raise ValueError(f"channel_covariance = {rows}: it must be finite and symmetric, with a positive trace")
         if not 0 < self.white_fraction <= 1:
             raise ValueError(f"white_fraction = {self.white_fraction}: it must be above 0 and at most 1")
         if not (0 <= self.exponent < math.inf and 0 < self.min_frequency < math.inf):
-            raise ValueError(f"exponent = {self.exponent}, min_frequency = {self.min_frequency}: at least 0, above 0")
+            given = f"exponent = {self.exponent}, min_frequency = {self.min_frequency}"
+            raise ValueError(f"{given}: the exponent must be at least 0, the frequency above 0")
 
     @classmethod
     def isotropic(cls, channels: int, variance: float = 1.0, exponent: float = 2.0) -> "StationaryCovariance":
@@ -55,6 +61,7 @@ class StationaryCovariance:
         return cls(rows, exponent)
 
     @classmethod
+    @cache
     def default(cls, channels: int) -> "StationaryCovariance":
         """Return the covariance for states of c channels, if nothing is known of the model.
 
