@@ -88,6 +88,24 @@ def conjugate_residuals(
     return u
 
 
+def minimal_residual_step(
+    A: Callable[[Tensor], Tensor],
+    adjoint: Callable[[Tensor], Tensor],
+    V: Callable[[Tensor], Tensor],
+    variance: Tensor,
+    residual: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return u, A^T u and V A^T u for u = c residual, with the c that minimizes |residual - (variance + A V A^T) u|.
+
+    This is one conjugate residual. It takes one product with A, A^T and V each.
+    """
+    back = adjoint(residual)
+    change = V(back)
+    product = variance * residual + A(change)
+    c = safe_divide(dot(residual, product), dot(product, product)).flatten()
+    return per_sample(c, residual) * residual, per_sample(c, back) * back, per_sample(c, back) * change
+
+
 def bfgs_product(product: Callable[[Tensor], Tensor], pairs: Sequence[tuple[Tensor, Tensor]], v: Tensor) -> Tensor:
     """Return V v, where V is a symmetric positive definite V_0 after the BFGS update with each pair (s, d) in turn.
 

@@ -41,18 +41,13 @@ class StationaryCovariance:
         if not rows or any(len(row) != len(rows) for row in rows):
             raise ValueError(f"channel_covariance has rows of {[len(row) for row in rows]} numbers: it must be square")
         trace = sum(row[i] for i, row in enumerate(rows))
-        differences = [
-            abs(a - b)
-            for row, column in zip(rows, zip(*rows, strict=True), strict=True)
-            for a, b in zip(row, column, strict=True)
-        ]
-        if not (0 < trace < math.inf and max(differences) <= 1e-6 * trace):  # False for NaN, too
+        is_symmetric = all(abs(a[j] - rows[j][i]) <= 1e-6 * trace for i, a in enumerate(rows) for j in range(len(a)))
+        if not (0 < trace < math.inf and is_symmetric):  # False for NaN, too
             raise ValueError(f"channel_covariance = {rows}: it must be finite and symmetric, with a positive trace")
         if not 0 < self.white_fraction <= 1:
             raise ValueError(f"white_fraction = {self.white_fraction}: it must be above 0 and at most 1")
         if not (0 <= self.exponent < math.inf and 0 < self.min_frequency < math.inf):
-            given = f"exponent = {self.exponent}, min_frequency = {self.min_frequency}"
-            raise ValueError(f"{given}: the exponent must be at least 0, the frequency above 0")
+            raise ValueError(f"{self}: the exponent must be at least 0, the minimum frequency above 0")
 
     @classmethod
     def isotropic(cls, channels: int, variance: float = 1.0, exponent: float = 2.0) -> "StationaryCovariance":

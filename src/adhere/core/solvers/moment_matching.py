@@ -50,7 +50,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from adhere.core._linalg import bfgs_product, clip_rms, conjugate_residuals, dot, per_sample, safe_divide
+from adhere.core._linalg import (
+    bfgs_product,
+    clip_rms,
+    conjugate_residuals,
+    dot,
+    minimal_residual_step,
+    per_sample,
+    safe_divide,
+)
 from adhere.core.constraints import Constraint, Linear, Linearization
 from adhere.core.covariance import StationaryCovariance
 from adhere.core.denoisers import Denoiser
@@ -60,6 +68,7 @@ from adhere.core.solvers.base import Solver
 
 _Memory = tuple[Tensor, Tensor, float]  # m, eta_m + A^T (u_0 + u), snr_m
 _Product = Callable[[Tensor], Tensor]  # v -> V v
+_Products = Sequence[_Product]
 
 
 @dataclass(frozen=True)
@@ -98,8 +107,6 @@ class MomentMatching(Solver[_Memory]):
             raise ValueError(f"fusion_snr = {self.fusion_snr}: a ratio of variances must be finite and at least 0")
         if not 0 <= self.noise_floor < math.inf:
             raise ValueError(f"noise_floor = {self.noise_floor}: a standard deviation must be finite and at least 0")
-        if math.isnan(self.product_center) or math.isnan(self.tilt_max_log_snr):
-            raise ValueError("product_center and tilt_max_log_snr are log-SNRs: they must be numbers, not NaN")
         for name, least in (("jacobian_products", 0), ("num_iterations", 1), ("nonlinear_steps", 0)):
             if type(value := getattr(self, name)) is not int or value < least:
                 raise ValueError(f"{name} = {value!r}: it must be an integer of at least {least}")
@@ -151,22 +158,15 @@ class MomentMatching(Solver[_Memory]):
         network_V = lambda v: scale * jvp(denoiser, x, s, x0, v)  # noqa: E731
         products = [network_V] * (self.jacobian_products if lambda_t in self.product_log_snrs else 0)
         linear = constraint.linearize(x0)
-        residual = linear.residual(x0)
-        variance = self._noise_variance(constraint, linear, residual)
         if isinstance(linear, Linearization):
-            mean, step = self._nonlinear_mean(constraint, linear, x0, u_0, variance, residual, V, products)
+            mean, step = self._nonlinear_mean(constraint, linear, x0, u_0, V, products)
         else:
+            variance, residual = self._variance_and_residual(constraint, linear, x0)
             mean, step = self._linear_mean(linear, x0, variance, residual - variance * u_0, V, products)
         return x_t, mean, (mean, eta + tilt + step, snr)
 
     def _linear_mean(
-        self,
-        linear: Linear,
-        x0: Tensor,
-        variance: Tensor,
-        residual: Tensor,
-        V: _Product,
-        products: Sequence[_Product],
+        self, linear: Linear, x0: Tensor, variance: Tensor, residual: Tensor, V: _Product, products: _Products
     ) -> tuple[Tensor, Tensor]:
         """Return m and A^T u of (5), where `products` multiply by the network's own V."""
         A = linear.operator
@@ -181,15 +181,7 @@ class MomentMatching(Solver[_Memory]):
         return linear.project(mean) if linear.noise == 0 else mean, step
 
     def _nonlinear_mean(
-        self,
-        constraint: Constraint,
-        linear: Linear,
-        x0: Tensor,
-        u_0: Tensor | float,
-        variance: Tensor,
-        residual: Tensor,
-        V: _Product,
-        products: Sequence[_Product],
+        self, constraint: Constraint, linear: Linear, x0: Tensor, u: Tensor | float, V: _Product, products: _Products
     ) -> tuple[Tensor, Tensor]:
         """Return m and A^T u by Gauss-Newton steps from x0; the first use `products` in place of V.
 
@@ -198,49 +190,34 @@ class MomentMatching(Solver[_Memory]):
         """
         mean, total = x0, torch.zeros_like(x0)
         for i in range(max(len(products), 1 + self.nonlinear_steps * constraint.is_nonlinear)):
-            if i > 0:
-                linear = constraint.linearize(mean)
-                residual = linear.residual(mean)
-            product = products[i] if i < len(products) else V
-            u, step, change = _minimal_residual_step(linear, product, variance, residual - variance * u_0)
+            linear = constraint.linearize(mean) if i else linear
+            variance, residual = self._variance_and_residual(constraint, linear, mean)
+            A, product = linear.operator, products[i] if i < len(products) else V
+            du, step, change = minimal_residual_step(A, A.adjoint, product, variance, residual - variance * u)
             mean = mean + constraint.limit_step(mean, clip_rms(change, linear.max_step_rms))
-            u_0, total = u_0 + u, total + step  # not shortened: the memory keeps where the steps were heading
+            u, total = u + du, total + step  # not shortened: the memory keeps where the steps were heading
         return mean, total
 
     def _tilt(self, constraint: Constraint, expected: Tensor, snr: float) -> tuple[Tensor, Tensor]:
         """Return u_0 of (4) and A^T u_0."""
         linear = constraint.linearize(expected)
-        A, residual = linear.operator, linear.residual(expected)
-        variance = self._noise_variance(constraint, linear, residual)
+        A, (variance, residual) = linear.operator, self._variance_and_residual(constraint, linear, expected)
         if isinstance(linear, Linearization):
-            u_0, tilt, change = _minimal_residual_step(linear, lambda v: v / snr, variance, residual)
+            u_0, tilt, change = minimal_residual_step(A, A.adjoint, lambda v: v / snr, variance, residual)
             shortened = clip_rms(change, linear.max_step_rms)
             fraction = safe_divide(dot(shortened, change), dot(change, change)).flatten()
             return per_sample(fraction, u_0) * u_0, per_sample(fraction, tilt) * tilt
         u_0 = snr * A.solve_normal(residual, snr * variance, self.num_iterations, tolerance=0.01)
         return u_0, A.adjoint(u_0)
 
-    def _noise_variance(self, constraint: Constraint, linear: Linear, residual: Tensor) -> Tensor:
-        """Return noise^2, broadcastable to the residual, at least noise_floor^2 in image units.
+    def _variance_and_residual(self, constraint: Constraint, linear: Linear, x0: Tensor) -> tuple[Tensor, Tensor]:
+        """Return noise^2, at least noise_floor^2 in image units, and the residual y - A x0, with which it broadcasts.
 
         A measurement is in image units after division by its gain |A^T r| / |r|, so the units of A do not matter.
         """
+        residual = linear.residual(x0)
         if constraint.needs_decoding:  # its linearization has a floor of its own, and A^T takes an encoding
-            return residual.new_full((), max(linear.noise, self.noise_floor) ** 2)
+            return residual.new_full((), max(linear.noise, self.noise_floor) ** 2), residual
         back = linear.operator.adjoint(residual)
         gain = safe_divide(dot(back, back).flatten(), dot(residual, residual).flatten())
-        return per_sample((self.noise_floor**2 * gain).clamp_min(linear.noise**2), residual)
-
-
-def _minimal_residual_step(
-    linear: Linear, V: _Product, variance: Tensor, residual: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return u, A^T u and V A^T u for u = c residual, with the c that minimizes |residual - (variance + A V A^T) u|.
-
-    This is one conjugate residual. It takes one product with A, A^T and V each.
-    """
-    back = linear.operator.adjoint(residual)
-    change = V(back)
-    product = variance * residual + linear.operator(change)
-    c = safe_divide(dot(residual, product), dot(product, product)).flatten()
-    return per_sample(c, residual) * residual, per_sample(c, back) * back, per_sample(c, back) * change
+        return per_sample((self.noise_floor**2 * gain).clamp_min(linear.noise**2), residual), residual
