@@ -89,11 +89,11 @@ def test_another_seed_gives_other_images() -> None:
     assert not torch.equal(first["left half"][0].constraint.y, second["left half"][0].constraint.y)
 
 
-@pytest.mark.parametrize(("number", "nfe"), [(1, 12), (0, 8)])
-def test_fewer_jacobian_products_take_fewer_evaluations(number: int, nfe: int) -> None:
+@pytest.mark.parametrize(("settings", "nfe"), [("jacobian_products=1", 12), ("jacobian_products=0, fusion_snr=1", 8)])
+def test_fewer_jacobian_products_take_fewer_evaluations(settings: str, nfe: int) -> None:
     prior = emoji_prior()
     _, found = next(iter(problems(prior, 0.05, 1, 2)))
-    sampler = SAMPLERS[f"moment_matching_posterior, jacobian_products={number}"]
+    sampler = SAMPLERS[f"moment_matching_posterior, {settings}"]
     assert run_method(sampler, prior, found[0].constraint, 2, seed=0)[1] == nfe
 
 
