@@ -33,30 +33,24 @@ from adhere.core.solvers.moment_matching import MomentMatching
 from adhere.core.solvers.plain import Plain
 from adhere.core.transitions import DDIM, DPMSolver2M
 
+_MOMENT_MATCHING = Sampler(
+    MomentMatching(fusion_snr=0.1),
+    DPMSolver2M(temperature=None),
+    partial(log_snr_spacing, log_snr_min=-3.5, log_snr_max=3.75),
+    num_steps=12,
+    multiscale_max_log_snr=1.0,
+)
+
 PRESETS: dict[str, Sampler] = {
     # The default, at the temperature of the model. 12 evaluations.
-    "moment_matching": Sampler(
-        MomentMatching(fusion_snr=0.1),
-        DPMSolver2M(temperature=None),
-        partial(log_snr_spacing, log_snr_min=-3.5, log_snr_max=3.75),
-        num_steps=12,
-        multiscale_max_log_snr=1.0,
-    ),
-    "moment_matching_fast": Sampler(
-        MomentMatching(fusion_snr=0.1),
-        DPMSolver2M(temperature=None),
-        partial(log_snr_spacing, log_snr_min=-3.5, log_snr_max=3.75),
-        num_steps=8,
-        multiscale_max_log_snr=1.0,
-    ),
+    "moment_matching": _MOMENT_MATCHING,
+    "moment_matching_fast": replace(_MOMENT_MATCHING, num_steps=8),
     # The default for losses of decoded pictures: the network's own covariance at high noise keeps them natural.
     # 12 evaluations.
-    "moment_matching_loss": Sampler(
-        MomentMatching(fusion_snr=0.1, jacobian_products=1, product_center=-math.inf, nonlinear_steps=6),
-        DPMSolver2M(temperature=None),
-        partial(log_snr_spacing, log_snr_min=-3.5, log_snr_max=3.75),
+    "moment_matching_loss": replace(
+        _MOMENT_MATCHING,
+        solver=MomentMatching(fusion_snr=0.1, jacobian_products=1, product_center=-math.inf, nonlinear_steps=6),
         num_steps=8,
-        multiscale_max_log_snr=1.0,
     ),
     # Closest to the exact posterior: the full variance of the prior. 16 evaluations.
     "moment_matching_posterior": Sampler(
