@@ -53,7 +53,7 @@ posterior: install ## compare samples with exact posteriors
 	$(PY) -m benchmarks.tables benchmarks/results/posterior.json --intervals --embed docs/results.md
 	$(PY) -m benchmarks.tables benchmarks/results/posterior.json --metric sw2 --plot docs/images/posterior-nfe.png \
 	  --tasks "left half, noise 0.05" "down-sampling x4, noise 0.05" \
-	  --methods exact moment_matching_posterior "moment_matching_posterior, jacobian_products=1" \
+	  --methods exact moment_matching_posterior "moment_matching_posterior, jacobian_products=1, product_center=-0.6" \
 	  "moment_matching_posterior, jacobian_products=0, fusion_snr=1" "moment_matching_posterior, GMRES" \
 	  inexact_newton mpgd ddnm
 

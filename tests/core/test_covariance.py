@@ -104,6 +104,16 @@ def test_it_is_symmetric_and_positive_definite(seed, channels, height, width, sn
     assert snr == 0 or eigenvalues.max() <= 1 / snr * (1 + 1e-9)
 
 
+@few_examples
+@given(SEEDS, CHANNELS, SIDES, SIDES, st.sampled_from([1e-4, 0.03, 1.0, 40.0, 2e3]))
+def test_the_condition_number_is_an_upper_bound(seed, channels, height, width, snr):
+    """And it falls to 1 at low noise, where V_w is about I / snr."""
+    model = random_model(seed, channels)
+    eigenvalues = torch.linalg.eigvalsh(product_matrix(model, (channels, height, width), snr))
+    assert eigenvalues.max() <= model.condition_number(snr) * eigenvalues.min() * (1 + 1e-9)
+    assert 1 < model.condition_number(1e6 / model.white_fraction) < 1 + 1e-3
+
+
 # The prior -----------------------------------------------------------------------------------------------------------
 
 

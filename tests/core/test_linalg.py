@@ -14,6 +14,7 @@ from adhere.core._linalg import (
     conjugate_residuals,
     dot,
     gmres,
+    iterations_needed,
     max_norm,
     per_sample,
     safe_divide,
@@ -195,6 +196,26 @@ def test_more_iterations_than_needed_do_no_harm(dtype, tolerance):
     for num_iterations in (10, 30, 100):
         u = conjugate_residuals(lambda u: u @ S, b, num_iterations, tolerance)
         assert ((b - u @ S).norm(dim=1) <= bound * b.norm(dim=1)).all()
+
+
+@few_examples
+@given(SEEDS, st.integers(1, 12), st.sampled_from([1.0, 1.1, 2.0, 6.0, 50.0]), st.sampled_from([0.3, 0.02, 1e-6]))
+def test_as_many_iterations_as_needed_reach_the_tolerance(seed, n, condition_number, tolerance):
+    """For any spectrum with that condition number."""
+    g = seeded(seed)
+    values = 1 + (condition_number - 1) * torch.rand(n, generator=g).double()
+    Q, b = torch.linalg.qr(normal(g, n, n))[0], normal(g, 2, n)
+    S = (Q * values) @ Q.T
+    count = iterations_needed(condition_number, tolerance, 1000)
+    u = conjugate_residuals(lambda u: u @ S, b, count, tolerance=0.0)
+    assert ((b - u @ S).norm(dim=1) <= tolerance * b.norm(dim=1) * (1 + 1e-9)).all()
+
+
+def test_the_iterations_needed_are_at_least_one_and_at_most_the_limit():
+    assert iterations_needed(1.0, 0.02, 10) == 1  # a multiple of the identity
+    assert iterations_needed(2.0, 0.0, 10) == 10  # no tolerance
+    assert iterations_needed(math.inf, 0.02, 10) == 10
+    assert [iterations_needed(k, 0.02, 10) for k in (1.03, 2.0, 6.0, 20.0)] == [1, 3, 6, 10]
 
 
 def test_conjugate_residuals_stop_per_sample():

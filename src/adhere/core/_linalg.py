@@ -88,6 +88,18 @@ def conjugate_residuals(
     return u
 
 
+def iterations_needed(condition_number: float, tolerance: float, limit: int) -> int:
+    """Return after how many conjugate residuals |r| <= tolerance |b| is certain, at most `limit`.
+
+    Source: |r| <= 2 rate^n |b| after n: Saad, *Iterative methods for sparse linear systems* (2003), section 6.11.
+    """
+    rate = 1 - 2 / (math.sqrt(condition_number) + 1)
+    count, bound = 0, 2.0
+    while count < limit and bound > tolerance:
+        count, bound = count + 1, rate * bound
+    return count
+
+
 def minimal_residual_step(
     A: Callable[[Tensor], Tensor],
     adjoint: Callable[[Tensor], Tensor],

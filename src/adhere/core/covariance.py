@@ -40,20 +40,23 @@ class StationaryCovariance:
         rows = self.channel_covariance
         if not rows or any(len(row) != len(rows) for row in rows):
             raise ValueError(f"channel_covariance has rows of {[len(row) for row in rows]} numbers: it must be square")
-        trace = sum(row[i] for i, row in enumerate(rows))
-        is_symmetric = all(abs(a[j] - rows[j][i]) <= 1e-6 * trace for i, a in enumerate(rows) for j in range(len(a)))
-        if not (0 < trace < math.inf and is_symmetric):  # False for NaN, too
+        variance = self._mean_variance
+        is_symmetric = all(abs(a[j] - rows[j][i]) <= 1e-6 * variance for i, a in enumerate(rows) for j in range(len(a)))
+        if not (0 < variance < math.inf and is_symmetric):  # False for NaN, too
             raise ValueError(f"channel_covariance = {rows}: it must be finite and symmetric, with a positive trace")
         if not 0 < self.white_fraction <= 1:
             raise ValueError(f"white_fraction = {self.white_fraction}: it must be above 0 and at most 1")
         if not (0 <= self.exponent < math.inf and 0 < self.min_frequency < math.inf):
             raise ValueError(f"{self}: the exponent must be at least 0, the minimum frequency above 0")
 
+    @property
+    def _mean_variance(self) -> float:
+        return sum(row[i] for i, row in enumerate(self.channel_covariance)) / len(self.channel_covariance)
+
     @classmethod
     def isotropic(cls, channels: int, variance: float = 1.0, exponent: float = 2.0) -> "StationaryCovariance":
         """Return the covariance of independent channels of equal variance, such as those of latents."""
-        rows = tuple(tuple(variance * (i == j) for j in range(channels)) for i in range(channels))
-        return cls(rows, exponent)
+        return cls(tuple(tuple(variance * (i == j) for j in range(channels)) for i in range(channels)), exponent)
 
     @classmethod
     @cache
@@ -64,9 +67,15 @@ class StationaryCovariance:
         """
         if channels == 3:
             return cls(((0.202, 0.144, 0.126), (0.144, 0.186, 0.170), (0.126, 0.170, 0.210)), exponent=2.6)
-        if channels == 1:
-            return cls.isotropic(1, variance=0.2, exponent=2.6)
-        return cls.isotropic(channels)
+        return cls.isotropic(1, variance=0.2, exponent=2.6) if channels == 1 else cls.isotropic(channels)
+
+    def condition_number(self, snr: float) -> float:
+        """Return an upper bound of the condition number of V_w.
+
+        Its eigenvalues lie below 1 / snr and above those of the white part of S. If A A^T is a multiple of the
+        identity, this bounds the condition number of noise^2 I + A V_w A^T, too.
+        """
+        return 1 + 1 / (snr * self.white_fraction * self._mean_variance)
 
     @classmethod
     def fit(cls, x0: Tensor, white_fraction: float = 0.2) -> "StationaryCovariance":
@@ -104,13 +113,12 @@ def _spectrum(
     model: StationaryCovariance, size: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return S (c, H, W // 2 + 1) in the basis U (c, c) of the channels' eigenvectors."""
-    height, width = size
     with torch.inference_mode(False):  # the cached tensors may later take part in autograd
         values, U = torch.linalg.eigh(torch.tensor(model.channel_covariance, dtype=torch.float64))
-        k = _frequencies(height, width)
+        k = _frequencies(*size)
         f = ((model.min_frequency / max(size)) ** 2 + k**2) ** (-model.exponent / 2)
-        total = f.sum() + f[:, 1 : (width + 1) // 2].sum()  # over the whole plane: these columns appear twice
-        f = f * (height * width / total)
+        total = f.sum() + f[:, 1 : (size[1] + 1) // 2].sum()  # over the whole plane: these columns appear twice
+        f = f * (math.prod(size) / total)
         S = (1 - model.white_fraction) * values.clamp_min(0)[:, None, None] * f + model.white_fraction * values.mean()
         return S.to(device, dtype), U.to(device, dtype)
 

@@ -76,7 +76,8 @@ def gaussian_case(A, noise, seed=0, model=None):
     prior = Gaussian(0.3 * normal(seeded(seed), *SHAPE), (S + S.T) / 2)
     x0 = prior.sample(1, seeded(seed + 1))
     # 10 iterations leave up to 0.1 under a blur; as many as there are measurements solve the systems.
-    return MomentMatching(model, fusion_snr=0.0, num_iterations=100), prior, measured(A, x0, noise, seed + 2), x0
+    solver = MomentMatching(model, fusion_snr=0.0, num_iterations=100, tolerance=0.0)
+    return solver, prior, measured(A, x0, noise, seed + 2), x0
 
 
 def measured(A, x0, noise, seed=0):
@@ -141,7 +142,7 @@ def test_with_fusion_the_mean_of_a_stationary_gaussian_is_that_of_the_fused_stat
     for level in (-2.0, -1.3, 0.0, 1.0):  # below fusion_snr first, above it at the end
         t = SCHEDULE.t_from_log_snr(level)
         x_t = noisy(original, t, seed=3)
-        fused = solver.fuse_previous_mean(SCHEDULE, x_t, t, mean)
+        fused = solver.fused_state(SCHEDULE, x_t, t, mean)
         assert (fused[1] != t) == (math.exp(2 * level) < fusion_snr)
         same_x_t, mean, memory = solver(denoiser, constraint, x_t, t, memory)
         assert same_x_t is x_t
@@ -211,7 +212,7 @@ def test_samples_have_mean_and_covariance_of_the_posterior(operator):
     solver, prior, constraint, _ = gaussian_case(OPERATORS[operator], 0.3)
     times = log_snr_spacing(SCHEDULE, 40, -5.0, 5.0)
     x_T = initial_noise(SCHEDULE, times[0], normal(seeded(5), 1000, *SHAPE))
-    solver = replace(solver, num_iterations=10)
+    solver = replace(solver, num_iterations=10, tolerance=0.0)
     samples = last_x0(trajectory(prior.denoiser(SCHEDULE), constraint, solver, x_T, times, DPMSolver2M(), seeded(6)))
     posterior = prior.posterior(constraint.operator, constraint.y, constraint.noise)
     directions = normal(seeded(7), 72, 24)  # of 72 dimensions
@@ -321,15 +322,15 @@ def test_the_previous_mean_is_fused_below_fusion_snr_and_nowhere_else(schedule):
     """The natural parameters of the fused state are those of x_t plus those of an observation of the mean."""
     solver, x_t = MomentMatching(fusion_snr=0.2), normal(seeded(0), 1, *MIXTURE.shape)
     noisy_time, clean = (schedule.t_from_log_snr(level) for level in (-2.0, 0.0))
-    x, t = solver.fuse_previous_mean(schedule, x_t, noisy_time, torch.ones_like(x_t))
+    x, t = solver.fused_state(schedule, x_t, noisy_time, torch.ones_like(x_t))
     assert log_snr(schedule, t) == pytest.approx(math.log(0.2) / 2, abs=0.01)
     (a, s), (a_t, s_t) = schedule(t), schedule(noisy_time)
     mean_and_x_t = (a / s) ** 2 - (a_t / s_t) ** 2 + a_t / s_t**2 * x_t  # of a mean of ones and of x_t
     assert_close(a / s**2 * x, mean_and_x_t, 1e-9)
     for time, mean in ((clean, x_t + 1), (noisy_time, None)):
-        unchanged = solver.fuse_previous_mean(schedule, x_t, time, mean)
+        unchanged = solver.fused_state(schedule, x_t, time, mean)
         assert unchanged[0] is x_t and unchanged[1] == time
-    assert MomentMatching(fusion_snr=0.0).fuse_previous_mean(schedule, x_t, noisy_time, x_t + 1)[0] is x_t
+    assert MomentMatching(fusion_snr=0.0).fused_state(schedule, x_t, noisy_time, x_t + 1)[0] is x_t
 
 
 # Jacobian products under any network ---------------------------------------------------------------------------------
@@ -554,6 +555,10 @@ class CountedOperator(LinearOperator):
         self.calls["A^T"] += 1
         return self.inner.adjoint(y)
 
+    @property
+    def is_tight(self):
+        return self.inner.is_tight
+
     def solve_normal(self, r, damping, num_iterations=30, tolerance=1e-5):
         if self.has_closed_form:
             return self.inner.solve_normal(r, damping, num_iterations, tolerance)
@@ -565,7 +570,7 @@ class CountedOperator(LinearOperator):
 def test_the_number_of_operator_calls_is_bounded(has_closed_form, jacobian_products):
     """Per evaluation, num_iterations products with A A^T for (5), as many for (4) without a closed form, and 4 more."""
     m, levels = 10, 8
-    solver = MomentMatching(jacobian_products=jacobian_products, num_iterations=m)
+    solver = MomentMatching(jacobian_products=jacobian_products, num_iterations=m, tolerance=0.0)
     sampler = replace(PRESETS["moment_matching_posterior"], solver=solver)
     operator = CountedOperator(Blur(1.0), has_closed_form)
     constraint = measured(operator, MIXTURE.sample(1, seeded(1)), 0.05)
@@ -578,6 +583,25 @@ def test_the_number_of_operator_calls_is_bounded(has_closed_form, jacobian_produ
     assert operator.calls["A"] == m * (systems + tilts) + levels + (levels - 1)
     assert operator.calls["A^T"] == m * (systems + tilts) + systems + levels + 2 * (levels - 1)
     assert max(operator.calls.values()) <= (2 * m + 4) * counting.nfe
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "expected"),
+    [("mask", -3.0, 10), ("mask", 2.0, 3), ("mask", 5.0, 1), ("area", 2.0, 3), ("blur", 5.0, 10)],
+)
+def test_fewer_iterations_are_made_where_the_condition_number_is_known_and_small(name, level, expected):
+    """The error of the mean is then at most tolerance * condition number * |y - A x0|."""
+    solver, prior, constraint, x0 = gaussian_case(OPERATORS[name], 0.05)
+    t = SCHEDULE.t_from_log_snr(level)
+    denoiser, x_t = prior.denoiser(SCHEDULE), noisy(x0, t)
+    _, exact, _ = solver(denoiser, constraint, x_t, t, None)
+    counted = CountedOperator(constraint.operator, has_closed_form=True)
+    few = replace(solver, num_iterations=10, tolerance=0.02)
+    _, mean, _ = few(denoiser, replace(constraint, operator=counted), x_t, t, None)
+    assert counted.calls["A"] == expected + 1  # one for y - A x0
+    condition_number = StationaryCovariance.default(SHAPE[0]).condition_number(math.exp(2 * level))
+    residual = constraint.residual(denoiser(x_t, t)).flatten(1).norm(dim=1)
+    assert ((mean - exact).flatten(1).norm(dim=1) <= 0.02 * condition_number * residual).all()
 
 
 # Batches -------------------------------------------------------------------------------------------------------------
@@ -794,6 +818,9 @@ def test_a_run_does_not_wait_for_the_device(operator, name, noise):
         ("fusion_snr", math.inf, "finite"),
         ("fusion_snr", math.nan, "finite"),
         ("noise_floor", -0.1, "at least 0"),
+        ("tolerance", -0.1, "at least 0"),
+        ("product_center", math.nan, "number"),
+        ("tilt_max_log_snr", math.nan, "number"),
         ("noise_floor", math.nan, "at least 0"),
         ("jacobian_products", -1, "integer of at least 0"),
         ("jacobian_products", True, "integer of at least 0"),

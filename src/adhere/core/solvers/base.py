@@ -1,7 +1,8 @@
 """The base of solvers: what a solver does at one noise level."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -48,6 +49,18 @@ class Solver(ABC, Generic[_Memory]):
     def backward_passes(self, log_snrs: Sequence[float]) -> int:
         """Return the number of backward passes through the network of a run."""
         return 0
+
+    def _check_least(self, least: Mapping[str, float]) -> None:
+        """Raise ValueError for a setting below its least value, NaN, or infinite though the least value is finite.
+
+        If the least value is an int, the setting must be one, too.
+        """
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if isinstance(bound, int) and (type(value) is not int or value < bound):
+                raise ValueError(f"{name} = {value!r}: it must be an integer of at least {bound}")
+            if math.isnan(value) or (math.isfinite(bound) and not bound <= value < math.inf):
+                raise ValueError(f"{name} = {value!r}: it must be a finite number of at least {bound:g}")
 
     def with_covariance(self, covariance: StationaryCovariance) -> "Solver[_Memory]":
         """Return the solver for a model whose prior has this covariance."""

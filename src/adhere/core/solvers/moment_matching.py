@@ -55,6 +55,7 @@ from adhere.core._linalg import (
     clip_rms,
     conjugate_residuals,
     dot,
+    iterations_needed,
     minimal_residual_step,
     per_sample,
     safe_divide,
@@ -80,8 +81,10 @@ class MomentMatching(Solver[_Memory]):
         fusion_snr: the SNR exp(2 log-SNR) below which the previous mean is fused by (6); 0 never fuses.
         jacobian_products: how many are taken at half of the noise levels.
         product_center: the log-SNR to which these noise levels are closest; -infinity for those of highest noise.
-        num_iterations: conjugate residuals per linear system; one for a constraint that is linearized, since each
-            product with its operator may take a decoding.
+        num_iterations: at most so many conjugate residuals per linear system; one for a constraint that is linearized,
+            since each product with its operator may take a decoding.
+        tolerance: the relative residual of (5) at which fewer suffice. How many these are is known beforehand where
+            A A^T is a multiple of the identity, from the condition number of V_w, which is small at low noise.
         nonlinear_steps: further Gauss-Newton steps per noise level for a nonlinear constraint. They take no evaluation.
         tilt_max_log_snr: above this log-SNR, there is no tilt for a constraint through a decoder. There it changes
             little, and it takes two decodings.
@@ -96,20 +99,16 @@ class MomentMatching(Solver[_Memory]):
     fusion_snr: float = 0.1
     jacobian_products: int = 0
     product_center: float = 0.0
-    num_iterations: int = 10
+    num_iterations: int = 6
+    tolerance: float = 0.02
     nonlinear_steps: int = 3
     tilt_max_log_snr: float = 0.5
     noise_floor: float = 0.01
     product_log_snrs: frozenset[float] = frozenset()
 
     def __post_init__(self) -> None:
-        if not 0 <= self.fusion_snr < math.inf:
-            raise ValueError(f"fusion_snr = {self.fusion_snr}: a ratio of variances must be finite and at least 0")
-        if not 0 <= self.noise_floor < math.inf:
-            raise ValueError(f"noise_floor = {self.noise_floor}: a standard deviation must be finite and at least 0")
-        for name, least in (("jacobian_products", 0), ("num_iterations", 1), ("nonlinear_steps", 0)):
-            if type(value := getattr(self, name)) is not int or value < least:
-                raise ValueError(f"{name} = {value!r}: it must be an integer of at least {least}")
+        least = {"fusion_snr": 0.0, "tolerance": 0.0, "noise_floor": 0.0, "jacobian_products": 0, "num_iterations": 1}
+        self._check_least(least | {"nonlinear_steps": 0, "product_center": -math.inf, "tilt_max_log_snr": -math.inf})
 
     def supports(self, constraint: Constraint) -> bool:
         return constraint.is_linearizable
@@ -124,9 +123,7 @@ class MomentMatching(Solver[_Memory]):
         distance = lambda one: abs(one - max(self.product_center, log_snrs[0]))  # noqa: E731
         return replace(self, product_log_snrs=frozenset(sorted(log_snrs, key=distance)[: len(log_snrs) // 2]))
 
-    def fuse_previous_mean(
-        self, schedule: Schedule, x_t: Tensor, t: float, mean: Tensor | None
-    ) -> tuple[Tensor, float]:
+    def fused_state(self, schedule: Schedule, x_t: Tensor, t: float, mean: Tensor | None) -> tuple[Tensor, float]:
         """Return x of equation (6) and its time, or (x_t, t) if there is no mean or snr >= fusion_snr."""
         alpha_t, sigma_t = schedule(t)
         snr_t = (alpha_t / sigma_t) ** 2
@@ -142,11 +139,11 @@ class MomentMatching(Solver[_Memory]):
     ) -> tuple[Tensor, Tensor, _Memory]:
         check_signal(denoiser.schedule(t)[0], "moment_matching")
         lambda_t = log_snr(denoiser.schedule, t)
-        x, s = self.fuse_previous_mean(denoiser.schedule, x_t, t, None if memory is None else memory[0])
+        x, s = self.fused_state(denoiser.schedule, x_t, t, None if memory is None else memory[0])
         alpha, sigma = denoiser.schedule(s)
         snr, scale = (alpha / sigma) ** 2, sigma**2 / alpha
         eta = x / scale
-        V = partial((self.covariance or StationaryCovariance.default(x_t.shape[1])).product, snr=snr)  # (2)
+        V = partial(self._covariance(x_t).product, snr=snr)  # (2)
 
         u_0, tilt = 0.0, 0.0
         if memory is not None and not (constraint.needs_decoding and lambda_t > self.tilt_max_log_snr):
@@ -161,23 +158,29 @@ class MomentMatching(Solver[_Memory]):
         if isinstance(linear, Linearization):
             mean, step = self._nonlinear_mean(constraint, linear, x0, u_0, V, products)
         else:
-            variance, residual = self._variance_and_residual(constraint, linear, x0)
-            mean, step = self._linear_mean(linear, x0, variance, residual - variance * u_0, V, products)
+            mean, step = self._linear_mean(linear, x0, u_0, snr, products)
         return x_t, mean, (mean, eta + tilt + step, snr)
 
+    def _covariance(self, x: Tensor) -> StationaryCovariance:
+        return self.covariance or StationaryCovariance.default(x.shape[1])
+
     def _linear_mean(
-        self, linear: Linear, x0: Tensor, variance: Tensor, residual: Tensor, V: _Product, products: _Products
+        self, linear: Linear, x0: Tensor, u_0: Tensor | float, snr: float, products: _Products
     ) -> tuple[Tensor, Tensor]:
         """Return m and A^T u of (5), where `products` multiply by the network's own V."""
-        A = linear.operator
+        A, covariance, count = linear.operator, self._covariance(x0), self.num_iterations
+        if A.is_tight and not products:  # the condition number of (5) is known
+            count = iterations_needed(covariance.condition_number(snr), self.tolerance, count)
+        variance, residual = self._variance_and_residual(linear, linear, x0)
         pairs: list[tuple[Tensor, Tensor]] = []
-        updated_V = partial(bfgs_product, V, pairs)
-        matrix = lambda u: variance * u + A(updated_V(A.adjoint(u)))  # noqa: E731
-        step = A.adjoint(conjugate_residuals(matrix, residual, self.num_iterations, tolerance=0.0))
+        V = partial(bfgs_product, partial(covariance.product, snr=snr), pairs)
+        matrix = lambda u: variance * u + A(V(A.adjoint(u)))  # noqa: E731
+        solve = partial(conjugate_residuals, matrix, residual - variance * u_0, count, tolerance=0.0)
+        step = A.adjoint(solve())
         for product in products:
             pairs.append((step, product(step)))
-            step = A.adjoint(conjugate_residuals(matrix, residual, self.num_iterations, tolerance=0.0))
-        mean = x0 + clip_rms(updated_V(step), linear.max_step_rms)
+            step = A.adjoint(solve())
+        mean = x0 + clip_rms(V(step), linear.max_step_rms)
         return linear.project(mean) if linear.noise == 0 else mean, step
 
     def _nonlinear_mean(
