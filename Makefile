@@ -61,6 +61,8 @@ photo: install ## measure inpainting and denoising of photographs
 	$(PY) -m benchmarks.photo --json benchmarks/results/photo.json
 	$(PY) -m benchmarks.photo --json benchmarks/results/photo.json --seeds 0 1 2 3 4 5 6 7 8 \
 	  --methods moment_matching moment_matching_fast
+	$(PY) -m benchmarks.photo --json benchmarks/results/photo.json --seeds 0 1 2 3 4 5 6 7 8 \
+	  --methods moment_matching --one-network
 	$(PY) -m benchmarks.tables benchmarks/results/photo.json --intervals --embed docs/results.md
 	$(PY) -m benchmarks.tables benchmarks/results/photo.json --embed README.md --tasks text \
 	  --methods biharmonic telea moment_matching moment_matching_fast moment_matching_posterior inexact_newton

@@ -1,14 +1,16 @@
 """Inpainting and denoising of photographs with the shipped model, compared with classical methods for the CPU.
 
     python -m benchmarks.photo --json out.json [--grid grid.png] [--methods moment_matching ddnm] [--model FOLDER]
+        [--one-network]
 
 The photographs are astronaut, chelsea, coffee and rocket of scikit-image, the middle 256x256 pixels; the model was not
 trained on them. The masks of benchmarks.masks are a text, strokes over 30 % of the pixels, and a square hole. Known
 pixels are pasted back into every result. The scores are PSNR over the masked pixels, the distance of EfficientNet-Lite0
 features over the whole picture, and the residual before known pixels are pasted back. The baselines are scikit-image's
 biharmonic inpainting and OpenCV's Telea. Denoising is one evaluation of the network at noise 25/255, compared with
-scikit-image's non-local means at the best of three strengths. Rows of 'moment_matching, GMRES' are of the solver of
-version 0.1.0 (commit de98268), which is no longer here.
+scikit-image's non-local means at the best of three strengths. With --one-network, the model's network for low noise,
+`unet_2`, is left out, and the methods are called '..., one network'. Rows of 'moment_matching, GMRES' are of the solver
+and the model of version 0.1.0 (commit de98268), which are no longer here.
 """
 
 import argparse
@@ -68,6 +70,7 @@ def telea(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return cv2.inpaint(image, mask.astype(np.uint8) * 255, 3, cv2.INPAINT_TELEA)
 
 
+ONE_NETWORK = ", one network"  # the end of a method's name
 BASELINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {"biharmonic": biharmonic, "telea": telea}
 
 
@@ -92,11 +95,12 @@ def inpainted(
         begin = time.perf_counter()
         result = inpaint(damaged, mask)
         yield Row(task, item, name, 0, 0, time.perf_counter() - begin), result
+    one_network = ONE_NETWORK if pipe.components["unet_2"] is None else ""
     for name, seed in product(methods, seeds):
-        if (name, seed) in done:
+        if (name + one_network, seed) in done:
             continue
         out = pipe(adhere.Inpaint(damaged, mask), solver=name, generator=torch.Generator().manual_seed(seed))
-        row = Row(task, item, name, seed, out.nfe, out.seconds, scores={"residual": out.residual[0]})
+        row = Row(task, item, name + one_network, seed, out.nfe, out.seconds, scores={"residual": out.residual[0]})
         yield row, np.asarray(out.images[0])
 
 
@@ -167,9 +171,10 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=list(PRESETS), default=list(DEFAULT_METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of each method")
     parser.add_argument("--model", type=Path, help="a diffusers folder instead of the shipped model")
+    parser.add_argument("--one-network", action="store_true", help="leave out the network for low noise")
     args = parser.parse_args()
     torch.set_flush_denormal(True)
-    pipe = adhere.load(args.model)
+    pipe = adhere.load(args.model, **({"unet_2": None} if args.one_network else {}))
     pipe.set_progress_bar_config(disable=True)
     rows = load(args.json)[0] if args.json.exists() else denoising(pipe)
     results = inpainting(pipe, args.methods, args.seeds, rows, args.json)

@@ -89,7 +89,9 @@ def test_another_seed_gives_other_images() -> None:
     assert not torch.equal(first["left half"][0].constraint.y, second["left half"][0].constraint.y)
 
 
-@pytest.mark.parametrize(("settings", "nfe"), [("jacobian_products=1, product_center=-0.6", 12), ("jacobian_products=0, fusion_snr=1", 8)])
+@pytest.mark.parametrize(
+    ("settings", "nfe"), [("jacobian_products=1, product_center=-0.6", 12), ("jacobian_products=0, fusion_snr=1", 8)]
+)
 def test_fewer_jacobian_products_take_fewer_evaluations(settings: str, nfe: int) -> None:
     prior = emoji_prior()
     _, found = next(iter(problems(prior, 0.05, 1, 2)))

@@ -20,6 +20,7 @@ from adhere.core.covariance import StationaryCovariance
 from adhere.core.presets import PRESETS
 from adhere.core.sampling import trajectory
 from adhere.core.schedules import FlowSchedule
+from adhere.core.solvers.moment_matching import MomentMatching
 from adhere.core.solvers.plain import Plain
 from adhere.core.transitions import DDIM
 from adhere.pipelines.pixel import PixelPipeline
@@ -218,10 +219,12 @@ def test_nan_at_a_later_step_names_that_step(shared_model, monkeypatch, solver):
 
 
 def test_nan_between_two_timesteps_names_the_time(shared_model, monkeypatch):
-    """moment_matching evaluates there the fusion of x_t with the previous mean; fusion_snr is 0.5."""
+    """moment_matching evaluates there the fusion of x_t with the previous mean."""
     pipe = load(shared_model)
     schedule, sampler = pipe.schedule(), PRESETS["moment_matching_posterior"]
-    first, between = sampler.timesteps(schedule, 4)[0], schedule.t_from_log_snr(math.log(0.5) / 2)
+    assert isinstance(sampler.solver, MomentMatching)
+    first = sampler.timesteps(schedule, 4)[0]
+    between = schedule.t_from_log_snr(math.log(sampler.solver.fusion_snr) / 2)
     forward = pipe.unet.forward
 
     def diverging(x, t, **options):

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from adhere.pipelines.experts import ResidualDenoiser
 from training.photo import expert
 from training.photo.expert import ExpertTraining, Settings, distillation_target, train
 from training.photo.expert_data import HELD_OUT, Crops
 from training.photo.fetch import ARCHIVE_MANIFEST, manifest, read_embedded
 from training.photo.muon import orthogonalize
-from training.photo.residual_denoiser import ResidualDenoiser, load_weights
 
 pytest.importorskip("skimage")  # one of the validation pictures
 
@@ -98,28 +98,6 @@ def wait_until(condition) -> None:
     while not condition():
         assert time.monotonic() < deadline, "the training did not get there"
         time.sleep(0.01)
-
-
-def test_the_weights_of_the_prototype_load(tmp_path: Path):
-    network = ResidualDenoiser(8, 2)
-    new = {"conv_in": "net.first", "conv_out": "net.last"}
-    new |= {f"blocks.{i}.conv{j}": f"net.body.{i}.{'ab'[j - 1]}" for i in range(2) for j in (1, 2)}
-    state = {}
-    for name, value in network.state_dict().items():
-        layer, parameter = name.rsplit(".", 1)
-        state[f"{new[layer]}.{parameter}"] = value.half().contiguous()
-    save_file(state, tmp_path / "prototype.safetensors")
-    loaded = ResidualDenoiser(8, 2)
-    loaded.load_state_dict(load_weights(tmp_path / "prototype.safetensors"))
-    for name, value in network.state_dict().items():
-        torch.testing.assert_close(loaded.state_dict()[name], value, atol=1e-3, rtol=1e-3)
-
-
-def test_little_noise_leaves_the_picture_as_it_is():
-    torch.manual_seed(0)
-    picture = torch.rand(2, 3, 16, 16)
-    denoised = ResidualDenoiser(8, 1)(picture, torch.tensor([1e-4, 1e-4]))
-    torch.testing.assert_close(denoised, picture, atol=1e-3, rtol=0)
 
 
 def test_the_teacher_is_used_up_to_the_highest_noise_it_was_trained_on():

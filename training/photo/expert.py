@@ -35,13 +35,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from adhere.pipelines.experts import ResidualDenoiser
 from training.photo.expert_data import Crops, denoising_psnr, validation_pictures
 from training.photo.ffdnet_teacher import TEACHER_SIGMA_MAX, FFDNet
 from training.photo.muon import Muon
-from training.photo.residual_denoiser import ResidualDenoiser, load_weights
 
 SIGMA_MIN, SIGMA_MAX = 2 / 255, 120 / 255
 VALIDATION_LEVELS = (10, 25, 50, 75, 100)  # sigma, of 255
@@ -121,7 +121,7 @@ class ExpertTraining:
         torch.manual_seed(settings.seed)
         self.network = ResidualDenoiser(settings.channels, settings.num_blocks)
         if settings.start is not None:
-            self.network.load_state_dict(load_weights(settings.start))
+            self.network.load_state_dict(load_file(settings.start))  # copied into float32
         self.network.to(settings.device)
         self.average = deepcopy(self.network).eval().requires_grad_(False)
         kernels = [p for p in self.network.blocks.parameters() if p.ndim == 4]

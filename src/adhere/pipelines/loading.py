@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 
 from adhere.core.covariance import StationaryCovariance
 from adhere.errors import AdhereError
+from adhere.pipelines import experts
 from adhere.pipelines.base import ConstrainedPipeline
 from adhere.pipelines.registry import FAMILIES, family_for
 from adhere.pipelines.schedulers import noise_schedule
@@ -127,8 +128,15 @@ def _from_folder_or_hub(
         absent = {name: None for name, entry in index.items() if entry == [None, None]}  # diffusers needs them named
         kwargs = absent | kwargs
         if not {"quantization_config", "device_map"} & kwargs.keys():
-            for name in {family.network, "vae", "text_encoder", "text_encoder_2", "text_encoder_3"} - kwargs.keys():
-                if _is_model(index.get(name)) and index[name][0] in ("diffusers", "transformers"):
+            for name in {
+                family.network,
+                "unet_2",
+                "vae",
+                "text_encoder",
+                "text_encoder_2",
+                "text_encoder_3",
+            } - kwargs.keys():
+                if _is_model(index.get(name)) and index[name][0] in ("diffusers", "transformers", experts.__name__):
                     kwargs[name] = _load_component(location, index[name], name, kwargs)
         pipe = family.from_pretrained(location, **kwargs)
     if "_guidance_scale" in index:  # the model's own recommendation
@@ -157,7 +165,7 @@ def _finish(pipe: Any, source: str) -> ConstrainedPipeline:
     """Return the pipeline in the memory format that suits it, once its noise levels are known to be readable."""
     with _as_adhere_error(source):
         noise_schedule(pipe.scheduler)
-    for name in (pipe.network, "vae"):
+    for name in (pipe.network, "unet_2", "vae"):
         if (module := getattr(pipe, name, None)) is not None:
             module.to(memory_format=torch.channels_last)  # a third faster on CPUs
     return pipe
@@ -261,7 +269,7 @@ def _load_component(location: str | Path, entry: list[str], name: str, kwargs: d
         "token",
         "cache_dir",
     ]
-    if library == "diffusers":
+    if library != "transformers":
         options.append("low_cpu_mem_usage")
     chosen = {key: kwargs[key] for key in options if key in kwargs}
     dtype = torch.float32

@@ -5,6 +5,8 @@
 The network's input channels tell the layout: 3 are RGB (r = 1), 12 are RGB unshuffled by r = 2. Unshuffling is
 orthogonal, so white noise stays white, and diffusion, constraints and solvers work on pixels. A network with twice as
 many output channels also predicts variances (Nichol and Dhariwal, 2021), which are not used.
+
+A second network, `unet_2`, may take over at low noise, as `transformer_2` does in diffusers' WanPipeline.
 """
 
 import math
@@ -17,11 +19,12 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from adhere.core.denoisers import Denoiser, NetworkDenoiser
+from adhere.core.denoisers import Denoiser, ExpertDenoiser, NetworkDenoiser
 from adhere.core.schedules import Schedule
 from adhere.errors import AdhereError
 from adhere.io.images import pad_to_multiple
 from adhere.pipelines.base import ConstrainedPipeline
+from adhere.pipelines.experts import ResidualDenoiser
 from adhere.pipelines.prompts import PromptInputs
 from adhere.pipelines.schedulers import noise_schedule
 
@@ -34,25 +37,43 @@ class PixelPipeline(ConstrainedPipeline, DDIMPipeline):  # pyright: ignore[repor
         scheduler: a diffusers scheduler, of which only the noise levels are used.
         max_downsamplings: how often pictures may be halved for the network at high noise, for a network that was
             trained at several scales.
+        unet_2: the network for low noise, if there is one.
+        boundary_log_snr: the log-SNR from which on `unet_2` is used, in nats.
 
     Raises:
-        AdhereError: for a network that is not understood.
+        AdhereError: for a network that is not understood, or for settings out of range.
     """
+
+    model_cpu_offload_seq = "unet->unet_2"
+    _optional_components = ["unet_2"]  # noqa: RUF012  # as in diffusers
 
     tile_size = 768  # a picture of this side takes about 0.6 GB
     unet: UNet2DModel
+    unet_2: ResidualDenoiser | None
     scheduler: Any
 
-    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, max_downsamplings: int = 0) -> None:
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: SchedulerMixin,
+        max_downsamplings: int = 0,
+        unet_2: ResidualDenoiser | None = None,
+        boundary_log_snr: float | None = None,
+    ) -> None:
         _check_network(unet)
         if not isinstance(max_downsamplings, int) or max_downsamplings < 0:
             raise AdhereError(
                 f"max_downsamplings = {max_downsamplings!r} in model_index.json: give an integer of at least 0"
             )
+        if unet_2 is not None and not (isinstance(boundary_log_snr, (int, float)) and math.isfinite(boundary_log_snr)):
+            raise AdhereError(
+                f"boundary_log_snr = {boundary_log_snr!r} in model_index.json: give a number, the log-SNR from which "
+                "on unet_2 is used"
+            )
         super().__init__(unet, scheduler)  # type: ignore[arg-type]
-        self.register_modules(scheduler=scheduler)  # DDIMPipeline has replaced it by a DDIMScheduler
-        self.max_downsamplings = max_downsamplings
-        self.register_to_config(max_downsamplings=max_downsamplings)
+        self.register_modules(scheduler=scheduler, unet_2=unet_2)  # DDIMPipeline has replaced it by a DDIMScheduler
+        self.max_downsamplings, self.boundary_log_snr = max_downsamplings, boundary_log_snr
+        self.register_to_config(max_downsamplings=max_downsamplings, boundary_log_snr=boundary_log_snr)
 
     @property
     def unshuffle_factor(self) -> int:
@@ -83,7 +104,14 @@ class PixelPipeline(ConstrainedPipeline, DDIMPipeline):  # pyright: ignore[repor
             out = out[:, :channels]  # without predicted variances
             return pixel_shuffle(out, r)[..., :height, :width]
 
-        return NetworkDenoiser(network, *noise_schedule(self.scheduler), self.unet.dtype)
+        denoiser = NetworkDenoiser(network, *noise_schedule(self.scheduler), self.unet.dtype)
+        if self.unet_2 is None or self.boundary_log_snr is None:
+            return denoiser
+        return ExpertDenoiser(denoiser, self.unet_2.as_denoiser(denoiser.schedule), self.boundary_log_snr)
+
+    @property
+    def _compiled_modules(self) -> list[torch.nn.Module]:
+        return [module for module in (self.unet, self.unet_2) if module is not None]
 
 
 def _check_network(unet: UNet2DModel) -> None:
