@@ -61,7 +61,7 @@ def _variant(jacobian_products: int, fusion_snr: float, product_center: float) -
 
 
 SAMPLERS: dict[str, Sampler] = {name: sampler for name, sampler in PRESETS.items() if name != "plain"} | {
-    "moment_matching_posterior, jacobian_products=1, product_center=-0.6": _variant(1, 0.7, -0.6),
+    "moment_matching_posterior, jacobian_products=1, product_center=-0.6": _variant(1, 0.6, -0.6),
     "moment_matching_posterior, jacobian_products=0, fusion_snr=1": _variant(0, 1.0, 0.0),
 }
 

@@ -55,7 +55,7 @@ PRESETS: dict[str, Sampler] = {
     ),
     # Closest to the exact posterior: the full variance of the prior. 16 evaluations.
     "moment_matching_posterior": Sampler(
-        MomentMatching(fusion_snr=0.7, jacobian_products=2, num_iterations=10),
+        MomentMatching(fusion_snr=0.6, jacobian_products=2, num_iterations=10),
         DPMSolver2M(),
         partial(log_snr_spacing, log_snr_min=-3.2, log_snr_max=3.5),
         num_steps=8,
