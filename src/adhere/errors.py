@@ -7,3 +7,7 @@ class AdhereError(Exception):
 
 class OutOfMemory(AdhereError):
     """The picture, the batch or the model does not fit into the memory of the device."""
+
+
+class AdhereWarning(UserWarning):
+    """A result that was written differs from what might be expected. The message is one line that says how."""

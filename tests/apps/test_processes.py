@@ -148,8 +148,8 @@ def test_control_c_is_ignored_while_files_are_renamed(folder, inpaint_args, monk
 
 def test_control_c_while_writing_leaves_no_file(folder, inpaint_args, monkeypatch):
     before = contents_of(folder)
-    interrupted = with_interrupt(images._convert_for, "PNG")  # while the second file is written
-    monkeypatch.setattr(images, "_convert_for", interrupted)
+    interrupted = with_interrupt(images.convert_for, "PNG")  # while the second file is written
+    monkeypatch.setattr(images, "convert_for", interrupted)
     result = run(inpaint_args(json="report.json"))
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "adhere: stopped; nothing was written\n")
     assert contents_of(folder) == before

@@ -92,7 +92,7 @@ def png_header(width: int, height: int) -> bytes:
         (b"no picture at all", "not an image"),
         (encoded(image_of("RGB"), "PNG")[:-200], "damaged or cut short"),
         (encoded(image_of("RGB"), "JPEG")[:-200], "damaged or cut short"),
-        (png_header(100_000, 100_000), "at most 50,000,000"),
+        (png_header(100_000, 100_000), "at most 250,000,000"),
     ],
     ids=["missing", "folder", "empty", "text", "truncated PNG", "truncated JPEG", "100,000 x 100,000"],
 )

@@ -75,12 +75,6 @@ def test_a_transparent_color_becomes_alpha(tmp_path, mode):
     assert np.array_equal(picture.pixels, np.asarray(image.convert("L" if mode == "L" else "RGB")).reshape(*SIZE, -1))
 
 
-def test_the_first_frame_of_an_animation_is_read(tmp_path):
-    frames = [Image.new("RGB", (8, 6), color) for color in ("red", "lime")]
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    assert (as_picture(tmp_path / "a.gif").pixels == (255, 0, 0)).all()
-
-
 def test_sixteen_bit_color_is_reduced_to_eight(tmp_path):
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -108,9 +102,8 @@ def test_exif_orientation_is_applied_and_reset(tmp_path, orientation, mode, suff
     upright += [transposed, transposed[:, ::-1], transposed[::-1, ::-1], transposed[::-1]]
     picture = as_picture(path)
     assert np.array_equal(picture.pixels, upright[orientation - 1])
-    assert picture.exif is not None
     kept = Image.Exif()
-    kept.load(picture.exif)
+    kept.load(picture.metadata["exif"])
     assert (kept[ExifTags.Base.Orientation], kept[ExifTags.Base.Artist]) == (1, "A. Person")
 
 
@@ -136,7 +129,7 @@ def test_the_exif_thumbnail_is_dropped_and_the_camera_data_kept(tmp_path):
     block_path = tmp_path / "a.jpg"
     image_of("RGB").save(block_path, exif=b"Exif\0\0" + block)
     assert b"THUMBNAIL" in block_path.read_bytes()
-    exif = as_picture(block_path).exif
+    exif = as_picture(block_path).metadata["exif"]
     assert exif is not None
     assert b"THUMBNAIL" not in exif
     kept = Image.Exif()
@@ -149,7 +142,7 @@ def test_the_exif_thumbnail_is_dropped_and_the_camera_data_kept(tmp_path):
 def test_the_icc_profile_is_read_unless_it_is_for_cmyk(tmp_path, mode, kept):
     profile = bytes(16) + b"test" + bytes(108)
     image_of(mode).save(tmp_path / "a.tiff", icc_profile=profile)
-    assert as_picture(tmp_path / "a.tiff").icc_profile == (profile if kept else None)
+    assert as_picture(tmp_path / "a.tiff").metadata.get("icc_profile") == (profile if kept else None)
 
 
 # --- refused files
@@ -239,7 +232,7 @@ def test_a_damaged_file_raises_no_other_exception(format, data):
             assert "\n" not in str(error)
 
 
-@pytest.mark.parametrize("side", [8_000, 30_000])  # above our limit; above Pillow's own
+@pytest.mark.parametrize("side", [16_000, 30_000])  # above our limit; far above it
 @pytest.mark.filterwarnings("error")
 def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, side, monkeypatch):
     data = bytearray(encoded(Image.new("L", (1, 1)), "PNG"))
@@ -248,7 +241,7 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, side, monkeypat
     (tmp_path / "bomb.png").write_bytes(data)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("it was decoded"))
     message = refusal(as_picture, tmp_path / "bomb.png")
-    assert "at most 50,000,000" in message
+    assert "at most 250,000,000" in message
     assert "make it smaller" in message
 
 

@@ -7,7 +7,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import Stabl
 
 import adhere
 from adhere import ConstrainedPipeline, Generate, Inpaint
-from adhere.io.images import to_float
+from adhere.io._samples import to_float
 from adhere.metrics import FeatureDistance, psnr
 from adhere.pipelines.loading import _MODELS
 from benchmarks import held_out

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adhere import __version__
+from adhere.apps._notes import printed_notes
 from adhere.errors import AdhereError, OutOfMemory
 
 if TYPE_CHECKING:
@@ -67,7 +68,10 @@ _HELP = {
     "-o": "The picture to write. Its suffix decides the format: .png, .jpg, .webp, .tif or .bmp.",
     "--mask": "A picture of the same size as PHOTO. White pixels are inpainted and black pixels are kept. Without a "
     "mask, the transparent part of PHOTO is inpainted, and the result is opaque.",
-    "--factor": "How many times the result is as wide and as high as PHOTO, from 2 to 16.",
+    "--frame": "Which picture of PHOTO to use, if the file holds several, such as pages or the frames of an animation. "
+    "The first is 0.",
+    "--factor": "How many times the result is as wide and as high as PHOTO, from 2 to 16. The result has at most 50 "
+    "megapixels.",
     "--size": "The size of the result in pixels. The default is the size of the model's training pictures.",
     "--model": "The diffusion model: a folder in the diffusers layout, a .safetensors file, the id of a model on the "
     "Hugging Face hub, or the name of a shipped model. An unknown name lists the shipped models. The default is "
@@ -140,10 +144,11 @@ def _size(text: str) -> tuple[int, int]:
     raise AdhereError(f"--size '{text}': give WIDTHxHEIGHT in pixels, such as 256x128, at most 9999x9999")
 
 
-_PHOTO_HELP = "The picture to work on: a JPEG, PNG, WebP, TIFF, BMP or GIF file."
+_PHOTO_HELP = "The picture to work on, of at most 250 megapixels: a JPEG, PNG, WebP, TIFF, BMP or GIF file."
 _Photo = Annotated[Path, typer.Argument(parser=_with_flag("photo", _path), metavar="PHOTO", help=_PHOTO_HELP)]
 _Output = Annotated[Path, _option("-o", "FILE", _path, "--output")]
 _Mask = Annotated[Path | None, _option("--mask", "FILE", _path)]
+_Frame = Annotated[int | None, _option("--frame", "N", _integer(0, 99_999))]
 _Factor = Annotated[int, _option("--factor", "N", _integer(2, 16))]
 _Size = Annotated[str | None, _option("--size", "WIDTHxHEIGHT")]  # typer would read two arguments for a tuple
 _Model = Annotated[str | None, _option("--model", "MODEL", _text)]
@@ -226,22 +231,24 @@ def _command(name: str) -> Callable[[_Verb], _Verb]:
 
 
 @_command("inpaint")
-def _inpaint(job: "Job", photo: _Photo, mask: _Mask = None) -> None:
+def _inpaint(job: "Job", photo: _Photo, mask: _Mask = None, frame: _Frame = None) -> None:
     """Inpaint the white part of a mask. Every other pixel stays bit for bit the same."""
+    from adhere.io.images import as_picture
     from adhere.tasks import Inpaint
 
     job.check(photo, mask)
-    task = Inpaint(photo, mask)
+    task = Inpaint(as_picture(photo, frame), mask)
     _run(job, task, task.picture.size)
 
 
 @_command("upscale")
-def _upscale(job: "Job", photo: _Photo, factor: _Factor = 4) -> None:
+def _upscale(job: "Job", photo: _Photo, factor: _Factor = 4, frame: _Frame = None) -> None:
     """Enlarge a picture. Each pixel becomes a square with the same mean color (approximately, with latent models)."""
+    from adhere.io.images import as_picture
     from adhere.tasks import Upscale
 
     job.check(photo)
-    task = Upscale(photo, factor)
+    task = Upscale(as_picture(photo, frame), factor)
     height, width = task.picture.size
     _run(job, task, (factor * height, factor * width))
 
@@ -281,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _exit_code(arguments: list[str]) -> int:
     command: Any = typer.main.get_command(_app)
     try:
-        with suppress(typer.Exit), command.make_context("adhere", [*arguments]) as context:
+        with suppress(typer.Exit), printed_notes(), command.make_context("adhere", [*arguments]) as context:
             command.invoke(context)
         sys.stdout.flush()
     except _UsageError as error:

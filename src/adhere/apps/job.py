@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -263,10 +262,9 @@ def _load(model: str | None, device: torch.device, dtype: torch.dtype) -> "Const
 
 
 def _silence_libraries() -> None:
-    """Switch off warnings, log messages and progress bars of loading; errors that matter are raised as AdhereError."""
+    """Switch off log messages and progress bars of loading; errors that matter are raised as AdhereError."""
     from diffusers.utils.logging import disable_progress_bar
 
-    warnings.simplefilter("ignore")
     for library in ("diffusers", "huggingface_hub", "transformers"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     disable_progress_bar()

@@ -4,13 +4,14 @@ A `Picture` holds the samples as the file stores them: gray (C = 1) or RGB (C = 
 alpha is separate. The conversions on reading are:
 
     16-bit RGB, 16-bit gray + alpha   8 bits per sample
+    12-bit gray                       16 bits, v * 65535 / 4095
+    1-bit                             0 and 255; `is_bilevel` is True, and a repaired picture has 1 bit again
     CMYK, Lab                         RGB, without the ICC profile
     palette                           RGB
-    1-bit                             8-bit gray
-    animation                         its first frame
     transparent value of 16-bit gray  ignored
     EXIF orientation                  applied
-    damaged EXIF, EXIF thumbnail      dropped; the thumbnail would still show what is inpainted
+    several pictures in a file        see `adhere.io._frames`
+    metadata                          see `adhere.io._metadata`
 
 Tensors are x = v / (v_max / 2) - 1 in [-1, 1], with v_max = 255 or 65535. Sizes are (H, W); messages say width x
 height. A path that begins with `~` is expanded to the user's home folder.
@@ -19,26 +20,30 @@ height. A path that begins with `~` is expanded to the user's home folder.
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from jaxtyping import Bool, Float, Shaped
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
-from adhere.errors import AdhereError
+from adhere.errors import AdhereError, AdhereWarning
 from adhere.io._atomic import check_writable, staged_writes
+from adhere.io._crops import Box
+from adhere.io._frames import check_not_raw, check_replaceable, hint_for_unidentified, select_frame
+from adhere.io._metadata import read_metadata, save_options
+from adhere.io._samples import convert_for, fill_unknown, samples_of, to_float, to_pil
 
-_MAX_PIXELS = 50_000_000  # larger pictures are refused before they are decoded
+_MAX_PIXELS = 250_000_000  # larger pictures are refused before they are decoded
 _MAX_SIDE_PIXELS = {"JPEG": 65_500, "WEBP": 16_383}
-_MAX_JPEG_EXIF_BYTES = 65_533  # one JPEG segment
+_FAST_PNG_PIXELS = 4_000_000  # larger PNG files are compressed less, because it takes longer than sampling
 # suffix: Pillow's format and the options for saving; WebP is lossless so that known pixels stay exact
 _FORMATS = {
     ".png": ("PNG", {}),
@@ -49,9 +54,8 @@ _FORMATS = {
     ".tiff": ("TIFF", {}),
     ".bmp": ("BMP", {}),
 }
-# EXIF tags that describe the photograph and not the layout of the old file: description, make, model, orientation, x
-# and y resolution and unit, software, date, artist, host, copyright, and the directories of the camera and of the GPS
-_KEPT_EXIF_TAGS = {270, 271, 272, 274, 282, 283, 296, 305, 306, 315, 316, 33432, 34665, 34853}
+_FORMAT_NAMES = {format for format, _ in _FORMATS.values()}
+_WHOLE: Box = slice(None), slice(None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,16 +65,16 @@ class Picture:
     Attributes:
         pixels: (H, W, C), uint8 or uint16; C = 1 for gray, 3 for RGB.
         alpha: (H, W), uint8, 255 = opaque, or None.
-        icc_profile: The color profile, or None.
-        exif: The EXIF block with orientation 1, or None.
+        metadata: What `adhere.io._metadata` read: ICC profile, EXIF, resolution and others.
         format: Pillow's name of the file's format, such as "PNG", or None.
+        is_bilevel: Whether the file has 1 bit per pixel; the samples are 0 and 255.
     """
 
     pixels: Shaped[np.ndarray, "H W C"]
     alpha: Shaped[np.ndarray, "H W"] | None = None
-    icc_profile: bytes | None = None
-    exif: bytes | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     format: str | None = None
+    is_bilevel: bool = False
 
     @property
     def size(self) -> tuple[int, int]:
@@ -78,21 +82,49 @@ class Picture:
         return self.pixels.shape[0], self.pixels.shape[1]
 
     def add_metadata(self, image: Image.Image) -> Image.Image:
-        """Return `image` with the picture's ICC profile and EXIF in its `info`, where `save_picture` finds them.
+        """Return `image` with the picture's metadata in its `info`; both `save_picture` and its own `save` write them.
 
-        Pillow's own save takes the profile from there for PNG and TIFF only, and never EXIF.
+        Pillow's `save` alone would take the ICC profile from there for PNG and TIFF only, and never EXIF.
         """
-        metadata = {"icc_profile": self.icc_profile, "exif": self.exif}
-        image.info.update({name: value for name, value in metadata.items() if value})
+        image.info.update(self.metadata)
+        image.__class__ = _ImageWithMetadata
         return image
 
-    def tensor(self) -> Float[Tensor, "1 3 H W"]:
-        """Return the samples as float32 in [-1, 1]; gray is repeated three times and alpha is left out."""
-        x = torch.from_numpy(to_float(self.pixels))  # (C, H, W)
-        return x.expand(3, *self.size).clone()[None]
+    def visible(self, box: Box = _WHOLE) -> Bool[np.ndarray, "h w"]:
+        """Return where alpha is above 0 in a part of the picture; the other pixels may have any color."""
+        pixels = self.pixels[box]
+        return np.ones(pixels.shape[:2], bool) if self.alpha is None else self.alpha[box] > 0
+
+    def is_gray(self, known: Bool[np.ndarray, "H W"]) -> bool:
+        """Return whether all known pixels are gray, and there is one."""
+        if self.pixels.shape[2] == 1:
+            return True
+        red, green, blue = (self.pixels[..., i] for i in range(3))
+        return bool(known.any() and not ((red != green) & known).any() and not ((green != blue) & known).any())
+
+    def tensor(self, box: Box = _WHOLE) -> Float[Tensor, "1 3 h w"]:
+        """Return the samples of a part of the picture as float32 in [-1, 1]; gray is repeated three times.
+
+        Alpha is left out. Where it is 0, the colors are those of the nearest visible pixels, blurred.
+        """
+        x = torch.from_numpy(to_float(self.pixels[box]))  # (C, h, w)
+        x = x.expand(3, *x.shape[1:]).clone()[None]
+        visible = self.visible(box)
+        return x if visible.all() else fill_unknown(x, torch.from_numpy(visible)[None, None])
 
 
-def _read_picture(path: str | Path) -> Picture:
+class _ImageWithMetadata(Image.Image):
+    """A PIL image whose `save` writes the metadata in its `info`."""
+
+    def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
+        name = getattr(fp, "name", fp)
+        suffix = os.path.splitext(name)[1].lower() if isinstance(name, str | Path) else ""
+        target = (format or Image.registered_extensions().get(suffix, "")).upper()
+        options = _options_for(self, target, stacklevel=3) if target in _FORMAT_NAMES else {}
+        super().save(fp, format, **options | params)
+
+
+def _read_picture(path: str | Path, frame: int | None) -> Picture:
     """Read an image file completely, so that a truncated file is detected here; see `as_picture`."""
     hint = "download it first, for example with diffusers.utils.load_image(url), which returns a PIL image"
     path = _local_path(path, hint)
@@ -101,28 +133,34 @@ def _read_picture(path: str | Path) -> Picture:
     if not os.path.isfile(path):
         raise AdhereError(f"{path}: no such file; check the name")
     with _as_adhere_error(path), open(path, "rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # _MAX_PIXELS is lower than Pillow's limit, and damaged EXIF is dropped
-        return _from_pil(Image.open(file), path)
+        warnings.simplefilter("ignore")  # damaged EXIF is dropped
+        image = _open(file)
+        _check_size(image.height, image.width, path)
+        select_frame(image, path, frame)
+        return _from_pil(image, path)
 
 
-def as_picture(image: "Picture | Image.Image | np.ndarray | Tensor | str | Path") -> Picture:
+def as_picture(image: "Picture | Image.Image | np.ndarray | Tensor | str | Path", frame: int | None = None) -> Picture:
     """Return a `Picture` from a path, a PIL image, an array, a tensor or a `Picture`.
 
     Args:
         image: An array is uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint16 (H, W) or (H, W, 1), or float in
             [0, 1] of the shapes of uint8; it is copied. A tensor is float in [0, 1], (C, H, W) or (1, C, H, W). Floats
-            are rounded to 8 bits.
+            are rounded to 8 bits. Of a PIL image with several frames, the current one is meant.
+        frame: Which picture of a file, counted from 0; None is the only one, or the main one.
 
     Raises:
-        AdhereError: The path is a URL or a folder; the file does not exist, is not readable, is not an image or is
-            damaged; the picture has more than _MAX_PIXELS pixels; or the argument has another type or shape.
+        AdhereError: The path is a URL or a folder; the file does not exist, is not readable, is not an image, is a raw
+            file or is damaged; it holds several pictures and `frame` is None; the picture has more than _MAX_PIXELS
+            pixels; or the argument has another type or shape.
     """
     if isinstance(image, Picture):
         return image
     if isinstance(image, str | Path):
-        return _read_picture(image)
+        return _read_picture(image, frame)
     if isinstance(image, Image.Image):
         with _as_adhere_error("the image"):  # it may not be decoded yet
+            check_not_raw(image, "the image")
             return _from_pil(image, "the image")
     return _from_array(image)
 
@@ -152,24 +190,18 @@ def check_output(path: str | Path, force: bool = False, size: tuple[int, int] | 
         size: (H, W) of the picture in pixels, if it is known.
 
     Raises:
-        AdhereError: As for `check_writable`; the path is a URL; the suffix is unknown; or the picture would have more
-            than _MAX_PIXELS pixels, or a side longer than the format allows.
+        AdhereError: As for `check_writable`; the path is a URL; the suffix is unknown; an existing file holds several
+            pictures; or the picture would have a side longer than the format allows.
     """
     path = Path(_local_path(path, "give a file name"))
     check_writable(path, force)
     if path.suffix.lower() not in _FORMATS:
         given = f"the suffix {path.suffix}" if path.suffix else "a name without suffix"
         raise AdhereError(f"{path}: cannot write {given}; use one of {', '.join(_FORMATS)}")
-    if size is not None:
-        _check_output_size(path, size)
-
-
-def _check_output_size(path: Path, size: tuple[int, int]) -> None:
+    check_replaceable(path)
     format, _ = _FORMATS[path.suffix.lower()]
-    given = f"{path}: the result would have {size[1]}x{size[0]} pixels"
-    if size[0] * size[1] > _MAX_PIXELS:
-        raise AdhereError(f"{given}; at most {_MAX_PIXELS:,} are allowed: request a smaller one")
-    if max(size) > (max_side := _MAX_SIDE_PIXELS.get(format, max(size))):
+    if size is not None and max(size) > (max_side := _MAX_SIDE_PIXELS.get(format, max(size))):
+        given = f"{path}: the result would have {size[1]}x{size[0]} pixels"
         raise AdhereError(f"{given}; {format} takes at most {max_side:,} on a side: write a .png")
 
 
@@ -177,7 +209,7 @@ def save_picture(image: Image.Image, path: str | Path, *, force: bool = False) -
     """Save an image as `encode` does, in the format of the suffix; the file appears complete or not at all.
 
     Args:
-        image: Any PIL image; the ICC profile and EXIF in its `info` are written too.
+        image: Any PIL image; the metadata in its `info` are written too.
         path: The file; one of the suffixes .png, .jpg, .jpeg, .webp, .tif, .tiff, .bmp.
         force: Whether an existing file may be replaced.
 
@@ -191,10 +223,10 @@ def save_picture(image: Image.Image, path: str | Path, *, force: bool = False) -
 
 
 def encode(image: Image.Image, suffix: str, file: IO[bytes]) -> None:
-    """Write an image to a binary file object, with as much of its ICC profile and EXIF as the format can hold.
+    """Write an image to a binary file object, with as much of its metadata as the format can hold.
 
     JPEG is written with quality 95 and without chroma subsampling, WebP lossless. JPEG, WebP and BMP get 8 bits per
-    sample. For JPEG and BMP, alpha is flattened onto white.
+    sample. For JPEG and BMP, alpha is flattened onto white. An `AdhereWarning` names the metadata that are left out.
 
     Args:
         image: Any PIL image.
@@ -205,25 +237,38 @@ def encode(image: Image.Image, suffix: str, file: IO[bytes]) -> None:
         OSError, ValueError: Pillow could not write the image.
     """
     format, options = _FORMATS[suffix.lower()]
-    pixels, alpha = _convert_for(format, *_samples(image, "the image"))
-    metadata = _metadata(image, format, gray=pixels.shape[2] == 1)
-    to_pil(pixels, alpha).save(file, format=format, **options, **metadata)
+    if image.mode != "1" or format in ("JPEG", "WEBP"):
+        info = image.info
+        image = to_pil(*convert_for(format, *samples_of(image, "the image")))
+        image.info.update(info)
+    metadata = _options_for(image, format, stacklevel=3)
+    if format == "PNG":
+        options = {"compress_level": 1 if image.width * image.height > _FAST_PNG_PIXELS else 6}
+    Image.Image.save(_without_info(image), file, format=format, **options, **metadata)
 
 
-def to_pil(pixels: np.ndarray, alpha: np.ndarray | None) -> Image.Image:
-    """Return samples (H, W, 1) or (H, W, 3), and alpha (H, W) if there is any, as a PIL image."""
-    planes = pixels if alpha is None else np.dstack([pixels, alpha])
-    return Image.fromarray(planes[..., 0] if planes.shape[2] == 1 else planes)
+def _without_info(image: Image.Image) -> Image.Image:
+    """The image without the `info` from which Pillow would take options of another format."""
+    plain = image.copy() if image.info else image
+    plain.info = {}
+    return plain
 
 
-def to_float(pixels: np.ndarray) -> np.ndarray:
-    """Return integer samples (H, W, C) as float32 (C, H, W) in [-1, 1].
+def _options_for(image: Image.Image, format: str, stacklevel: int) -> dict[str, Any]:
+    """Pillow's options for the metadata in the image's `info`, with a warning that names what is left out."""
+    options, left_out = save_options(image.info, format, image.mode)
+    if left_out:
+        warnings.warn(f"not copied to the {format} file: {', '.join(left_out)}", AdhereWarning, stacklevel + 1)
+    return options
 
-    Each value is the float32 nearest to v / (v_max / 2) - 1: the lookup table is computed in float64.
-    """
-    v_max = int(np.iinfo(pixels.dtype).max)
-    table = (np.arange(v_max + 1) / (v_max / 2) - 1).astype(np.float32)
-    return table[np.ascontiguousarray(pixels.transpose(2, 0, 1))]
+
+def _open(file: IO[bytes]) -> Image.Image:
+    """Open an image file with our limit of the number of pixels instead of Pillow's."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        return Image.open(file)
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _local_path(path: str | Path, hint: str) -> str:
@@ -245,8 +290,7 @@ def _as_adhere_error(name: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise AdhereError(f"{name}: too large; at most {_MAX_PIXELS:,} pixels are allowed: make it smaller") from error
     except UnidentifiedImageError as error:
-        problem = "not an image that can be read, or its beginning is damaged"
-        raise AdhereError(f"{name}: {problem}; give a PNG, JPEG, WebP, TIFF, BMP or GIF file") from error
+        raise AdhereError(f"{name}: {hint_for_unidentified(name)}") from error
     except Exception as error:  # for damaged files Pillow raises nearly anything: SyntaxError, struct.error, ...
         reason = " ".join(str(error).split()) or type(error).__name__
         raise AdhereError(f"{name}: damaged or cut short ({reason}); copy or export it again") from error
@@ -256,16 +300,28 @@ def _from_pil(image: Image.Image, name: str) -> Picture:
     _check_size(image.height, image.width, name)
     if image.format in ("EPS", "WMF"):  # decoding these would start another program
         raise AdhereError(f"{name}: {image.format} is a drawing, not a photograph; export it as PNG")
-    format = image.format
+    format, is_bilevel = image.format, image.mode == "1"
+    lost = tuple(_lost_in_conversion(image))
     image.load()
-    exif = None
+    upright = image
     with suppress(Exception):  # a picture with damaged EXIF can still be used
-        old = image.getexif()
-        image = ImageOps.exif_transpose(image)
-        exif = _upright_exif(old) if len(old) else None
-    pixels, alpha = _samples(image, name)
-    icc_profile = None if image.mode in ("CMYK", "LAB") else image.info.get("icc_profile")
-    return Picture(pixels, alpha, icc_profile or None, exif, format)
+        upright = ImageOps.exif_transpose(image)
+    metadata = read_metadata(image, (upright.height, upright.width))
+    if lost:
+        metadata["left_out"] = (*lost, *metadata.get("left_out", ()))
+    pixels, alpha = samples_of(upright, name)
+    if image.mode == "I;16" and getattr(image, "tag_v2", {}).get(258) == (12,):
+        pixels = (pixels.astype(np.uint32) * 65535 // 4095).astype(np.uint16)
+    return Picture(pixels, alpha, metadata, format, is_bilevel)
+
+
+def _lost_in_conversion(image: Image.Image) -> Iterator[str]:
+    """The names of what Pillow cannot read of an opened file."""
+    rawmodes = [str(tile[3] if isinstance(tile[3], str) else (*tile[3], "")[0]) for tile in getattr(image, "tile", ())]
+    if image.mode != "I;16" and any(mode.partition(";")[2].startswith("16") for mode in rawmodes):
+        yield "8 of the 16 bits per sample"
+    if image.mode.startswith("I") and "transparency" in image.info:
+        yield "the transparent value"
 
 
 def _from_array(image: object) -> Picture:
@@ -311,59 +367,3 @@ def _check_size(height: int, width: int, name: str) -> None:
     if height * width > _MAX_PIXELS:
         given = f"is {width} x {height}, {height * width:,} pixels"
         raise AdhereError(f"{name}: {given}; at most {_MAX_PIXELS:,} are allowed: make it smaller")
-
-
-def _upright_exif(old: Image.Exif) -> bytes:
-    """A new EXIF block with the kept tags and orientation 1. The thumbnail is left out and `old` is not changed."""
-    new = Image.Exif()
-    for tag in _KEPT_EXIF_TAGS & set(old):
-        if tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):  # directories; Interop would point into the old file
-            new[tag] = {name: value for name, value in old.get_ifd(tag).items() if name != ExifTags.IFD.Interop}
-        else:
-            new[tag] = old[tag]
-    new[ExifTags.Base.Orientation] = 1
-    return new.tobytes()
-
-
-def _samples(image: Image.Image, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """The samples (H, W, C) and alpha (H, W) of a PIL image of any mode."""
-    if image.mode == "F":
-        raise AdhereError(f"{name}: holds floating-point values; export it with 8 or 16 bits per sample")
-    if image.mode.startswith("I"):
-        return _integer_samples(image, name), None
-    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-    if not image.has_transparency_data:
-        samples = np.array(image.convert(mode))  # (H, W) or (H, W, 3)
-        return samples.reshape(image.height, image.width, -1), None
-    samples = np.array(image.convert(mode + "A"))  # (H, W, 2 or 4)
-    return samples[..., :-1].copy(), samples[..., -1].copy()
-
-
-def _integer_samples(image: Image.Image, name: str) -> np.ndarray:
-    """The samples (H, W, 1) of a PIL image of mode I;16, or of 32-bit integers that fit into 16 bits."""
-    values = np.asarray(image)  # (H, W)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise AdhereError(f"{name}: its values go from {low} to {high}; export it with 8 or 16 bits per sample")
-    return values.astype(np.uint16)[..., None]
-
-
-def _convert_for(format: str, pixels: np.ndarray, alpha: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Samples and alpha reduced to what the format can hold."""
-    if format in ("JPEG", "WEBP", "BMP") and pixels.dtype == np.uint16:
-        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if format in ("JPEG", "BMP") and alpha is not None:
-        weight = alpha[..., None].astype(np.uint32)
-        pixels = ((pixels * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)  # onto white
-        alpha = None
-    return pixels, alpha
-
-
-def _metadata(image: Image.Image, format: str, gray: bool) -> dict[str, bytes]:
-    """Pillow's options for the parts of the image's ICC profile and EXIF that the format can hold."""
-    icc, exif = image.info.get("icc_profile") or b"", image.info.get("exif") or b""
-    if icc[16:20] in (b"CMYK", b"Lab ") or (icc[16:20] == b"GRAY" and (format == "WEBP" or not gray)):
-        icc = b""  # the profile is for other channels than those written; WebP is always RGB
-    if format == "JPEG" and len(exif) > _MAX_JPEG_EXIF_BYTES:
-        exif = b""
-    return {name: value for name, value in (("icc_profile", icc), ("exif", exif)) if value and format != "BMP"}

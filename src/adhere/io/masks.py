@@ -4,7 +4,7 @@ A mask is a bool array (H, W) with True = inpaint, as in diffusers: the white pa
 part of a picture. Soft masks are thresholded at one half. Sizes are (H, W); messages say width x height.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -17,10 +17,12 @@ from torch.nn import functional
 
 from adhere.errors import AdhereError
 from adhere.io._crops import Box
-from adhere.io.images import Picture, as_picture, to_float, to_pil
+from adhere.io._samples import LUMA_WEIGHTS, luma, quantize, to_float, to_pil
+from adhere.io.images import Picture, as_picture
 
 _ALPHA_THRESHOLD = 128  # 8-bit alpha below this is transparent
-_LUMA_WEIGHTS = (0.299, 0.587, 0.114)  # of R, G, B: ITU-R BT.601, as in Pillow's convert("L")
+_Results = Sequence[tuple[Box, Float[Tensor, "3 _ _"]]]  # the boxes of a picture with what was sampled for them
+
 _TILE_SIDE_PIXELS = 256  # pasting tile by tile needs little memory, and only tiles near the seam are blended
 
 
@@ -29,8 +31,8 @@ def as_mask(mask: "np.ndarray | Tensor | Image.Image | str | Path", size: tuple[
 
     Args:
         mask: In a file or PIL image, white is inpainted: a luma above one half of the range, so 128 and above with 8
-            bits. If all its pixels have the same color and its transparency varies, the part whose alpha is below one
-            half is inpainted. An array or tensor is (H, W), with any number of axes of
+            bits. Transparent pixels count as black, whatever their hidden color. If nothing is white then, the part
+            whose alpha is below one half is inpainted. An array or tensor is (H, W), with any number of axes of
             length 1 before or after, and bool, uint8 in [0, 255] or float in [0, 1]; True, 128 and above, or 0.5 and
             above = inpaint.
         size: (H, W) of the picture to inpaint.
@@ -70,20 +72,20 @@ def mask_from_alpha(picture: Picture) -> Bool[np.ndarray, "H W"]:
 
 def paste_known(
     picture: Picture,
-    result: Float[Tensor, "3 H W"],
+    results: _Results,
     mask: Bool[np.ndarray, "H W"],
     blend: int = 4,
     *,
     opaque: bool = False,
 ) -> Image.Image:
-    """Return the picture with `result` pasted inside the mask; every value outside the mask is kept bit for bit.
+    """Return the picture with results pasted inside the mask; every value outside the mask is kept bit for bit.
 
-    The image has the number of channels and the bit depth of the picture. Its `info` has the picture's ICC profile and
-    EXIF, and its alpha channel is the picture's.
+    The image has the number of channels and the bit depth of the picture. Its `info` has the picture's metadata, and
+    its alpha channel is the picture's. The results become gray if the picture is, outside the mask.
 
     Args:
         picture: The picture that was inpainted.
-        result: (3, H, W), nominally in [-1, 1]; clamped. It is converted to luma if the picture is gray.
+        results: For each box of the picture, (3, h, w), nominally in [-1, 1]; clamped. Every masked pixel is in one.
         mask: (H, W), True = inpaint.
         blend: Width of the seam in pixels, at least 0. Inside the mask, the low-frequency difference (picture - result)
             at the seam is added and fades out over this distance. 0 disables blending.
@@ -92,26 +94,26 @@ def paste_known(
 
     Raises:
         ValueError: The sizes differ, or `blend` is negative.
-        AdhereError: `result` is not finite.
+        AdhereError: A result is not finite.
     """
     pixels = picture.pixels.copy()
-    for tile, values in _blended_tiles(picture, result, mask, blend):
+    for tile, values in _blended_tiles(picture, results, mask, blend):
         inside = mask[tile]
-        pixels[tile][inside] = _quantize(values, pixels.dtype)[inside]
+        pixels[tile][inside] = quantize(values, pixels.dtype)[inside]
     alpha = picture.alpha
     if alpha is not None and opaque:
         alpha = np.full_like(alpha, 255)
-    return picture.add_metadata(to_pil(pixels, alpha))
+    return picture.add_metadata(to_pil(pixels, alpha, picture.is_bilevel))
 
 
 def paste_known_float(
-    picture: Picture, result: Float[Tensor, "3 H W"], mask: Bool[np.ndarray, "H W"], blend: int = 4
+    picture: Picture, results: _Results, mask: Bool[np.ndarray, "H W"], blend: int = 4
 ) -> Float[Tensor, "C H W"]:
     """Return what `paste_known` returns before it is rounded to integers.
 
     Args:
         picture: The picture that was inpainted.
-        result: (3, H, W), nominally in [-1, 1]; clamped.
+        results: As for `paste_known`.
         mask: (H, W), True = inpaint.
         blend: Width of the seam in pixels, as for `paste_known`.
 
@@ -121,10 +123,10 @@ def paste_known_float(
 
     Raises:
         ValueError: The sizes differ, or `blend` is negative.
-        AdhereError: `result` is not finite.
+        AdhereError: A result is not finite.
     """
     pasted = torch.from_numpy(to_float(picture.pixels))  # (C, H, W)
-    for tile, values in _blended_tiles(picture, result, mask, blend):
+    for tile, values in _blended_tiles(picture, results, mask, blend):
         inside = torch.from_numpy(mask[tile])
         pasted[:, *tile][:, inside] = values[:, inside]
     return pasted
@@ -162,12 +164,14 @@ def _threshold(plane: np.ndarray) -> np.ndarray:
 
 
 def _white(picture: Picture) -> np.ndarray:
-    """The white part (H, W) of a mask image, or its transparent part; see `as_mask`."""
+    """The white part (H, W) of a mask image on black, or its transparent part if nothing is white; see `as_mask`."""
     pixels, alpha = picture.pixels, picture.alpha
-    if alpha is not None and alpha.min() < 255 and (pixels == pixels[0, 0]).all():
-        return alpha < _ALPHA_THRESHOLD
-    luma = pixels[..., 0] if pixels.shape[2] == 1 else pixels @ np.array(_LUMA_WEIGHTS, np.float32)
-    return luma > np.iinfo(pixels.dtype).max / 2
+    gray = pixels[..., 0] if pixels.shape[2] == 1 else pixels @ np.array(LUMA_WEIGHTS, np.float32)
+    half = np.iinfo(pixels.dtype).max / 2
+    if alpha is None:
+        return gray > half
+    white = gray * (alpha / np.float32(255)) > half
+    return white if white.any() else alpha < _ALPHA_THRESHOLD
 
 
 def _checked(mask: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:
@@ -183,20 +187,34 @@ def _checked(mask: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:
     return mask
 
 
-def _blended_tiles(picture: Picture, result: Tensor, mask: np.ndarray, blend: int) -> Iterator[tuple[Box, Tensor]]:
+def _blended_tiles(picture: Picture, results: _Results, mask: np.ndarray, blend: int) -> Iterator[tuple[Box, Tensor]]:
     """Each tile that has masked pixels, with the blended result there: (C, h, w) in [-1, 1]."""
-    height, width = size = picture.size
-    if tuple(result.shape) != (3, *size) or mask.shape != size or blend < 0:
-        given = f"picture {size}, result {tuple(result.shape)}, mask {mask.shape}, blend {blend}"
-        raise ValueError(f"{given}: give result (3, H, W) and mask (H, W) of the picture's size, and blend >= 0")
+    if mask.shape != picture.size or blend < 0:
+        raise ValueError(f"picture {picture.size}, mask {mask.shape}, blend {blend}: give equal sizes and blend >= 0")
+    known = ~mask if picture.alpha is None else ~mask & picture.visible()
+    is_gray = picture.is_gray(known)
+    for box, result in results:
+        pixels = picture.pixels[box]
+        if tuple(result.shape) != (3, *pixels.shape[:2]):
+            raise ValueError(f"result {tuple(result.shape)}: its box has {pixels.shape[:2]} pixels")
+        for tile in _tiles(mask[box]):
+            values = _blended(pixels, result, mask[box], known[box], tile, blend, is_gray)
+            rows, columns = (slice(p.start + q.start, p.start + q.stop) for p, q in zip(box, tile, strict=True))
+            yield (rows, columns), values
+
+
+def _tiles(mask: np.ndarray) -> Iterator[Box]:
+    """The tiles that have masked pixels."""
     side = _TILE_SIDE_PIXELS
-    for top, left in product(range(0, height, side), range(0, width, side)):
-        tile = slice(top, top + side), slice(left, left + side)
+    for top, left in product(range(0, mask.shape[0], side), range(0, mask.shape[1], side)):
+        tile = slice(top, min(top + side, mask.shape[0])), slice(left, min(left + side, mask.shape[1]))
         if mask[tile].any():
-            yield tile, _blended(picture.pixels, result, mask, tile, blend)
+            yield tile
 
 
-def _blended(pixels: np.ndarray, result: Tensor, mask: np.ndarray, tile: Box, blend: int) -> Tensor:
+def _blended(
+    pixels: np.ndarray, result: Tensor, mask: np.ndarray, known: np.ndarray, tile: Box, blend: int, is_gray: bool
+) -> Tensor:
     """The result (C, h, w) in one tile, blended using the 2 * blend pixels around the tile."""
     margin = 2 * blend
     box = tuple(slice(max(0, span.start - margin), span.stop + margin) for span in tile)
@@ -204,23 +222,23 @@ def _blended(pixels: np.ndarray, result: Tensor, mask: np.ndarray, tile: Box, bl
     values = result[:, *box].detach().to("cpu", torch.float32)  # (3, h + margins, w + margins)
     if not values.isfinite().all():
         raise AdhereError("the model's result is not finite (NaN or infinity); compute in float32 or bfloat16")
-    if pixels.shape[2] == 1:
-        values = (values * torch.tensor(_LUMA_WEIGHTS).view(3, 1, 1)).sum(0, keepdim=True)
-    if blend and not mask[box].all():
+    if is_gray:
+        values = luma(values).expand(pixels.shape[2], -1, -1)
+    if blend and known[box].any():
         difference = torch.from_numpy(to_float(pixels[box])) - values
-        values = values + _seam_correction(difference, torch.from_numpy(mask[box]), blend)
+        values = values + _seam_correction(difference, torch.from_numpy(mask[box]), torch.from_numpy(known[box]), blend)
     return values[:, *inner].clamp(-1, 1)
 
 
-def _seam_correction(difference: Tensor, mask: Tensor, blend: int) -> Tensor:
+def _seam_correction(difference: Tensor, mask: Tensor, known: Tensor, blend: int) -> Tensor:
     """What to add to the result inside the mask, (C, h, w): the blurred difference at the seam, times a ramp.
 
-    The blur is a normalized convolution over the pixels outside the mask, blur(outside * difference) / blur(outside),
-    with a Gaussian whose standard deviation is `blend` pixels.
+    The blur is a normalized convolution over the known pixels, blur(known * difference) / blur(known), with a Gaussian
+    whose standard deviation is `blend` pixels. Invisible pixels outside the mask are not known.
     """
-    outside = (~mask).float()[None]  # (1, h, w)
-    planes = _blur(torch.cat([difference * outside, outside]), blend)  # (C + 1, h, w)
-    return planes[:-1] / planes[-1:].clamp_min(1e-6) * _ramp(outside, blend)
+    weight = known.float()[None]  # (1, h, w)
+    planes = _blur(torch.cat([difference * weight, weight]), blend)  # (C + 1, h, w)
+    return planes[:-1] / planes[-1:].clamp_min(1e-6) * _ramp((~mask).float()[None], blend)
 
 
 def _ramp(outside: Tensor, width: int) -> Tensor:
@@ -242,9 +260,3 @@ def _blur(planes: Tensor, sigma: int) -> Tensor:
     kernel = torch.exp(-0.5 * (steps / sigma) ** 2).expand(len(planes), 1, 1, -1)
     planes = functional.conv2d(planes, kernel, padding=(0, radius), groups=len(planes))
     return functional.conv2d(planes, kernel.mT, padding=(radius, 0), groups=len(planes))
-
-
-def _quantize(values: Tensor, dtype: np.dtype) -> np.ndarray:
-    """(C, h, w) in [-1, 1] to integer samples (h, w, C)."""
-    samples = ((values + 1) * (np.iinfo(dtype).max / 2)).round()
-    return samples.permute(1, 2, 0).numpy().astype(dtype)

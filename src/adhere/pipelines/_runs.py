@@ -272,8 +272,10 @@ class Results:
         """Return the residual norm of each sample; of several crops, the root mean square."""
         parts = self._by_crop(self.pictures)
         norms = [
-            torch.stack([crop.constraint.residual_norm(parts[request, i]) for i, crop in enumerate(crops)])
-            for request, crops in enumerate(self.crops)
+            torch.stack(
+                [crop.constraint.residual_norm(task.written(parts[i, j], crop)) for j, crop in enumerate(crops)]
+            )
+            for i, (task, crops) in enumerate(zip(self.batch.tasks, self.crops, strict=True))
         ]
         return torch.cat([one.square().mean(0).sqrt() for one in norms]).tolist()
 

@@ -15,7 +15,7 @@ from adhere.core.constraints import Constraint
 from adhere.errors import AdhereError
 from adhere.io._crops import Box
 from adhere.io.images import Picture
-from adhere.tasks._pixels import rgb_image, to_unit_range
+from adhere.tasks._pixels import check_sampled_size, rgb_image, to_unit_range
 
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor | Picture
 
@@ -75,6 +75,13 @@ class Task(ABC):
         if size is not None:
             raise AdhereError(f"{type(self).__name__} has the size of its input: leave out height and width")
 
+    def written(self, samples: Float[Tensor, "B 3 H W"], crop: Crop) -> Float[Tensor, "B 3 H W"]:
+        """Return the samples of a crop whose residual is reported: by default as they are, before known pixels return.
+
+        A task that adapts its samples to the measurement when it writes them returns these.
+        """
+        return samples
+
     @abstractmethod
     def postprocess_float(self, samples: list[Tensor], crops: list[Crop]) -> Float[Tensor, "C H W"]:
         """Return the picture as float32 in [0, 1] on the CPU, C = 1 or 3, from one sample (3, H, W) per crop.
@@ -96,6 +103,8 @@ class FullImageTask(Task):
         size = (self.size, self.size) if isinstance(self.size, int) else self.size
         if size is not None and not (len(size) == 2 and all(isinstance(side, int) for side in size)):
             raise AdhereError(f"size = {self.size!r}: give (height, width) in pixels, such as (512, 512)")
+        if size is not None:
+            check_sampled_size(size)
         object.__setattr__(self, "size", size)
 
     @abstractmethod
@@ -111,6 +120,7 @@ class FullImageTask(Task):
                 f"size {size[1]}x{size[0]} (width x height): this model needs multiples of {model.multiple}; "
                 f"{width}x{height} is near"
             )
+        check_sampled_size(size)
         return [Crop(size, self.constraint_for(model, size))]
 
     def postprocess_float(self, samples: list[Tensor], crops: list[Crop]) -> Float[Tensor, "3 H W"]:

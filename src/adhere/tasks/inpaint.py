@@ -13,7 +13,7 @@ from adhere._hints import keyword_hints
 from adhere.core.constraints import Linear
 from adhere.core.operators import Mask
 from adhere.errors import AdhereError
-from adhere.io._crops import crops_around
+from adhere.io._crops import Box, crops_around
 from adhere.io.images import Picture, as_picture, pad_to_multiple
 from adhere.io.masks import as_mask, mask_from_alpha, paste_known, paste_known_float
 from adhere.tasks._pixels import to_unit_range
@@ -33,7 +33,7 @@ class Inpaint(Task):
     that are within each other's context share a crop.
 
     Args:
-        image: a path, a PIL image, or a uint8 or uint16 array (H, W[, C]).
+        image: a path, a PIL image, or a uint8 or uint16 array (H, W[, C]). Gray pictures stay gray, also as RGB.
         mask: of the same size; white (or True) is repainted, as in diffusers. None: the transparent part of the picture
             is repainted.
         context: in pixels, at least 1. None: three eighths of the side of the model's native size, and at least 96.
@@ -61,36 +61,37 @@ class Inpaint(Task):
         object.__setattr__(self, "mask_array", mask)
 
     def crops(self, model: ModelInfo, size: tuple[int, int] | None = None) -> list[Crop]:
-        """Return the crops with y = known * x0 on each, padded by reflection to the model's multiple."""
+        """Return the crops with y = known * x0 on each, padded by reflection to the model's multiple.
+
+        Pixels whose alpha is 0 are not known, as their color is arbitrary.
+        """
         self._refuse_size(size)
-        picture = self.picture.tensor()
         context = self.context or max(96, 3 * min(model.native_size) // 8)
         crops = []
-        for rows, columns in crops_around(self.mask_array, context):
-            known = torch.from_numpy(~self.mask_array[rows, columns])[None, None].float()  # (1, 1, H, W)
-            x = pad_to_multiple(picture[..., rows, columns].to(model.execution_device), model.multiple)
+        for box in crops_around(self.mask_array, context):
+            known = torch.from_numpy(~self.mask_array[box] & self.picture.visible(box))[None, None].float()
+            x = pad_to_multiple(self.picture.tensor(box).to(model.execution_device), model.multiple)
             known = pad_to_multiple(known.to(model.execution_device), model.multiple)
-            crops.append(Crop((x.shape[-2], x.shape[-1]), Linear(Mask(known), known * x), (rows, columns)))
+            crops.append(Crop((x.shape[-2], x.shape[-1]), Linear(Mask(known), known * x), box))
         return crops
 
     def postprocess_float(self, samples: list[Tensor], crops: list[Crop]) -> Float[Tensor, "C H W"]:
         """Return the repaired picture, whose known pixels are exactly value / 255, or value / 65535 with 16 bits."""
-        pasted = to_unit_range(paste_known_float(self.picture, self._combine(samples, crops), self.mask_array))
+        pasted = to_unit_range(paste_known_float(self.picture, _results(samples, crops), self.mask_array))
         pixels = self.picture.pixels
         exact = torch.from_numpy(pixels.astype(np.float32) / np.iinfo(pixels.dtype).max).permute(2, 0, 1)  # (C, H, W)
         return torch.where(torch.from_numpy(self.mask_array), pasted, exact)
 
     def postprocess(self, samples: list[Tensor], crops: list[Crop]) -> Image.Image:
         """Return the repaired picture, of the input's size and mode."""
-        result = self._combine(samples, crops)
-        return paste_known(self.picture, result, self.mask_array, opaque=self.mask is None)
+        return paste_known(self.picture, _results(samples, crops), self.mask_array, opaque=self.mask is None)
 
-    def _combine(self, samples: list[Tensor], crops: list[Crop]) -> Float[Tensor, "3 H W"]:
-        """Return the picture with the samples at their places."""
-        result = self.picture.tensor()[0].clone()
-        for crop, x0 in zip(crops, samples, strict=True):
-            assert crop.box is not None
-            rows, columns = crop.box
-            height, width = result[:, rows, columns].shape[-2:]
-            result[:, rows, columns] = x0[:, :height, :width].clamp(-1, 1).to("cpu", torch.float32)
-        return result
+
+def _results(samples: list[Tensor], crops: list[Crop]) -> list[tuple[Box, Tensor]]:
+    """Return the box of each crop with its sample, without the padding."""
+    results = []
+    for crop, x0 in zip(crops, samples, strict=True):
+        assert crop.box is not None
+        rows, columns = crop.box
+        results.append((crop.box, x0[:, : rows.stop - rows.start, : columns.stop - columns.start]))
+    return results
