@@ -205,5 +205,5 @@ def test_the_error_for_lack_of_memory_while_reading_is_one_line(folder, inpaint_
     def fail(*_args):
         raise MemoryError
 
-    monkeypatch.setattr(images, "_samples", fail)
+    monkeypatch.setattr(images, "samples_of", fail)
     assert "out of memory; nothing was written" in error_line(inpaint_args(), folder)

@@ -38,13 +38,14 @@ def match_means(x: Float[Tensor, "C H W"], y: Float[Tensor, "C h w"], factor: in
     """Return the picture in [-1, 1] near x whose means over factor x factor pixels are y.
 
     The difference of the means is first added with bilinear interpolation, then one value for each square. What
-    leaves [-1, 1] is taken up by the rest of the square: a shift before clipping, found by Newton's method.
+    leaves [-1, 1] is taken up by the rest of the square.
 
     Args:
         x: the picture, in about [-1, 1].
         y: the means, in [-1, 1].
         factor: the side of the squares in pixels.
     """
+    x = x.clamp(-1, 1)
     for _ in range(4):
         x = x + interpolate((y - avg_pool2d(x, factor))[None], scale_factor=factor, mode="bilinear")[0]
     for rows in _bands(y.shape[1]):
@@ -55,15 +56,22 @@ def match_means(x: Float[Tensor, "C H W"], y: Float[Tensor, "C h w"], factor: in
 
 
 def _shift_and_clip(squares: Tensor, means: Tensor) -> Tensor:
-    """clip(squares + s) with one shift s per row, so that its means are `means`, (N, 1)."""
-    shift = torch.zeros_like(means)
+    """clip(squares + s) with one shift s per row, so that its means are `means`, (N, 1).
+
+    The shift is found by Newton's method, with bisection where that would leave the interval in which it must be.
+    """
+    low, high = -1 - squares.amax(1, keepdim=True), 1 - squares.amin(1, keepdim=True)
+    shift, tolerance = torch.zeros_like(means), 16 * torch.finfo(means.dtype).eps
     for _ in range(50):  # a few are enough, since the mean is piecewise linear in the shift
         clipped = (squares + shift).clamp(-1, 1)
         missing = means - clipped.mean(1, keepdim=True)
-        if missing.abs().max() < 2e-6:
+        done = missing.abs() < tolerance
+        if done.all():
             break
-        free = (clipped.abs() < 1).to(squares).mean(1, keepdim=True)
-        shift = shift + missing / free.clamp_min(1 / squares.shape[1])
+        low, high = torch.where(missing > 0, shift, low), torch.where(missing < 0, shift, high)
+        newton = shift + missing / (clipped.abs() < 1).to(squares).mean(1, keepdim=True)
+        moved = torch.where((newton > low) & (newton < high), newton, (low + high) / 2)
+        shift = torch.where(done, shift, moved)
     return (squares + shift).clamp(-1, 1)
 
 

@@ -88,10 +88,11 @@ class Inpaint(Task):
 
 
 def _results(samples: list[Tensor], crops: list[Crop]) -> list[tuple[Box, Tensor]]:
-    """Return the box of each crop with its sample, without the padding."""
+    """Return the box of each crop with its sample in [-1, 1], without the padding."""
     results = []
     for crop, x0 in zip(crops, samples, strict=True):
         assert crop.box is not None
         rows, columns = crop.box
-        results.append((crop.box, x0[:, : rows.stop - rows.start, : columns.stop - columns.start]))
+        unpadded = x0[:, : rows.stop - rows.start, : columns.stop - columns.start]
+        results.append((crop.box, unpadded.clamp(-1, 1)))
     return results
