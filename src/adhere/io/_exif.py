@@ -23,7 +23,8 @@ _LAYOUT_TAGS = {
 def exif_block(info: Mapping[Any, Any]) -> Any:
     """Return the block in an image's `info`, or None; some programs write it to PNG files as hexadecimal text."""
     text = info.get("Raw profile type exif", "")
-    return info.get("exif") or bytes.fromhex("".join(text.split("\n")[3:])) or None
+    block = info.get("exif") or bytes.fromhex("".join(text.split("\n")[3:]))
+    return block if block.removeprefix(b"Exif\0\0") else None
 
 
 def _entries(block: bytes | bytearray, order: str, offset: int) -> Iterator[tuple[int, int, int, int]]:

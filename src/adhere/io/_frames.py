@@ -7,6 +7,7 @@ have a main picture. Smaller copies and masks in a TIFF file are not pictures of
 import os
 import warnings
 from contextlib import suppress
+from typing import IO
 
 from PIL import Image
 
@@ -23,8 +24,17 @@ _RAW_SUFFIXES = {
 _HEIF_SUFFIXES = {".heic", ".heif", ".hif"}
 
 
-def select_frame(image: Image.Image, name: str, frame: int | None) -> None:
-    """Make a frame of an opened file the current one.
+def open_image(file: IO[bytes]) -> Image.Image:
+    """Return an image file as Pillow opens it, without Pillow's limit of the number of pixels; the caller has one."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        return Image.open(file)
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def select_frame(image: Image.Image, name: str, frame: int | None) -> list[str]:
+    """Make a frame of an opened file the current one, and return the names of what else is in the file.
 
     Args:
         image: The file as Pillow opened it, before it is decoded.
@@ -40,12 +50,15 @@ def select_frame(image: Image.Image, name: str, frame: int | None) -> None:
         if count > 1 and image.format in _FORMATS_WITH_FRAMES:
             hint = "choose one of PHOTO with --frame N, counted from 0, or save it as a file of its own"
             raise AdhereError(f"{name}: holds {count} pictures; {hint}")
-        return
+        if getattr(image, "n_frames", 1) == 1 or image.format == "MPO":  # those of MPO are in its metadata
+            return []
+        return ["reduced copies and masks in the file" if image.format == "TIFF" else "other pictures in the file"]
     total = getattr(image, "n_frames", 1)
     if frame >= total:
         allowed = f"0 to {total - 1}" if total > 1 else "0, its only picture"
         raise AdhereError(f"{name}: has no frame {frame}; give {allowed}")
     image.seek(frame)
+    return []
 
 
 def check_not_raw(image: Image.Image, name: str) -> None:
@@ -80,7 +93,7 @@ def check_replaceable(path: str | os.PathLike[str]) -> None:
     count = 1
     with suppress(Exception), warnings.catch_warnings(), open(path, "rb") as file:  # any file may be replaced
         warnings.simplefilter("ignore")
-        count = count_pictures(Image.open(file))
+        count = count_pictures(open_image(file))
     if count > 1:
         raise AdhereError(f"{path}: holds {count} pictures, and all but one would be lost; choose another name")
 

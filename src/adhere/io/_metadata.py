@@ -166,7 +166,8 @@ def _dpi(dpi: Any) -> tuple[float, float] | None:
 
 
 def _comment(comment: Any) -> bytes | None:
-    return comment.encode("utf-8", "replace") if isinstance(comment, str) else comment
+    comment = comment.encode("utf-8", "replace") if isinstance(comment, str) else comment
+    return comment if isinstance(comment, bytes) else None
 
 
 def _format_metadata(image: Image.Image) -> dict[str, Any]:
@@ -195,7 +196,7 @@ def _parts_left_out(image: Image.Image) -> Iterator[str]:
     }
     yield from sorted(other | {f"PNG chunk {name}" for name in chunks - {"caBX"}})
     if any(data.startswith(b"MPF\0") for _, data in segments):
-        yield "other pictures in the file (gain map, depth map or preview)"
+        yield "other pictures in the file (such as a gain map)"
     resources = image.info.get("photoshop")
     tags = getattr(image, "tag_v2", {}) if _has_tags(image) else {}
     if PHOTOSHOP_TAG in tags or (isinstance(resources, dict) and set(resources) - {_IPTC_RESOURCE}):

@@ -20,7 +20,7 @@ height. A path that begins with `~` is expanded to the user's home folder.
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,7 +37,7 @@ from torch.nn import functional
 from adhere.errors import AdhereError, AdhereWarning
 from adhere.io._atomic import check_writable, staged_writes
 from adhere.io._crops import Box
-from adhere.io._frames import check_not_raw, check_replaceable, hint_for_unidentified, select_frame
+from adhere.io._frames import check_not_raw, check_replaceable, hint_for_unidentified, open_image, select_frame
 from adhere.io._metadata import read_metadata, save_options
 from adhere.io._samples import convert_for, fill_unknown, samples_of, to_float, to_pil
 
@@ -120,7 +120,7 @@ class _ImageWithMetadata(Image.Image):
         name = getattr(fp, "name", fp)
         suffix = os.path.splitext(name)[1].lower() if isinstance(name, str | Path) else ""
         target = (format or Image.registered_extensions().get(suffix, "")).upper()
-        options = _options_for(self, target, stacklevel=3) if target in _FORMAT_NAMES else {}
+        options = _options_for(self, target) if target in _FORMAT_NAMES else {}
         super().save(fp, format, **options | params)
 
 
@@ -134,10 +134,9 @@ def _read_picture(path: str | Path, frame: int | None) -> Picture:
         raise AdhereError(f"{path}: no such file; check the name")
     with _as_adhere_error(path), open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # damaged EXIF is dropped
-        image = _open(file)
+        image = open_image(file)
         _check_size(image.height, image.width, path)
-        select_frame(image, path, frame)
-        return _from_pil(image, path)
+        return _from_pil(image, path, select_frame(image, path, frame))
 
 
 def as_picture(image: "Picture | Image.Image | np.ndarray | Tensor | str | Path", frame: int | None = None) -> Picture:
@@ -241,7 +240,7 @@ def encode(image: Image.Image, suffix: str, file: IO[bytes]) -> None:
         info = image.info
         image = to_pil(*convert_for(format, *samples_of(image, "the image")))
         image.info.update(info)
-    metadata = _options_for(image, format, stacklevel=3)
+    metadata = _options_for(image, format)
     if format == "PNG":
         options = {"compress_level": 1 if image.width * image.height > _FAST_PNG_PIXELS else 6}
     Image.Image.save(_without_info(image), file, format=format, **options, **metadata)
@@ -254,21 +253,12 @@ def _without_info(image: Image.Image) -> Image.Image:
     return plain
 
 
-def _options_for(image: Image.Image, format: str, stacklevel: int) -> dict[str, Any]:
+def _options_for(image: Image.Image, format: str) -> dict[str, Any]:
     """Pillow's options for the metadata in the image's `info`, with a warning that names what is left out."""
     options, left_out = save_options(image.info, format, image.mode)
     if left_out:
-        warnings.warn(f"not copied to the {format} file: {', '.join(left_out)}", AdhereWarning, stacklevel + 1)
+        warnings.warn(f"not copied to the {format} file: {', '.join(left_out)}", AdhereWarning, stacklevel=3)
     return options
-
-
-def _open(file: IO[bytes]) -> Image.Image:
-    """Open an image file with our limit of the number of pixels instead of Pillow's."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        return Image.open(file)
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _local_path(path: str | Path, hint: str) -> str:
@@ -296,19 +286,19 @@ def _as_adhere_error(name: str) -> Iterator[None]:
         raise AdhereError(f"{name}: damaged or cut short ({reason}); copy or export it again") from error
 
 
-def _from_pil(image: Image.Image, name: str) -> Picture:
+def _from_pil(image: Image.Image, name: str, left_out: Sequence[str] = ()) -> Picture:
     _check_size(image.height, image.width, name)
     if image.format in ("EPS", "WMF"):  # decoding these would start another program
         raise AdhereError(f"{name}: {image.format} is a drawing, not a photograph; export it as PNG")
     format, is_bilevel = image.format, image.mode == "1"
-    lost = tuple(_lost_in_conversion(image))
+    left_out = (*left_out, *_lost_in_conversion(image))
     image.load()
     upright = image
     with suppress(Exception):  # a picture with damaged EXIF can still be used
         upright = ImageOps.exif_transpose(image)
     metadata = read_metadata(image, (upright.height, upright.width))
-    if lost:
-        metadata["left_out"] = (*lost, *metadata.get("left_out", ()))
+    if left_out:
+        metadata["left_out"] = (*left_out, *metadata.get("left_out", ()))
     pixels, alpha = samples_of(upright, name)
     if image.mode == "I;16" and getattr(image, "tag_v2", {}).get(258) == (12,):
         pixels = (pixels.astype(np.uint32) * 65535 // 4095).astype(np.uint16)

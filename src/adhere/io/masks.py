@@ -4,6 +4,7 @@ A mask is a bool array (H, W) with True = inpaint, as in diffusers: the white pa
 part of a picture. Soft masks are thresholded at one half. Sizes are (H, W); messages say width x height.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from adhere.errors import AdhereError
+from adhere.errors import AdhereError, AdhereWarning
 from adhere.io._crops import Box
 from adhere.io._samples import LUMA_WEIGHTS, luma, quantize, to_float, to_pil
 from adhere.io.images import Picture, as_picture
@@ -155,12 +156,21 @@ def _threshold(plane: np.ndarray) -> np.ndarray:
     if plane.dtype == bool:
         return plane.copy()
     if plane.dtype == np.uint8:
+        _warn_if_soft(plane, 255)
         return plane >= 128
     if not np.issubdtype(plane.dtype, np.floating):
         raise AdhereError(f"the mask is of {plane.dtype}; give bool, uint8 (0 or 255) or float in [0, 1]")
     if plane.size and not (plane.min() >= 0 and plane.max() <= 1):  # also true of NaN
         raise AdhereError(f"the mask's values go from {plane.min()} to {plane.max()}; floats must be in [0, 1]")
+    _warn_if_soft(plane, 1)
     return plane >= 0.5
+
+
+def _warn_if_soft(values: np.ndarray, largest: float) -> None:
+    """Warn if some values are near one half: the soft edge of an object is then only partly inside the mask."""
+    if ((values > largest / 4) & (values < 3 * largest / 4)).any():
+        hint = "if a rim of the object stays, enlarge the mask by 1 or 2 pixels"
+        warnings.warn(f"the mask has soft edges, which are cut at one half; {hint}", AdhereWarning, stacklevel=6)
 
 
 def _white(picture: Picture) -> np.ndarray:
@@ -168,10 +178,12 @@ def _white(picture: Picture) -> np.ndarray:
     pixels, alpha = picture.pixels, picture.alpha
     gray = pixels[..., 0] if pixels.shape[2] == 1 else pixels @ np.array(LUMA_WEIGHTS, np.float32)
     half = np.iinfo(pixels.dtype).max / 2
-    if alpha is None:
-        return gray > half
-    white = gray * (alpha / np.float32(255)) > half
-    return white if white.any() else alpha < _ALPHA_THRESHOLD
+    gray = gray if alpha is None else gray * (alpha / np.float32(255))
+    white = gray > half
+    if alpha is not None and not white.any():
+        return alpha < _ALPHA_THRESHOLD
+    _warn_if_soft(gray, 2 * half)
+    return white
 
 
 def _checked(mask: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:
