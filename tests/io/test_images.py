@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 
 from adhere.errors import AdhereError
 from adhere.io import images
-from adhere.io.images import as_picture, pad_to_multiple
+from adhere.io.images import Picture, as_picture, pad_to_multiple
 from adhere.io.masks import as_mask
 from tests.picture_files import HEIGHT, OPTIONS, SIZE, WIDTH, encoded, hole, image_of, noise, refusal, written
 
@@ -75,6 +75,39 @@ def test_a_transparent_color_becomes_alpha(tmp_path, mode):
     assert np.array_equal(picture.pixels, np.asarray(image.convert("L" if mode == "L" else "RGB")).reshape(*SIZE, -1))
 
 
+def test_twelve_bits_are_scaled_to_sixteen(tmp_path):
+    """Pillow returns the 12-bit values, which would look nearly black as 16-bit values."""
+    entries = [(256, 3, 1, 2), (257, 3, 1, 1), (258, 3, 1, 12), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8)]
+    entries += [(277, 3, 1, 1), (279, 4, 1, 3)]
+    packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    values = bytes([0xFF, 0xF8, 0x00])  # 4095 and 2048
+    header = b"II*\0" + struct.pack("<I", 12) + values + b"\0"
+    (tmp_path / "a.tif").write_bytes(header + struct.pack("<H", len(entries)) + packed + bytes(4))
+    picture = as_picture(tmp_path / "a.tif")
+    assert picture.pixels.dtype == np.uint16
+    assert picture.pixels.ravel().tolist() == [65535, 2048 * 65535 // 4095]
+
+
+def test_one_bit_is_known(tmp_path):
+    image_of("1").save(tmp_path / "a.png")
+    picture = as_picture(tmp_path / "a.png")
+    assert picture.is_bilevel
+    assert set(np.unique(picture.pixels)) == {0, 255}
+
+
+def test_hidden_colors_are_not_in_the_tensor():
+    pixels = noise(9, 14, 3)
+    alpha = np.full((9, 14), 255, np.uint8)
+    alpha[:, 7:] = 0
+    pixels[alpha > 0] = (200, 120, 60)
+    x = Picture(pixels, alpha).tensor()
+    assert torch.allclose(x, torch.tensor([200.0, 120, 60]).view(1, 3, 1, 1) / 127.5 - 1, atol=1e-5)
+    part = Picture(pixels, alpha).tensor((slice(2, 5), slice(3, 9)))
+    assert part.shape == (1, 3, 3, 6)
+    hidden = Picture(pixels, np.zeros((9, 14), np.uint8))
+    assert torch.equal(hidden.tensor(), Picture(pixels).tensor())  # nothing is visible: the colors are all there is
+
+
 def test_sixteen_bit_color_is_reduced_to_eight(tmp_path):
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -82,7 +115,9 @@ def test_sixteen_bit_color_is_reduced_to_eight(tmp_path):
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0))
     data = chunk(b"IDAT", zlib.compress(b"\0" + bytes([200, 7, 100, 7, 50, 7])))
     (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b""))
-    assert as_picture(tmp_path / "deep.png").pixels.tolist() == [[[200, 100, 50]]]
+    picture = as_picture(tmp_path / "deep.png")
+    assert picture.pixels.tolist() == [[[200, 100, 50]]]
+    assert picture.metadata["left_out"] == ("8 of the 16 bits per sample",)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

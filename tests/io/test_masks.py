@@ -1,5 +1,7 @@
 """Masks, and pasting a result so that everything outside the mask stays exactly the same."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
+from adhere.errors import AdhereWarning
 from adhere.io import masks
 from adhere.io._crops import Box
 from adhere.io._samples import to_float
@@ -66,6 +69,20 @@ def test_if_nothing_visible_is_white_the_transparent_part_is_inpainted(tmp_path,
     rgba[hole()] = (hidden, hidden, hidden, 0)  # erased from a black layer
     Image.fromarray(rgba).save(tmp_path / "mask.png")
     assert np.array_equal(as_mask(tmp_path / "mask.png", SIZE), hole())
+
+
+def test_a_mask_with_soft_edges_gets_a_hint():
+    hard = np.zeros(SIZE, np.uint8)
+    hard[hole()] = 250  # as in a JPEG file
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        as_mask(hard, SIZE)
+        as_mask(Image.fromarray(hard), SIZE)
+    soft = hard.copy()
+    soft[3, 3] = 100
+    for mask in (soft, soft / 255, torch.from_numpy(soft), Image.fromarray(soft)):
+        with pytest.warns(AdhereWarning, match="soft edges.*enlarge the mask by 1 or 2 pixels"):
+            assert np.array_equal(as_mask(mask, SIZE), hole())
 
 
 def test_exif_orientation_is_applied_to_masks(tmp_path):
@@ -184,6 +201,43 @@ def test_the_image_has_the_metadata_of_the_picture():
     assert image.info["icc_profile"] == b"profile"
     assert image.getexif()[ExifTags.Base.Artist] == "A. Person"
     assert paste_known(Picture(picture.pixels), whole(torch.zeros(3, *SIZE)), hole()).info == {}
+
+
+def test_the_hidden_color_of_invisible_pixels_does_not_show_at_the_seam():
+    alpha = np.full(SIZE, 255, np.uint8)
+    alpha[:, :10] = 0
+    mask = np.zeros(SIZE, bool)
+    mask[8:16, 10:18] = True  # it touches the invisible part
+    result = torch.rand(3, *SIZE) - 0.5
+    pasted = []
+    for hidden in (0, 255):
+        pixels = np.full((*SIZE, 3), 120, np.uint8)
+        pixels[alpha == 0] = hidden
+        pasted.append(as_picture(paste_known(Picture(pixels, alpha), whole(result), mask)).pixels)
+        assert np.array_equal(pasted[-1][~mask], pixels[~mask])
+    assert np.array_equal(pasted[0][mask], pasted[1][mask])
+
+
+def test_a_gray_picture_stored_as_rgb_stays_gray_if_what_is_known_is_gray():
+    pixels = noise(*SIZE).repeat(3).reshape(*SIZE, 3)
+    pixels[hole()] = noise(*SIZE, 3)[hole()]  # a colored scribble to remove
+    result = torch.rand(3, *SIZE) * 2 - 1
+    out = as_picture(paste_known(as_picture(pixels), whole(result), hole())).pixels
+    assert out.shape == (*SIZE, 3)
+    assert np.ptp(out, axis=2).max() == 0
+    pixels[0, 0] = (10, 10, 11)
+    out = as_picture(paste_known(as_picture(pixels), whole(result), hole())).pixels
+    assert np.ptp(out[hole()], axis=1).max() > 0
+
+
+def test_results_for_boxes_are_pasted_at_their_places():
+    picture, result = as_picture(noise(*SIZE, 3)), as_picture(noise(*SIZE, 3, seed=1))
+    mask = np.zeros(SIZE, bool)
+    mask[2:4, 3:6] = mask[20:22, 25:28] = True
+    boxes = [(slice(0, 9), slice(1, 10)), (slice(12, 24), slice(17, 31))]
+    parts = [(box, result.tensor()[0][:, *box]) for box in boxes]
+    out = as_picture(paste_known(picture, parts, mask, blend=0)).pixels
+    assert np.array_equal(out, np.where(mask[..., None], result.pixels, picture.pixels))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from adhere import AdhereError, Inpaint, Linear, Mask
+from adhere.io.images import Picture
 from tests.picture_files import hole, image_of, noise
 from tests.tasks.fake_model import FakeModel
 
@@ -191,3 +192,34 @@ def test_float_pictures_are_the_pictures_before_rounding_and_known_pixels_are_ex
 def test_height_and_width_are_those_of_the_picture():
     with pytest.raises(AdhereError, match="Inpaint has the size of its input"):
         Inpaint(noise(24, 31, 3), hole()).crops(FakeModel(), (64, 64))
+
+
+def test_colors_hidden_under_transparency_are_not_known():
+    image = noise(24, 31, 4)
+    image[..., 3] = 255
+    image[:, :12, 3] = 0
+    task = Inpaint(image, hole(24, 31))
+    (crop,) = task.crops(FakeModel(4))
+    assert isinstance(crop.constraint, Linear)
+    assert isinstance(crop.constraint.operator, Mask)
+    known = crop.constraint.operator.known[0, 0, :24, :31].numpy() > 0
+    assert np.array_equal(known, ~hole(24, 31) & (image[..., 3] > 0))
+    assert (crop.constraint.y[0, :, :24, :31].numpy()[:, ~known] == 0).all()
+
+
+def test_only_the_crops_of_a_large_picture_become_tensors(monkeypatch):
+    """A photograph of 60 megapixels takes the memory of its bytes, not of floats."""
+    image = noise(3000, 4000, 3)
+    task = Inpaint(image, at(3000, 4000, slice(1000, 1020), slice(1000, 1020)))
+    seen = []
+    original = Picture.tensor
+
+    def tensor(self, *arguments):
+        x = original(self, *arguments)
+        seen.append(x.shape)
+        return x
+
+    monkeypatch.setattr(Picture, "tensor", tensor)
+    out = np.asarray(repaired(task))
+    assert seen == [(1, 3, 212, 212)]
+    assert np.array_equal(out[~task.mask_array], image[~task.mask_array])

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import adhere
-from adhere import AdhereError, Blur, Downsample, Gray, Linear, Mask, Restore, Upscale
+from adhere import AdhereError, Blur, Downsample, Generate, Gray, Linear, Mask, Restore, Upscale
 from adhere.core.operators import Identity
 from tests.picture_files import image_of, noise
 from tests.tasks.fake_model import FakeModel
@@ -109,6 +109,61 @@ def test_gray_stays_gray_and_transparency_is_enlarged(mode, expected):
     image = task.postprocess([torch.zeros(3, *crop.size)], [crop])
     assert image.mode == expected
     assert image.size == (24, 16)
+
+
+@pytest.mark.parametrize(("mode", "largest"), [("L", 255), ("RGB", 255), ("I;16", 65535)])
+def test_the_means_of_the_written_picture_are_the_input_and_so_says_the_residual(mode, largest):
+    """Also where clipping and rounding move the sample's own means."""
+    task = Upscale(image_of(mode, 8, 12), 4)
+    (crop,) = task.crops(FakeModel(16))
+    sample = torch.randn(3, *crop.size, generator=torch.Generator().manual_seed(0)) * 2
+    pixels = np.asarray(task.postprocess([sample], [crop])).reshape(8, 4, 12, 4, -1)
+    assert pixels.dtype == task.picture.pixels.dtype
+    assert np.array_equal(pixels.mean((1, 3)), task.picture.pixels)
+    floats = task.postprocess_float([sample], [crop]).numpy()
+    assert len(floats) == task.picture.pixels.shape[2]
+    means = floats.reshape(-1, 8, 4, 12, 4).mean((2, 4)) * largest
+    assert np.abs(means.transpose(1, 2, 0) - task.picture.pixels).max() < largest * 1e-5
+    written = task.written(sample[None], crop)
+    assert crop.constraint.residual_norm(written).item() < crop.constraint.residual_norm(sample[None]).item()
+    assert written.shape == sample[None].shape
+    shown = (written[0, :, :32, :48].permute(1, 2, 0).double().numpy() + 1) * largest / 2
+    given = np.asarray(task.postprocess([sample], [crop])).reshape(32, 48, -1)
+    assert np.abs(shown - given).max() < largest * 1e-6
+
+
+def test_with_noise_the_means_of_the_sample_are_kept():
+    task = Upscale(image_of("RGB", 8, 12), 4, noise=0.1)
+    (crop,) = task.crops(FakeModel(16))
+    image = task.postprocess([torch.zeros(3, *crop.size)], [crop])
+    assert (np.asarray(image) == 128).all()
+
+
+@pytest.mark.parametrize("hidden", [0, 255])
+def test_colors_hidden_under_transparency_do_not_reach_the_outline(hidden):
+    image = np.full((8, 12, 4), (200, 120, 60, 255), np.uint8)
+    image[:, 6:] = (hidden, hidden, hidden, 0)
+    task = Upscale(image, 4)
+    (crop,) = task.crops(FakeModel(1))
+    assert isinstance(crop.constraint, Linear)
+    color = torch.tensor([200.0, 120, 60]).view(1, 3, 1, 1) / 127.5 - 1
+    assert torch.allclose(crop.constraint.y, color, atol=1e-5)
+
+
+def test_gray_pictures_stored_as_rgb_stay_gray():
+    gray = noise(8, 12).repeat(3).reshape(8, 12, 3)
+    task = Upscale(gray, 2)
+    (crop,) = task.crops(FakeModel(1))
+    out = np.asarray(task.postprocess([torch.rand(3, *crop.size)], [crop]))
+    assert out.shape == (16, 24, 3)
+    assert np.ptp(out, axis=2).max() == 0
+
+
+def test_results_with_too_many_pixels_are_refused():
+    with pytest.raises(AdhereError, match="8000x8000 pixels; at most 50,000,000 are allowed"):
+        Upscale(np.zeros((2000, 2000), np.uint8), 4)
+    with pytest.raises(AdhereError, match="9000x8000 pixels; at most 50,000,000 are allowed"):
+        Generate((8000, 9000))
 
 
 @pytest.mark.parametrize("factor", [1, 0, -2])

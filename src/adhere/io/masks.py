@@ -166,7 +166,7 @@ def _threshold(plane: np.ndarray) -> np.ndarray:
     return plane >= 0.5
 
 
-def _warn_if_soft(values: np.ndarray, largest: float) -> None:
+def _warn_if_soft(values: np.ndarray, largest: float | int) -> None:
     """Warn if some values are near one half: the soft edge of an object is then only partly inside the mask."""
     if ((values > largest / 4) & (values < 3 * largest / 4)).any():
         hint = "if a rim of the object stays, enlarge the mask by 1 or 2 pixels"
