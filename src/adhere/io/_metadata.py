@@ -17,7 +17,6 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
-from xml.parsers.expat import ExpatError
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -106,7 +105,7 @@ def read_metadata(image: Image.Image, size: tuple[int, int]) -> dict[str, Any]:
     try:
         found["xmp"], is_whole = true_xmp(image.info.get("xmp"))
         left_out += [] if is_whole else ["XMP of other pictures in the file"]
-    except (ExpatError, ValueError, TypeError):
+    except Exception:  # as for EXIF; it may be nested too deeply, for example
         left_out.append("damaged XMP")
     with suppress(Exception):  # as for EXIF
         found |= _format_metadata(image)

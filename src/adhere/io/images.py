@@ -17,6 +17,7 @@ Tensors are x = v / (v_max / 2) - 1 in [-1, 1], with v_max = 255 or 65535. Sizes
 height. A path that begins with `~` is expanded to the user's home folder.
 """
 
+import io
 import os
 import re
 import warnings
@@ -256,6 +257,10 @@ def _without_info(image: Image.Image) -> Image.Image:
 def _options_for(image: Image.Image, format: str) -> dict[str, Any]:
     """Pillow's options for the metadata in the image's `info`, with a warning that names what is left out."""
     options, left_out = save_options(image.info, format, image.mode)
+    try:
+        Image.new(image.mode, (1, 1)).save(io.BytesIO(), format, **options)
+    except Exception:  # as on reading; damaged metadata must not lose the picture
+        options, left_out = {}, [*left_out, "damaged metadata"]
     if left_out:
         warnings.warn(f"not copied to the {format} file: {', '.join(left_out)}", AdhereWarning, stacklevel=3)
     return options
