@@ -2,15 +2,18 @@
 
 import io
 import struct
+import tempfile
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, IptcImagePlugin, TiffImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
-from adhere.errors import AdhereWarning
+from adhere.errors import AdhereError, AdhereWarning
 from adhere.io._metadata import resized
 from adhere.io.images import Picture, as_picture, save_picture
 from tests.picture_files import image_of
@@ -268,3 +271,25 @@ def test_damaged_exif_is_named(tmp_path, damage):
     image_of("RGB").save(tmp_path / "in.jpg", exif=damage)
     left_out = saved(repaired(as_picture(tmp_path / "in.jpg")), tmp_path / "out.jpg")[1]
     assert left_out == (["damaged EXIF"] if len(damage) > 6 else [])
+
+
+@settings(deadline=None)
+@given(st.sampled_from([".jpg", ".png", ".webp", ".tif"]), st.data())
+def test_damaged_metadata_lose_no_picture(suffix, data):
+    with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        folder = Path(name)
+        original = repaired(as_picture(jpeg_file(folder / "in.jpg")))
+        save_picture(original, folder / f"damaged{suffix}")
+        content = bytearray((folder / f"damaged{suffix}").read_bytes())
+        for _ in range(data.draw(st.integers(1, 4))):
+            content[data.draw(st.integers(0, min(len(content), 1500) - 1))] = data.draw(st.integers(0, 255))
+        (folder / f"damaged{suffix}").write_bytes(content)
+        try:
+            picture = as_picture(folder / f"damaged{suffix}")
+        except AdhereError as error:
+            assert "\n" not in str(error)
+            return
+        if max(picture.size) < 1000:  # WebP has a limit
+            for target in (*SUFFIXES, ".bmp"):
+                save_picture(repaired(picture), folder / f"out{target}", force=True)

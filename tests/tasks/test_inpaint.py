@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from adhere import AdhereError, Inpaint, Linear, Mask
+from adhere import AdhereError, Downsample, Inpaint, Linear, Mask, Restore, Silhouette, Upscale
 from adhere.io.images import Picture
 from tests.picture_files import hole, image_of, noise
 from tests.tasks.fake_model import FakeModel
@@ -223,3 +223,29 @@ def test_only_the_crops_of_a_large_picture_become_tensors(monkeypatch):
     out = np.asarray(repaired(task))
     assert seen == [(1, 3, 212, 212)]
     assert np.array_equal(out[~task.mask_array], image[~task.mask_array])
+
+
+@pytest.mark.parametrize("kind", ["dtype", "device"])
+def test_the_global_dtype_and_device_are_not_used(kind):
+    tasks = [Inpaint(noise(24, 31, 3), hole()), Upscale(noise(8, 12), 2), Silhouette(hole())]
+    y = torch.rand(1, 3, 8, 8)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64) if kind == "dtype" else torch.set_default_device("meta")
+    try:
+        Restore(y, Downsample(2))
+        for task in tasks:
+            crops = task.crops(FakeModel(4))
+            samples = [torch.zeros(3, *crop.size, dtype=torch.float32, device="cpu") for crop in crops]
+            assert np.asarray(task.postprocess(samples, crops)).shape
+            assert task.postprocess_float(samples, crops).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(before)
+        torch.set_default_device(None)
+
+
+def test_a_hole_in_an_invisible_part_is_filled():
+    """Nothing is known near it."""
+    image = noise(24, 31, 4)
+    image[..., 3] = 0
+    out = np.asarray(repaired(Inpaint(image, hole(24, 31))))
+    assert np.array_equal(out[~hole(24, 31)], image[~hole(24, 31)])

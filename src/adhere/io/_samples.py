@@ -43,7 +43,7 @@ def quantize(x: Tensor, dtype: np.dtype) -> np.ndarray:
 
 def luma(x: Tensor) -> Tensor:
     """Return the luma (1, h, w) of a picture (3, h, w)."""
-    return (x * torch.tensor(LUMA_WEIGHTS).to(x).view(3, 1, 1)).sum(0, keepdim=True)
+    return (x * torch.tensor(LUMA_WEIGHTS, dtype=x.dtype, device=x.device).view(3, 1, 1)).sum(0, keepdim=True)
 
 
 def samples_of(image: Image.Image, name: str) -> tuple[np.ndarray, np.ndarray | None]:

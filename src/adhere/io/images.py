@@ -256,11 +256,11 @@ def _without_info(image: Image.Image) -> Image.Image:
 
 def _options_for(image: Image.Image, format: str) -> dict[str, Any]:
     """Pillow's options for the metadata in the image's `info`, with a warning that names what is left out."""
-    options, left_out = save_options(image.info, format, image.mode)
     try:
+        options, left_out = save_options(image.info, format, image.mode)
         Image.new(image.mode, (1, 1)).save(io.BytesIO(), format, **options)
     except Exception:  # as on reading; damaged metadata must not lose the picture
-        options, left_out = {}, [*left_out, "damaged metadata"]
+        options, left_out = {}, [*image.info.get("left_out", ()), "damaged metadata"]
     if left_out:
         warnings.warn(f"not copied to the {format} file: {', '.join(left_out)}", AdhereWarning, stacklevel=3)
     return options

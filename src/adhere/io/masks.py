@@ -268,7 +268,7 @@ def _ramp(outside: Tensor, width: int) -> Tensor:
 def _blur(planes: Tensor, sigma: int) -> Tensor:
     """Convolve each plane (h, w) with a Gaussian that is cut off at 2 sigma and not normalized."""
     radius = 2 * sigma
-    steps = torch.arange(-radius, radius + 1.0)
+    steps = torch.arange(-radius, radius + 1, dtype=planes.dtype, device=planes.device)
     kernel = torch.exp(-0.5 * (steps / sigma) ** 2).expand(len(planes), 1, 1, -1)
     planes = functional.conv2d(planes, kernel, padding=(0, radius), groups=len(planes))
     return functional.conv2d(planes, kernel.mT, padding=(radius, 0), groups=len(planes))

@@ -130,8 +130,8 @@ class Silhouette(FullImageTask):
     def constraint_for(self, model: ModelInfo, size: tuple[int, int]) -> Constraint:
         device = model.execution_device
         mask = interpolate(torch.from_numpy(self.object_mask)[None, None].float(), size, mode="area")
-        background = torch.tensor(self.background).view(1, 3, 1, 1) / 127.5 - 1
-        return Loss(SilhouetteLoss(mask.to(device), background.to(device)))
+        background = torch.tensor(self.background, dtype=torch.float32, device=device).view(1, 3, 1, 1) / 127.5 - 1
+        return Loss(SilhouetteLoss(mask.to(device), background))
 
 
 def _object_mask(mask: ImageInput) -> Bool[np.ndarray, "h w"]:

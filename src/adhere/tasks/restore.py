@@ -62,7 +62,8 @@ class Restore(Task):
             raise AdhereError(f"A^T y has shape {tuple(image.shape)}: y must measure one RGB picture, (1, 3, H, W)")
         if shape != y.shape:
             raise AdhereError(f"y has shape {tuple(y.shape)}, but the operator returns {tuple(shape)}")
-        x = torch.rand(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
+        generator = torch.Generator().manual_seed(0)
+        x = torch.rand(image.shape, generator=generator, dtype=torch.float32, device="cpu").to(image)
         once = self.operator(x)
         if (self.operator(2 * x) - 2 * once).abs().max() > 1e-3 * once.abs().max():
             raise AdhereError("the operator is not linear, as A(2 x) is not 2 A(x): move constants into y")
