@@ -7,6 +7,7 @@ import pytest
 from PIL import ExifTags, Image, ImageOps, JpegImagePlugin
 
 from adhere.errors import AdhereError, AdhereWarning
+from adhere.io import images
 from adhere.io.images import (
     Picture,
     as_picture,
@@ -85,6 +86,16 @@ def test_alpha_is_flattened_onto_white(tmp_path, suffix, mode):
 def test_sixteen_bits_are_reduced_to_eight_if_the_format_needs_it(tmp_path, suffix):
     save_picture(Image.fromarray(np.full((8, 8), 257 * 200 - 100, np.uint16)), tmp_path / f"a{suffix}")
     assert (as_picture(tmp_path / f"a{suffix}").pixels == 200).all()
+
+
+def test_large_png_files_are_compressed_less(tmp_path, monkeypatch):
+    levels = []
+    for limit in (HEIGHT * WIDTH, HEIGHT * WIDTH - 1):
+        monkeypatch.setattr(images, "_FAST_PNG_PIXELS", limit)
+        save_picture(image_of("RGB"), tmp_path / "a.png", force=True)
+        content = (tmp_path / "a.png").read_bytes()
+        levels.append(content[content.index(b"IDAT") + 5] >> 6)  # FLEVEL of the zlib header
+    assert levels == [2, 0]  # default; fastest
 
 
 def test_check_output_and_save_picture_refuse_the_same_paths(tmp_path):

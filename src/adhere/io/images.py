@@ -121,7 +121,7 @@ class _ImageWithMetadata(Image.Image):
         name = getattr(fp, "name", fp)
         suffix = os.path.splitext(name)[1].lower() if isinstance(name, str | Path) else ""
         target = (format or Image.registered_extensions().get(suffix, "")).upper()
-        options = _options_for(self, target) if target in _FORMAT_NAMES else {}
+        options = _options_for(self.info, self.mode, target) if target in _FORMAT_NAMES else {}
         super().save(fp, format, **options | params)
 
 
@@ -237,30 +237,24 @@ def encode(image: Image.Image, suffix: str, file: IO[bytes]) -> None:
         OSError, ValueError: Pillow could not write the image.
     """
     format, options = _FORMATS[suffix.lower()]
-    if image.mode != "1" or format in ("JPEG", "WEBP"):
-        info = image.info
-        image = to_pil(*convert_for(format, *samples_of(image, "the image")))
-        image.info.update(info)
-    metadata = _options_for(image, format)
+    if image.mode == "1" and format not in ("JPEG", "WEBP"):
+        plain = image.copy()
+        plain.info = {}  # Pillow would take options of another format from there
+    else:
+        plain = to_pil(*convert_for(format, *samples_of(image, "the image")))
     if format == "PNG":
-        options = {"compress_level": 1 if image.width * image.height > _FAST_PNG_PIXELS else 6}
-    Image.Image.save(_without_info(image), file, format=format, **options, **metadata)
+        options = {"compress_level": 1 if plain.width * plain.height > _FAST_PNG_PIXELS else 6}
+    metadata = _options_for(image.info, plain.mode, format)
+    plain.save(file, format=format, **options, **metadata)
 
 
-def _without_info(image: Image.Image) -> Image.Image:
-    """The image without the `info` from which Pillow would take options of another format."""
-    plain = image.copy() if image.info else image
-    plain.info = {}
-    return plain
-
-
-def _options_for(image: Image.Image, format: str) -> dict[str, Any]:
-    """Pillow's options for the metadata in the image's `info`, with a warning that names what is left out."""
+def _options_for(info: Mapping[Any, Any], mode: str, format: str) -> dict[str, Any]:
+    """Pillow's options for the metadata in an image's `info`, with a warning that names what is left out."""
     try:
-        options, left_out = save_options(image.info, format, image.mode)
-        Image.new(image.mode, (1, 1)).save(io.BytesIO(), format, **options)
+        options, left_out = save_options(info, format, mode)
+        Image.new(mode, (1, 1)).save(io.BytesIO(), format, **options)
     except Exception:  # as on reading; damaged metadata must not lose the picture
-        options, left_out = {}, [*image.info.get("left_out", ()), "damaged metadata"]
+        options, left_out = {}, [*info.get("left_out", ()), "damaged metadata"]
     if left_out:
         warnings.warn(f"not copied to the {format} file: {', '.join(left_out)}", AdhereWarning, stacklevel=3)
     return options
