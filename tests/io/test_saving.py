@@ -73,7 +73,8 @@ def test_jpeg_is_written_without_chroma_subsampling(tmp_path):
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_alpha_is_flattened_onto_white(tmp_path, suffix, mode):
     color = (0, 0, 0, 0) if mode == "RGBA" else (0, 0)
-    save_picture(Image.new(mode, (8, 8), color), tmp_path / f"a{suffix}")
+    with pytest.warns(AdhereWarning, match=r"file: transparency \(flattened onto white\)$"):
+        save_picture(Image.new(mode, (8, 8), color), tmp_path / f"a{suffix}")
     picture = as_picture(tmp_path / f"a{suffix}")
     assert picture.alpha is None
     assert (picture.pixels == 255).all()
@@ -84,7 +85,8 @@ def test_alpha_is_flattened_onto_white(tmp_path, suffix, mode):
 
 @pytest.mark.parametrize("suffix", [".jpg", ".bmp", ".webp"])
 def test_sixteen_bits_are_reduced_to_eight_if_the_format_needs_it(tmp_path, suffix):
-    save_picture(Image.fromarray(np.full((8, 8), 257 * 200 - 100, np.uint16)), tmp_path / f"a{suffix}")
+    with pytest.warns(AdhereWarning, match="file: 8 of the 16 bits per sample$"):
+        save_picture(Image.fromarray(np.full((8, 8), 257 * 200 - 100, np.uint16)), tmp_path / f"a{suffix}")
     assert (as_picture(tmp_path / f"a{suffix}").pixels == 200).all()
 
 

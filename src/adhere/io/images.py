@@ -237,15 +237,27 @@ def encode(image: Image.Image, suffix: str, file: IO[bytes]) -> None:
         OSError, ValueError: Pillow could not write the image.
     """
     format, options = _FORMATS[suffix.lower()]
+    info = image.info
     if image.mode == "1" and format not in ("JPEG", "WEBP"):
         plain = image.copy()
         plain.info = {}  # Pillow would take options of another format from there
     else:
-        plain = to_pil(*convert_for(format, *samples_of(image, "the image")))
+        pixels, alpha = samples_of(image, "the image")
+        plain = to_pil(*convert_for(format, pixels, alpha))
+        lost = _lost_in_format(plain, pixels, alpha)
+        info = info | {"left_out": (*info.get("left_out", ()), *lost)}
     if format == "PNG":
         options = {"compress_level": 1 if plain.width * plain.height > _FAST_PNG_PIXELS else 6}
-    metadata = _options_for(image.info, plain.mode, format)
+    metadata = _options_for(info, plain.mode, format)
     plain.save(file, format=format, **options, **metadata)
+
+
+def _lost_in_format(plain: Image.Image, pixels: np.ndarray, alpha: np.ndarray | None) -> Iterator[str]:
+    """The names of what samples and alpha lose if they are written as `plain`."""
+    if pixels.dtype == np.uint16 and plain.mode != "I;16":
+        yield "8 of the 16 bits per sample"
+    if alpha is not None and not plain.has_transparency_data and alpha.min() < 255:
+        yield "transparency (flattened onto white)"
 
 
 def _options_for(info: Mapping[Any, Any], mode: str, format: str) -> dict[str, Any]:

@@ -44,8 +44,8 @@ class ConstrainedOutput(BaseOutput):
 
     Attributes:
         images: one per sample: PIL images, an array (N, H, W, C), a tensor (N, C, H, W), or the latents.
-        residual: for each sample, the root mean square of y - A x0 in [-1, 1] units, before known pixels are put back;
-            for a loss, its value.
+        residual: for each sample, the root mean square of y - A x0 in [-1, 1] units: of `Upscale` for the picture
+            that is returned, of `Inpaint` before known pixels are put back. For a loss, its value.
         nfe: network evaluations, each for a whole batch; with classifier-free guidance each holds two passes.
         seconds: the wall time of sampling and decoding.
         num_steps: the noise levels of a run. A discrete schedule may have fewer than were asked for.
