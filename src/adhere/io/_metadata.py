@@ -138,7 +138,7 @@ def save_options(info: Mapping[Any, Any], format: str, mode: str) -> tuple[dict[
     options = {name: held[name] for name in ("icc_profile", "dpi") if name in held}
     options |= _WRITERS[format](held) if format in _WRITERS else {}
     left_out = [title for name, title in _TITLES.items() if name in given and name not in held]
-    if given.get("dpi") in _DEFAULT_DPI or "exif" in held:  # EXIF has the resolution, too
+    if tuple(map(round, given.get("dpi", ()))) in _DEFAULT_DPI or "exif" in held:  # EXIF has the resolution, too
         left_out = [title for title in left_out if title != _TITLES["dpi"]]
     if format == "TIFF" and info.get("tiff_compression"):
         has_directories = {EXIF_IFD, GPS_IFD} & set(options.get("tiffinfo", ()))
@@ -159,7 +159,7 @@ def _has_tags(image: Image.Image) -> bool:
 def _dpi(dpi: Any) -> tuple[float, float] | None:
     with suppress(TypeError, ValueError, ZeroDivisionError):
         x, y = (float(value) for value in dpi)
-        if 0 < x < 65_000 and 0 < y < 65_000:
+        if 1 < x < 65_000 and 1 < y < 65_000:  # Pillow returns 1 for TIFF files without a resolution
             return x, y
     return None
 
