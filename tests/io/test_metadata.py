@@ -4,6 +4,7 @@ import io
 import struct
 import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,13 @@ def test_everything_is_kept_or_named(tmp_path, suffix, lost):
         assert IptcImagePlugin.getiptcinfo(again) == {(2, 25): b"beach", (2, 120): b"A sunset"}
     if suffix != ".webp":
         assert [round(value) for value in again.info["dpi"]] == [300, 300]
+
+
+def test_a_result_may_be_the_input_of_another_task(tmp_path):
+    for path in (jpeg_file(tmp_path / "in.jpg"), geotiff(tmp_path / "in.tif")):
+        picture = as_picture(path)
+        picture = replace(picture, metadata={**picture.metadata, "left_out": ("something",)})
+        assert as_picture(repaired(picture)).metadata == picture.metadata
 
 
 @pytest.mark.parametrize("order", ["<", ">"])

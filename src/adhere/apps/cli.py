@@ -243,7 +243,7 @@ def _inpaint(job: "Job", photo: _Photo, mask: _Mask = None, frame: _Frame = None
 
 @_command("upscale")
 def _upscale(job: "Job", photo: _Photo, factor: _Factor = 4, frame: _Frame = None) -> None:
-    """Enlarge a picture. Each pixel becomes a square with the same mean color (approximately, with latent models)."""
+    """Enlarge a picture. Each pixel becomes a square with exactly the same mean color."""
     from adhere.io.images import as_picture
     from adhere.tasks import Upscale
 

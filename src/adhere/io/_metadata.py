@@ -90,7 +90,7 @@ def read_metadata(image: Image.Image, size: tuple[int, int]) -> dict[str, Any]:
         image: The image as it was opened, after `load`.
         size: (H, W) of the upright picture.
     """
-    left_out = list(_parts_left_out(image))
+    left_out = [*_parts_left_out(image), *(image.info.get("left_out", ()) if image.format is None else ())]
     found: dict[str, Any] = {"dpi": _dpi(image.info.get("dpi")), "comment": _comment(image.info.get("comment"))}
     profile = image.info.get("icc_profile")
     if image.mode in ("CMYK", "LAB"):
@@ -170,7 +170,10 @@ def _comment(comment: Any) -> bytes | None:
 
 
 def _format_metadata(image: Image.Image) -> dict[str, Any]:
-    """What only some formats have."""
+    """What only some formats have, and what a result of ours has."""
+    if image.format is None:
+        names = ("iptc", "png_text", "png_color", "geotiff", "tiff_compression")
+        return {name: image.info[name] for name in names if name in image.info}
     if _has_tags(image):
         tags = image.tag_v2  # pyright: ignore[reportAttributeAccessIssue]
         return {
