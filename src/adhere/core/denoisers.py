@@ -87,7 +87,7 @@ class NetworkDenoiser:
         Raises:
             ValueError: for an unknown prediction type, or a table that does not decrease within [0, 1].
         """
-        table = torch.as_tensor(alphas_cumprod, dtype=torch.float64).tolist()
+        table = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device="cpu").tolist()
         if not all(1 >= a >= b >= 0 for a, b in pairwise(table)):
             raise ValueError("alphas_cumprod must decrease within [0, 1]: of betas, give torch.cumprod(1 - betas, 0)")
         return cls(network, DDPMSchedule(tuple(table)), prediction_type, dtype, torch.long)

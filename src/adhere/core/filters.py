@@ -169,8 +169,8 @@ def _spectrum(
     """Return eigenvalues (size,) and eigenvectors (size, size) of K K^T; K filters a row of size * stride pixels."""
     with torch.inference_mode(False):  # the cached tensors may later take part in autograd
         margin = (len(kernel) - stride) // 2
-        pixels = torch.eye(size * stride, dtype=torch.float64)[:, None]  # rows with a single pixel of 1
-        taps = torch.tensor(kernel, dtype=torch.float64).view(1, 1, -1)
+        pixels = torch.eye(size * stride, dtype=torch.float64, device="cpu")[:, None]  # rows with a single pixel of 1
+        taps = torch.tensor(kernel, dtype=torch.float64, device="cpu").view(1, 1, -1)
         K_T = conv1d(pad(pixels, (margin, margin), "replicate"), taps, stride=stride)[:, 0]
         values, vectors = torch.linalg.eigh(K_T.mT @ K_T)
         return values.clamp_min(0).to(device, dtype), vectors.to(device, dtype)

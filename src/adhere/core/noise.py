@@ -37,7 +37,7 @@ def check_generator(generator: object, batch_size: int) -> Generators:
         ValueError: for another number of generators than samples.
     """
     if generator is None:
-        return Generator().manual_seed(int(torch.randint(2**62, (1,))))
+        return Generator().manual_seed(int(torch.randint(2**62, (1,), device="cpu")))
     if isinstance(generator, Generator):
         return generator
     if isinstance(generator, int):

@@ -70,7 +70,7 @@ class LinearOperator(ABC):
         A is applied to one random image; an entry whose row is not zero gets exactly 0 with probability 0.
         """
         image = self.adjoint(torch.ones_like(y))  # only for its shape
-        x = torch.rand(image.shape, generator=Generator().manual_seed(0), dtype=image.dtype)
+        x = torch.rand(image.shape, generator=Generator().manual_seed(0), dtype=image.dtype, device="cpu")
         return self(x.to(image.device)) != 0
 
 

@@ -355,7 +355,7 @@ class ConstrainedPipeline(DiffusionPipeline):
             for run in runs:
                 options.restore_generators(initial_states)
                 shape = (len(run.plan.samples), *self.state_shape(run.plan.size))
-                states = run.states(options, shape, torch.empty(0, device=self.execution_device))
+                states = run.states(options, shape, torch.empty(0, dtype=torch.float32, device=self.execution_device))
                 samples.append(self._last_x0(states, options, bar.update))
                 run.check()
         return samples

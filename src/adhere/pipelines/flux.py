@@ -68,7 +68,7 @@ class FluxPipeline(LatentPipeline, DiffusersFluxPipeline):  # pyright: ignore[re
                 timestep=t / 1000,
                 img_ids=self._prepare_latent_image_ids(len(z_t), height, width, device, torch.float32),
                 txt_ids=text_ids,
-                guidance=torch.full((len(z_t),), embedded_scale, device=device) if is_distilled else None,
+                guidance=z_t.new_full((len(z_t),), embedded_scale, dtype=torch.float32) if is_distilled else None,
                 return_dict=False,
             )[0]
             return pixel_shuffle(out.mT.unflatten(2, (height, width)), 2)

@@ -120,7 +120,9 @@ class TextConditioning:
         width = pipe.unet.config.get("time_cond_proj_dim")
         if width is None:
             return self, None
-        embedded = pipe.get_guidance_scale_embedding(torch.tensor([self.guidance_scale - 1]), width)
+        embedded = pipe.get_guidance_scale_embedding(
+            torch.tensor([self.guidance_scale - 1], dtype=torch.float32, device="cpu"), width
+        )
         return replace(self, guidance_scale=1.0), embedded.to(pipe.execution_device, pipe.unet.dtype)
 
     def cat_for_cfg(self, positive: Any, negative: Any, dtype: torch.dtype) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from adhere._hints import keyword_hints
 from adhere.core.constraints import Linear
 from adhere.core.filters import Downsample
+from adhere.core.noise import randn
 from adhere.core.operators import LinearOperator, Unpad
 from adhere.errors import AdhereError
 from adhere.io._metadata import resized
@@ -62,8 +63,7 @@ class Restore(Task):
             raise AdhereError(f"A^T y has shape {tuple(image.shape)}: y must measure one RGB picture, (1, 3, H, W)")
         if shape != y.shape:
             raise AdhereError(f"y has shape {tuple(y.shape)}, but the operator returns {tuple(shape)}")
-        generator = torch.Generator().manual_seed(0)
-        x = torch.rand(image.shape, generator=generator, dtype=torch.float32, device="cpu").to(image)
+        x = randn(image.shape, image, torch.Generator().manual_seed(0))
         once = self.operator(x)
         if (self.operator(2 * x) - 2 * once).abs().max() > 1e-3 * once.abs().max():
             raise AdhereError("the operator is not linear, as A(2 x) is not 2 A(x): move constants into y")

@@ -53,7 +53,7 @@ def check_operator(
     generator = generator or Generator().manual_seed(0)
     if tolerance is None:
         tolerance = 4096 * torch.finfo(dtype).eps
-    like = torch.empty(0, dtype=dtype)
+    like = torch.empty(0, dtype=dtype, device="cpu")
     x, z = (randn((2, *shape), like, generator) for _ in range(2))
     _check_zero_and_shapes(operator, x)
     y = randn(operator(x).shape, like, generator)
@@ -194,7 +194,7 @@ class _Run:
     ) -> Iterator[State]:
         """Return the states of a run with one sample per seed."""
         generators: Generators = [Generator().manual_seed(seed) for seed in seeds]
-        noise = randn((len(seeds), *self.prior.shape), torch.empty(0, dtype=dtype), generators)
+        noise = randn((len(seeds), *self.prior.shape), torch.empty(0, dtype=dtype, device="cpu"), generators)
         return self.sampler.trajectory(denoiser or self.denoiser, self.constraint, noise, generators, self.num_steps)
 
 
@@ -210,23 +210,23 @@ class _OneByOneDenoiser(DenoiserWrapper):
 
 def _small_gaussian() -> Gaussian:
     generator = Generator().manual_seed(0)
-    root = torch.randn(16, 16, generator=generator, dtype=torch.float64) / 4
-    mean = torch.randn(1, 4, 4, generator=generator, dtype=torch.float64)
-    return Gaussian(mean, root @ root.T + 0.05 * torch.eye(16, dtype=torch.float64))
+    root = torch.randn(16, 16, generator=generator, dtype=torch.float64, device="cpu") / 4
+    mean = torch.randn(1, 4, 4, generator=generator, dtype=torch.float64, device="cpu")
+    return Gaussian(mean, root @ root.T + 0.05 * torch.eye(16, dtype=torch.float64, device="cpu"))
 
 
 def _left_half(prior: Mixture) -> Linear:
     """Return the constraint that the left half of a sample is known, with noise 0.05."""
     width = prior.shape[-1]
-    known = (torch.arange(width) < width // 2).float().expand(1, *prior.shape).contiguous()
+    known = (torch.arange(width, device="cpu") < width // 2).float().expand(1, *prior.shape).contiguous()
     original = prior.sample(1, Generator().manual_seed(1)).float()
-    noise = 0.05 * torch.randn(original.shape, generator=Generator().manual_seed(2))
+    noise = 0.05 * randn(original.shape, original, Generator().manual_seed(2))
     return Linear(Mask(known), known * (original + noise), 0.05)
 
 
 def _check_states(run: _Run, dtype: torch.dtype) -> None:
     for state in run.states((0,), dtype):
-        _check_state(state, torch.empty(1, *run.prior.shape, dtype=dtype))
+        _check_state(state, torch.empty(1, *run.prior.shape, dtype=dtype, device="cpu"))
 
 
 def _check_state(state: State, noise: Tensor) -> None:
@@ -265,7 +265,7 @@ def _check_cost(run: _Run, batch_size: int, stops_early: bool) -> None:
 
 def _check_batch_of_solver(run: _Run, tolerance: float) -> None:
     together = list(run.states((0, 1, 2)))[-1]
-    _check_state(together, torch.empty(3, *run.prior.shape, dtype=torch.float64))
+    _check_state(together, torch.empty(3, *run.prior.shape, dtype=torch.float64, device="cpu"))
     singles = torch.cat([list(run.states((seed,)))[-1].x0 for seed in (0, 1, 2)])
     if not torch.allclose(together.x0, singles, rtol=tolerance, atol=tolerance):
         raise AssertionError(f"batch: x0 differs from that of single runs by {_max(together.x0 - singles):.1e}")

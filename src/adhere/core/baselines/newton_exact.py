@@ -51,7 +51,7 @@ class NewtonExact(Solver[None]):
         x0 = denoiser(x_t, t)
         for _ in range(self.num_iterations):
             J = _jacobian(denoiser, x_t, t, x0)
-            diagonal = self.damping * J.abs().amax((1, 2), keepdim=True) * torch.eye(n).to(J)
+            diagonal = self.damping * J.abs().amax((1, 2), keepdim=True) * torch.eye(n, dtype=J.dtype, device=J.device)
             e = constraint.neg_grad(x0).flatten(1)
             step = torch.linalg.solve(J + diagonal, e).view_as(x_t)
             if self.clip_to_sigma:
@@ -63,5 +63,5 @@ class NewtonExact(Solver[None]):
 
 def _jacobian(denoiser: Denoiser, x_t: Tensor, t: float, x0: Tensor) -> Tensor:
     """Return J of each sample, (B, n, n), by one evaluation per column; x0 is D(x_t, t)."""
-    unit = torch.eye(x_t[0].numel()).to(x_t).view(-1, 1, *x_t.shape[1:])  # (n, 1, ...)
+    unit = torch.eye(x_t[0].numel(), dtype=x_t.dtype, device=x_t.device).view(-1, 1, *x_t.shape[1:])  # (n, 1, ...)
     return torch.stack([jvp(denoiser, x_t, t, x0, v.expand_as(x_t)).flatten(1) for v in unit], 2)

@@ -99,7 +99,7 @@ class FactorMixture(Mixture):
         min_variance = minimum_std**2
         label = _kmeans(data, components, generator)
         clusters = [data[label == k] for k in label.unique()]
-        weights = torch.tensor([len(c) for c in clusters]).to(data) / len(data)
+        weights = data.new_tensor([len(c) for c in clusters]) / len(data)
         means = torch.stack([c.mean(0) for c in clusters])
         fits = (_principal_components(c - c.mean(0), rank, min_variance) for c in clusters)
         W, psi = map(torch.stack, zip(*fits, strict=True))
@@ -132,7 +132,7 @@ def _maximize(
     h, _ = _factors(W, psi, centered, 1.0)  # E[z | x, k], (N, rank)
     cross = centered.T @ (rho[:, None] * h)  # E[x z^T], (n, rank)
     explained, _ = _factors(W, psi, W.T, 1.0)  # I - Cov[z | x, k]
-    second = torch.eye(W.shape[1]).to(W) - explained + h.T @ (rho[:, None] * h)  # E[z z^T]
+    second = torch.eye(W.shape[1], dtype=W.dtype, device=W.device) - explained + h.T @ (rho[:, None] * h)  # E[z z^T]
     W_new = torch.linalg.solve(second, cross.T).T
     return mean, W_new, (rho @ centered.square() - (W_new * cross).sum(1)).clamp_min(min_variance)
 
@@ -140,7 +140,7 @@ def _maximize(
 def _factors(W: Tensor, D: Tensor, r: Float[Tensor, "B n"], a2: float) -> tuple[Float[Tensor, "B rank"], Tensor]:
     """Return M^-1 W^T D^-1 r and log det M for M = I + a2 W^T D^-1 W."""
     scaled = W / D[:, None]  # (n, rank)
-    L = torch.linalg.cholesky(torch.eye(W.shape[1]).to(W) + a2 * W.T @ scaled)
+    L = torch.linalg.cholesky(torch.eye(W.shape[1], dtype=W.dtype, device=W.device) + a2 * W.T @ scaled)
     return torch.cholesky_solve((r @ scaled).T, L).T, 2 * L.diagonal().log().sum()
 
 
