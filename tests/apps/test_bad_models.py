@@ -1,13 +1,16 @@
 """Models that cannot be used: one line, exit code 2, and no file is written."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
 
 from adhere.apps.cli import _EXAMPLES
 from adhere.pipelines.loading import SHIPPED_MODELS
-from tests.apps.command import error_line
-from tests.tiny_models import WEIGHTS, edit_json, edit_weights, with_nan
+from tests.apps.command import error_line, run
+from tests.single_file import save_single_file
+from tests.tiny_models import WEIGHTS, edit_json, edit_weights, load, with_nan
 
 
 @pytest.mark.parametrize("verb", _EXAMPLES)
@@ -84,3 +87,30 @@ def test_damaged_models(folder, inpaint_args, model_with, damage, message):
 
 def test_a_model_of_gray_pictures(folder, inpaint_args, model_with):
     assert "takes 1 channels" in error_line(inpaint_args(model=str(model_with(channels=1))), folder)
+
+
+def test_weights_of_a_variant(folder, verb_args, text_model):
+    load(text_model).save_pretrained("half", variant="fp16")
+    assert "(--variant fp16 on the command line)" in error_line(verb_args("generate", model="half"), folder)
+    assert "no weights of the variant 'x'" in error_line(
+        verb_args("generate", model=str(text_model), variant="x"), folder
+    )
+    result = run(verb_args("generate", model="half", variant="fp16", json="report.json"))
+    assert result.exit_code == 0, result
+    assert json.loads(Path("report.json").read_text())["variant"] == "fp16"
+
+
+def test_the_configuration_of_a_single_file(folder, verb_args, text_model):
+    save_single_file(load(text_model), Path("model.safetensors"))
+    result = run(verb_args("generate", model="model.safetensors", config=str(text_model), json="report.json"))
+    assert result.exit_code == 0, result
+    assert json.loads(Path("report.json").read_text())["config"] == str(text_model)
+    os.remove("out.png")
+    os.remove("report.json")
+    assert "leave config out" in error_line(
+        verb_args("generate", model=str(text_model), config=str(text_model)), folder
+    )
+
+
+def test_a_very_long_name(folder, verb_args):
+    assert len(error_line(verb_args("generate", model="x" * 5000), folder)) < 500

@@ -35,7 +35,7 @@ def test_the_report_in_json(folder, inpaint_args, shared_model):
     report = json.loads(Path("report.json").read_text())
     figures, prompts = ["nfe", "seconds", "residual", "peak_gb"], ["prompt", "negative_prompt", "guidance_scale"]
     settings = ["solver", "steps", "seed", "device", "dtype", "compile", "version"]
-    assert list(report) == [*figures, "model", *prompts, *settings]
+    assert list(report) == [*figures, "model", "variant", "config", *prompts, *settings]
     expected = {"nfe": 3, "model": str(shared_model), "solver": "ddnm", "steps": 3, "seed": 7, "dtype": "float32"}
     assert report | dict.fromkeys(prompts) | expected | {"version": adhere.__version__} == report
     assert report["seconds"] > 0

@@ -76,6 +76,10 @@ _HELP = {
     "--model": "The diffusion model: a folder in the diffusers layout, a .safetensors file, the id of a model on the "
     "Hugging Face hub, or the name of a shipped model. An unknown name lists the shipped models. The default is "
     "adhere-photo, the shipped model for photographs.",
+    "--variant": "The variant of the weights in the model's folder, such as fp16 for files that end in "
+    ".fp16.safetensors.",
+    "--config": "For a .safetensors file: a folder in the diffusers layout, or the id of a model on the hub, "
+    "with the configurations of its components. The default is that of the base model on the hub.",
     "--prompt": "A description of what the result shows. Only for models that read text.",
     "--negative-prompt": "A description of what the result does not show. Only for models that read text.",
     "--guidance-scale": "How closely the result follows the prompt. 1 switches guidance off, and 3 to 8 are usual. The "
@@ -152,6 +156,8 @@ _Frame = Annotated[int | None, _option("--frame", "N", _integer(0, 99_999))]
 _Factor = Annotated[int, _option("--factor", "N", _integer(2, 16))]
 _Size = Annotated[str | None, _option("--size", "WIDTHxHEIGHT")]  # typer would read two arguments for a tuple
 _Model = Annotated[str | None, _option("--model", "MODEL", _text)]
+_Variant = Annotated[str | None, _option("--variant", "NAME", _text)]
+_Config = Annotated[str | None, _option("--config", "FOLDER", _text)]
 _Prompt = Annotated[str | None, _option("--prompt", "TEXT")]
 _NegativePrompt = Annotated[str | None, _option("--negative-prompt", "TEXT")]
 _GuidanceScale = Annotated[float | None, _option("--guidance-scale", "X", _guidance_scale)]
@@ -194,6 +200,8 @@ def _root(version: _Version = False) -> None:
 def _shared_options(
     output: _Output,
     model: _Model = None,
+    variant: _Variant = None,
+    config: _Config = None,
     prompt: _Prompt = None,
     negative_prompt: _NegativePrompt = None,
     guidance_scale: _GuidanceScale = None,

@@ -44,6 +44,8 @@ class Report:
         peak_gb: the largest amount of memory in use, in units of 1024^3 bytes: of the GPU if the network is on one,
             otherwise of the process; None if the system does not tell.
         model: the name, folder, file or hub id.
+        variant: of the weights, or None.
+        config: where the configurations of a single file's components were read, or None.
         prompt: what the result shows, or None.
         negative_prompt: what the result does not show, or None.
         guidance_scale: the one that was given, or None.
@@ -61,6 +63,8 @@ class Report:
     residual: float
     peak_gb: float | None
     model: str
+    variant: str | None
+    config: str | None
     prompt: str | None
     negative_prompt: str | None
     guidance_scale: float | None
@@ -90,6 +94,8 @@ class Job:
         json_file: the file to which the report is written, or None.
         force: whether existing files may be replaced.
         model: as for `adhere.load`; None is the shipped photograph model.
+        variant: of the weights in the model's folder, such as 'fp16'; None are those without a variant.
+        config: where the configurations of a single file's components are; None is the hub.
         prompt: for models that read text.
         negative_prompt: for models that read text.
         guidance_scale: above 0; None is the model's own.
@@ -106,6 +112,8 @@ class Job:
     json_file: Path | None = None
     force: bool = False
     model: str | None = None
+    variant: str | None = None
+    config: str | None = None
     prompt: str | None = None
     negative_prompt: str | None = None
     guidance_scale: float | None = None
@@ -156,7 +164,8 @@ class Job:
         if self.solver == "plain" and not isinstance(task, Generate):
             raise AdhereError("--solver 'plain': ignores all constraints, so only adhere generate accepts it")
         device, dtype = _device_and_dtype(self.device, self.dtype)
-        pipe = _load(self.model, device, dtype)
+        files = {name: value for name in ("variant", "config") if (value := getattr(self, name)) is not None}
+        pipe = _load(self.model, device, dtype, **files)
         if self.compile:
             pipe.compile()
         pipe.set_progress_bar_config(desc="sampling", leave=False, disable=not self.show_progress)  # type: ignore[attr-defined]
@@ -188,6 +197,8 @@ class Job:
             residual=round(out.residual[0], 6),
             peak_gb=_peak_gb(device),
             model=self.model or DEFAULT_MODEL,
+            variant=self.variant,
+            config=self.config,
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
             guidance_scale=self.guidance_scale,
@@ -247,13 +258,13 @@ def _usable_device(name: str) -> torch.device:
     return device
 
 
-def _load(model: str | None, device: torch.device, dtype: torch.dtype) -> "ConstrainedPipeline":
-    """The model on the device."""
+def _load(model: str | None, device: torch.device, dtype: torch.dtype, **files: str) -> "ConstrainedPipeline":
+    """The model on the device; `files` says which of its files are read."""
     from adhere.pipelines.loading import load
 
     _silence_libraries()
     try:
-        pipe = load(model, torch_dtype=dtype)
+        pipe = load(model, torch_dtype=dtype, **files)
     except ModuleNotFoundError as error:
         hint = "pip install 'adhere[text]'"
         raise AdhereError(f"model '{model}' needs the package {error.name}, which is not installed: {hint}") from error

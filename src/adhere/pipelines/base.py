@@ -147,6 +147,10 @@ class ConstrainedPipeline(DiffusionPipeline):
         """Return a context in which the autoencoder computes in float32 if it would overflow in float16."""
         return nullcontext()
 
+    def check_network(self) -> None:
+        """Raise AdhereError if the network takes more than the state, such as a mask; `adhere.load` calls this."""
+        return
+
     @property
     def prior_covariance(self) -> StationaryCovariance | None:
         """The covariance of the model's states; None is the default for their number of channels."""

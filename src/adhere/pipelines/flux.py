@@ -55,6 +55,7 @@ class FluxPipeline(LatentPipeline, DiffusersFluxPipeline):  # pyright: ignore[re
                 f"guidance_scale = {inputs.guidance_scale:g}: this Flux embeds no guidance; give a negative_prompt "
                 "('' works) for classifier-free guidance, or leave the scale out"
             )
+        text.check_encoders(self, "text_encoder", "text_encoder_2", use_cfg=use_cfg)
         embeds, pooled, text_ids = self._encode(text, use_cfg)
         embedded_scale = 1.0 if use_cfg else text.guidance_scale
         device = self.execution_device

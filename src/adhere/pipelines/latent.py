@@ -125,6 +125,13 @@ class LatentPipeline(ConstrainedPipeline):
         height, width = size or self.native_size
         return noise_schedule(self.scheduler, height // self.multiple * (width // self.multiple))
 
+    def check_network(self) -> None:
+        channels = int(self.vae.config["latent_channels"])
+        if self.latent_channels != channels:
+            raise AdhereError(
+                f"the network takes {self.latent_channels} channels, the latents have {channels}: use a base model"
+            )
+
     def wrap_network(
         self,
         network: Callable[[Tensor, Tensor], Tensor],
@@ -137,15 +144,7 @@ class LatentPipeline(ConstrainedPipeline):
             network: maps (z_t, t), t (B,), to its prediction; with guidance, for both halves as one batch.
             size: (height, width) of the pictures in pixels.
             guidance_scale: up to 1, there is no guidance.
-
-        Raises:
-            AdhereError: for a network that takes more than the latents, such as a mask.
         """
-        channels = int(self.vae.config["latent_channels"])
-        if self.latent_channels != channels:
-            raise AdhereError(
-                f"the network takes {self.latent_channels} channels, the latents have {channels}: use a base model"
-            )
         schedule, prediction_type = self.schedule(size), self._schedule_and_type(size)[1]
         denoiser = NetworkDenoiser(network, schedule, prediction_type, getattr(self, self.network).dtype)
         return CFGDenoiser(denoiser, guidance_scale) if guidance_scale > 1 else denoiser

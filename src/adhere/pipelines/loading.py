@@ -6,13 +6,9 @@ weights are refused before they are opened.
 
 import importlib
 import inspect
-import json
 import re
 import socket
-import textwrap
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,15 +16,29 @@ from urllib.request import getproxies
 
 import huggingface_hub
 import torch
-from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.utils.import_utils import is_accelerate_available
 from huggingface_hub.errors import LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
 
-from adhere.core.covariance import StationaryCovariance
 from adhere.errors import AdhereError
 from adhere.pipelines import experts
+from adhere.pipelines._model_files import (
+    REFINER,
+    as_adhere_error,
+    base_class,
+    check_configurations,
+    check_index,
+    check_weights,
+    class_of,
+    is_model,
+    number_in,
+    parse_index,
+    prior_spectrum_in,
+    read_index,
+    scheduler_settings_in,
+    variants_in,
+)
 from adhere.pipelines.base import ConstrainedPipeline
 from adhere.pipelines.registry import FAMILIES, family_for
 from adhere.pipelines.schedulers import noise_schedule
@@ -36,15 +46,8 @@ from adhere.pipelines.schedulers import noise_schedule
 DEFAULT_MODEL = "adhere-photo"
 _MODELS = Path(__file__).parents[1] / "models"
 SHIPPED_MODELS = sorted(index.parent.name for index in _MODELS.glob("*/model_index.json"))
+_COMPONENTS = {"unet_2", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"}  # beside the network
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_SINGLE_FILES = {  # the start of diffusers' name for a checkpoint's layout -> the pipeline's class
-    "v1": "StableDiffusionPipeline",
-    "v2": "StableDiffusionPipeline",
-    "xl_base": "StableDiffusionXLPipeline",
-    "sd3": "StableDiffusion3Pipeline",
-    "flux-dev": "FluxPipeline",
-    "flux-schnell": "FluxPipeline",
-}
 
 
 def load(model: str | Path | None = None, **kwargs: Any) -> ConstrainedPipeline:
@@ -62,15 +65,24 @@ def load(model: str | Path | None = None, **kwargs: Any) -> ConstrainedPipeline:
     if isinstance(model, DiffusionPipeline):
         raise AdhereError("the model is a pipeline in memory: use adhere.from_pipe(pipeline)")
     name = str(DEFAULT_MODEL if model is None else model)
-    source = f"model '{name}'"
+    shown = " ".join(name.splitlines())
+    source = f"model '{shown if len(shown) <= 300 else shown[:100] + '...'}'"
     kwargs = _with_torch_dtype(kwargs, source)
-    path = _MODELS / name if name in SHIPPED_MODELS else Path(name).expanduser()
-    if path.is_file():
+    if "device" in kwargs:
+        raise AdhereError(f"{source}: load has no argument 'device': write adhere.load(model).to({kwargs['device']!r})")
+    with as_adhere_error(source):  # a folder may be unreadable, a name too long for a file
+        path = _MODELS / name if name in SHIPPED_MODELS else Path(name).expanduser()
+        is_file, is_folder = path.is_file(), path.is_dir()
+    if is_file:
         return _finish(_from_single_file(path, source, kwargs), source)
+    if "config" in kwargs:
+        raise AdhereError(f"{source}: is no single file, so it has a configuration of its own: leave config out")
     # Without accelerate, diffusers would warn and use the same setting.
     kwargs = {"use_safetensors": True, "low_cpu_mem_usage": is_accelerate_available()} | kwargs
-    if path.is_dir():
-        return _from_folder_or_hub(path, _read_index(path, source), source, {"local_files_only": True} | kwargs)
+    if is_folder:
+        with as_adhere_error(source):
+            index = read_index(path, source)
+        return _from_folder_or_hub(path, index, source, {"local_files_only": True} | kwargs)
     if not _HUB_ID.fullmatch(name):
         raise AdhereError(
             f"{source}: no such folder or file; give a diffusers folder, a .safetensors file, a hub id such as "
@@ -78,7 +90,7 @@ def load(model: str | Path | None = None, **kwargs: Any) -> ConstrainedPipeline:
         )
     if not _hub_is_reachable():
         kwargs = {"local_files_only": True} | kwargs
-    with _as_adhere_error(source):
+    with as_adhere_error(source):
         index = _read_index_from_hub(name, kwargs)
     return _from_folder_or_hub(name, index, source, kwargs)
 
@@ -87,7 +99,8 @@ def from_pipe(pipeline: DiffusionPipeline, **components: Any) -> ConstrainedPipe
     """Return the constrained pipeline with the components of a diffusers pipeline in memory; nothing is copied.
 
     Args:
-        pipeline: of a class that `adhere.load` knows, or a subclass.
+        pipeline: of a class that `adhere.load` knows, of a subclass, or of the inpainting or image-to-image pipeline of
+            such a model.
         components: replace components of the pipeline.
 
     Raises:
@@ -96,12 +109,21 @@ def from_pipe(pipeline: DiffusionPipeline, **components: Any) -> ConstrainedPipe
     if not isinstance(pipeline, DiffusionPipeline):
         raise AdhereError(f"the pipeline is a {type(pipeline).__name__}: give a diffusers pipeline, or use adhere.load")
     given = type(pipeline).__name__
-    name = next((c.__name__ for c in type(pipeline).__mro__ if c.__name__ in FAMILIES), given)
-    family: Any = family_for(name, f"pipeline {given}")
-    noise_schedule(pipeline.components["scheduler"])
+    source = f"pipeline {given}"
+    name = next((c.__name__ for c in type(pipeline).__mro__ if base_class(c.__name__) in FAMILIES), given)
+    family: Any = family_for(name, source)
+    _refuse_refiner(pipeline.config, source)
     parts = pipeline.components | components
+    noise_schedule(parts["scheduler"])
     settings = inspect.signature(family.__init__).parameters.keys() - parts.keys()
-    return family(**parts, **{name: pipeline.config[name] for name in settings & pipeline.config.keys()})
+    pipe = family(**parts, **{name: pipeline.config[name] for name in settings & pipeline.config.keys()})
+    pipe.check_network()
+    return pipe
+
+
+def _refuse_refiner(settings: Mapping[str, Any], source: str) -> None:
+    if settings.get("requires_aesthetics_score"):
+        raise AdhereError(f"{source}: {REFINER}")
 
 
 def _with_torch_dtype(kwargs: dict[str, Any], source: str) -> dict[str, Any]:
@@ -120,51 +142,37 @@ def _from_folder_or_hub(
 ) -> ConstrainedPipeline:
     """Return the pipeline of a folder or a hub id, whose model_index.json is `index`."""
     family: Any = family_for(index.get("_class_name"), source)
-    if family.network not in index:
-        raise AdhereError(f"{source}: model_index.json has no '{family.network}'; give a complete diffusers pipeline")
+    _refuse_refiner(index, source)
+    check_index(index, family, kwargs, source)
+    guidance_scale = number_in(index, "_guidance_scale", 0.01, source) if "_guidance_scale" in index else None
+    temperature = number_in(index, "_temperature", 0.0, source) if "_temperature" in index else None
+    prior_spectrum = prior_spectrum_in(index, source) if "_prior_spectrum" in index else None
     if isinstance(location, Path):
-        _check_weights(location, {name: entry for name, entry in index.items() if name not in kwargs}, source)
-    with _as_adhere_error(source):
+        given = {name: entry for name, entry in index.items() if name not in kwargs}
+        with as_adhere_error(source):
+            check_weights(location, given, kwargs.get("variant"), source)
+    with as_adhere_error(source):
         absent = {name: None for name, entry in index.items() if entry == [None, None]}  # diffusers needs them named
         kwargs = absent | kwargs
         if not {"quantization_config", "device_map"} & kwargs.keys():
-            for name in {
-                family.network,
-                "unet_2",
-                "vae",
-                "text_encoder",
-                "text_encoder_2",
-                "text_encoder_3",
-            } - kwargs.keys():
-                if _is_model(index.get(name)) and index[name][0] in ("diffusers", "transformers", experts.__name__):
+            for name in ({family.network} | _COMPONENTS) - kwargs.keys():
+                if is_model(index.get(name)) and index[name][0] in ("diffusers", "transformers", experts.__name__):
                     kwargs[name] = _load_component(location, index[name], name, kwargs)
         pipe = family.from_pretrained(location, **kwargs)
-    if "_guidance_scale" in index:  # the model's own recommendation
-        pipe.default_guidance_scale = float(index["_guidance_scale"])
-    if "_temperature" in index:
-        pipe.temperature = float(index["_temperature"])
-    if "_prior_spectrum" in index:
-        pipe.prior_spectrum = _prior_spectrum(index["_prior_spectrum"], source)
+    if guidance_scale is not None:  # the model's own recommendation
+        pipe.default_guidance_scale = guidance_scale
+    if temperature is not None:
+        pipe.temperature = temperature
+    if prior_spectrum is not None:
+        pipe.prior_spectrum = prior_spectrum
     return _finish(pipe, source)
-
-
-def _prior_spectrum(values: Any, source: str) -> StationaryCovariance:
-    """Return the covariance that a model states for its states: the attributes of `StationaryCovariance` by name."""
-    try:
-        rows = tuple(tuple(float(value) for value in row) for row in values["channel_covariance"])
-        others = {name: float(value) for name, value in values.items() if name != "channel_covariance"}
-        return StationaryCovariance(rows, **others)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise AdhereError(
-            f"{source}: '_prior_spectrum' in model_index.json cannot be read ({error}): give 'channel_covariance', a "
-            "list of rows, and 'exponent'"
-        ) from error
 
 
 def _finish(pipe: Any, source: str) -> ConstrainedPipeline:
     """Return the pipeline in the memory format that suits it, once its noise levels are known to be readable."""
-    with _as_adhere_error(source):
+    with as_adhere_error(source):
         noise_schedule(pipe.scheduler)
+        pipe.check_network()
     for name in (pipe.network, "unet_2", "vae"):
         if (module := getattr(pipe, name, None)) is not None:
             module.to(memory_format=torch.channels_last)  # a third faster on CPUs
@@ -174,42 +182,48 @@ def _finish(pipe: Any, source: str) -> ConstrainedPipeline:
 def _from_single_file(file: Path, source: str, kwargs: dict[str, Any]) -> Any:
     """Return the pipeline of a checkpoint in its authors' own layout.
 
-    diffusers reads the configurations of the components from `config`, a local folder, or from the hub.
+    diffusers reads the configurations of the components from `config`, a local folder or a hub id, or from the hub
+    entry of the model's base.
     """
     if file.suffix != ".safetensors":
         raise AdhereError(f"{source}: a single file must be .safetensors; pickled weights can run code when loaded")
-    config = kwargs.get("config")
-    if config is not None and Path(config).is_dir():
-        name = _read_index(Path(config), source)["_class_name"]
-    else:
-        with _as_adhere_error(source):
-            name = _class_of(file)
-    family: Any = family_for(name, source)
-    with _as_adhere_error(source):
-        return family.from_single_file(str(file), **kwargs)
+    config = None if kwargs.get("config") is None else str(kwargs["config"])
+    with as_adhere_error(source):
+        index, folder = {}, None if config is None else Path(config).expanduser()
+        if folder is not None and folder.is_dir():
+            index, config = read_index(folder, f"config '{config}'"), str(folder)
+        family: Any = family_for(index.get("_class_name") or class_of(file), source)
+        _refuse_refiner(index, source)
+        if folder is not None and index:
+            check_index(index, family, kwargs, f"config '{config}'")
+            unread = kwargs.keys() | set(family._optional_components)
+            check_configurations(folder, {name: entry for name, entry in index.items() if name not in unread})
+        if not _hub_is_reachable():
+            kwargs = {"local_files_only": True} | kwargs
+        try:
+            pipe = family.from_single_file(str(file), **kwargs | {"config": config})
+        except LocalEntryNotFoundError as error:
+            raise AdhereError(
+                "the configurations of its components are on the hub, which cannot be reached: give config='FOLDER', a "
+                "model in the diffusers layout (--config FOLDER on the command line)"
+            ) from error
+        if "scheduler" not in kwargs:
+            pipe.scheduler = _with_settings(pipe.scheduler, scheduler_settings_in(file))
+    return pipe
 
 
-def _class_of(file: Path) -> str:
-    """Return diffusers' class for a checkpoint, from the names and shapes of its weights."""
-    with safe_open(file, "pt") as weights:
-        names = weights.keys()
-        shapes = {name: torch.empty(weights.get_slice(name).get_shape(), device="meta") for name in names}
-    layout = infer_diffusers_model_type(shapes)
-    if layout == "v1" and not any(name.startswith("model.diffusion_model.") for name in names):  # diffusers' fallback
-        raise AdhereError("a layout that is not understood; add a LoRA to a loaded model by pipe.load_lora_weights")
-    return next((name for start, name in _SINGLE_FILES.items() if layout.startswith(start)), layout)
-
-
-def _read_index(folder: Path, source: str) -> dict[str, Any]:
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise AdhereError(f"{source}: no model_index.json in it; save the pipeline with diffusers' save_pretrained")
-    try:
-        components = json.loads(index.read_text(encoding="utf-8"))
-        components["_class_name"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise AdhereError(f"{source}: model_index.json cannot be read ({type(error).__name__})") from error
-    return components
+def _with_settings(scheduler: Any, settings: dict[str, Any]) -> Any:
+    """Return the scheduler with settings that a checkpoint states, as far as they differ and concern its kind."""
+    if "prediction_type" not in scheduler.config:  # a flow
+        return scheduler
+    changed = {name: value for name, value in settings.items() if scheduler.config.get(name) != value}
+    if not changed:
+        return scheduler
+    # A scheduler that cannot rescale its noise levels is replaced by one that can; only the noise levels matter.
+    known = inspect.signature(type(scheduler).__init__).parameters
+    return (type(scheduler) if changed.keys() <= known.keys() else DDIMScheduler).from_config(
+        scheduler.config, **changed
+    )
 
 
 def _hub_is_reachable() -> bool:
@@ -228,37 +242,14 @@ def _read_index_from_hub(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
         index = huggingface_hub.hf_hub_download(name, "model_index.json", **chosen)
     except LocalEntryNotFoundError as error:
         raise AdhereError("not in the local cache, and the hub cannot be reached; give a folder") from error
-    return json.loads(Path(index).read_text(encoding="utf-8"))
-
-
-def _check_weights(folder: Path, index: dict[str, Any], source: str) -> None:
-    """Raise AdhereError unless each model of the index has its configuration and safetensors."""
-    for name, entry in index.items():
-        part = folder / name
-        if not _is_model(entry):
-            continue
-        if not (part / "config.json").is_file():
-            raise AdhereError(f"{source}: {name}/config.json is missing; save the pipeline with save_pretrained")
-        if any(part.glob("*.safetensors")):
-            continue
-        if any(file for pattern in ("*.bin", "*.pt", "*.ckpt") for file in part.glob(pattern)):
-            raise AdhereError(
-                f"{source}: the weights in {name}/ are pickled, which can run code when loaded; "
-                "convert them with diffusers' save_pretrained(safe_serialization=True)"
-            )
-        raise AdhereError(f"{source}: no weights (*.safetensors) in {name}/")
-
-
-def _is_model(entry: Any) -> bool:
-    """Return whether an entry of model_index.json, [library, class], is a model with weights."""
-    if not isinstance(entry, list) or None in entry:
-        return False
-    return not entry[1].endswith(("Scheduler", "Tokenizer", "TokenizerFast", "ImageProcessor", "FeatureExtractor"))
+    return parse_index(Path(index).read_bytes())
 
 
 def _load_component(location: str | Path, entry: list[str], name: str, kwargs: dict[str, Any]) -> Any:
     """Return one component; a file that lacks some of its weights is refused, where the libraries only warn."""
     library, class_name = entry
+    if isinstance(location, Path) and kwargs.get("variant") not in variants_in(location / name):
+        kwargs = {key: value for key, value in kwargs.items() if key != "variant"}  # the plain weights, as in diffusers
     options = [
         "use_safetensors",
         "local_files_only",
@@ -284,18 +275,3 @@ def _load_component(location: str | Path, entry: list[str], name: str, kwargs: d
         )
     # Without accelerate, diffusers leaves a transformer in the dtype it was saved in.
     return loaded if loaded.dtype == dtype else loaded.to(dtype)
-
-
-@contextmanager
-def _as_adhere_error(source: str) -> Iterator[None]:
-    """Raise whatever diffusers raises as an AdhereError of one line that names the model."""
-    try:
-        with warnings.catch_warnings():
-            # Newer versions of diffusers prefer `dtype`, which older ones do not know.
-            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
-            yield
-    except AdhereError as error:
-        raise AdhereError(f"{source}: {error}") from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        reason = textwrap.shorten(str(error) or type(error).__name__, 300)
-        raise AdhereError(f"{source} cannot be loaded: {reason}") from error

@@ -109,6 +109,24 @@ class TextConditioning:
         """Whether the encoder must return negative embeddings too."""
         return self.guidance_scale > 1 or self.is_unconditional
 
+    def check_encoders(self, pipe: Any, *encoders: str, use_cfg: bool = True) -> None:
+        """Raise AdhereError if texts are to be encoded and the model was loaded without one of the encoders.
+
+        Args:
+            pipe: the pipeline.
+            encoders: the names of its text encoders that are needed.
+            use_cfg: whether negative embeddings are needed where `do_classifier_free_guidance` is true.
+        """
+        tokenizers = [name.replace("text_encoder", "tokenizer") for name in encoders]
+        missing = [name for name in (*encoders, *tokenizers) if getattr(pipe, name, None) is None]
+        given = self.inputs
+        negative = given.negative_prompt_embeds is None and use_cfg and self.do_classifier_free_guidance
+        if missing and (self.prompt is not None or given.negative_prompt is not None or negative):
+            raise AdhereError(
+                f"the model was loaded without {missing[0]}: load it with one, or give prompt_embeds, and "
+                "negative_prompt_embeds for guidance, as encode_prompt returns them"
+            )
+
     def guidance_embedding(self, pipe: Any) -> "tuple[TextConditioning, Tensor | None]":
         """Return (conditioning, timestep_cond) for a UNet that may be distilled to read the guidance scale.
 

@@ -3,6 +3,7 @@
 from importlib import import_module
 
 from adhere.errors import AdhereError
+from adhere.pipelines._model_files import base_class
 from adhere.pipelines.base import ConstrainedPipeline
 
 # diffusers' class, as in model_index.json -> "module:class"
@@ -22,13 +23,14 @@ def family_for(class_name: object, source: str) -> type[ConstrainedPipeline]:
     """Return the family of a diffusers pipeline class.
 
     Args:
-        class_name: as in model_index.json.
+        class_name: as in model_index.json. Pipelines for inpainting and image-to-image are read as text-to-image.
         source: what the name was read from, for the message.
 
     Raises:
         AdhereError: for an unknown class; the message lists the known ones.
     """
-    if not isinstance(class_name, str) or class_name not in FAMILIES:
+    name = base_class(class_name) if isinstance(class_name, str) else ""
+    if name not in FAMILIES:
         raise AdhereError(f"{source}: class '{class_name}' is unknown; known are {', '.join(FAMILIES)}")
-    module, _, attribute = FAMILIES[class_name].partition(":")
+    module, _, attribute = FAMILIES[name].partition(":")
     return getattr(import_module(module), attribute)

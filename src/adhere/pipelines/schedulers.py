@@ -25,19 +25,21 @@ def noise_schedule(scheduler: Any, num_tokens: int = 0) -> tuple[Schedule, Predi
         AdhereError: if the noise levels or the prediction type are not understood.
     """
     config, name = scheduler.config, type(scheduler).__name__
-    if any(hasattr(scheduler, history) for history in ("model_outputs", "ets", "derivatives")):
-        _log_multistep(name)
+    is_multistep = any(hasattr(scheduler, history) for history in ("model_outputs", "ets", "derivatives"))
     if (table := getattr(scheduler, "alphas_cumprod", None)) is not None:
         prediction_type, known = config.get("prediction_type", "epsilon"), ("epsilon", "sample", "v_prediction")
         if prediction_type not in known:
             raise AdhereError(f"prediction_type '{prediction_type}' of {name}: {', '.join(known)} are understood")
+        if is_multistep:
+            _log_multistep(name)
         spacing, steps_offset = config.get("timestep_spacing", "leading"), int(config.get("steps_offset", 0))
         return DDPMSchedule(tuple(table.double().tolist()), spacing, steps_offset), prediction_type
     if name.startswith("FlowMatch") and not config.get("invert_sigmas"):
         return _flow_schedule(config, num_tokens), "flow_prediction"
+    kind = "with EDM's preconditioning" if name.startswith("EDM") else f"for the noise levels of {name}"
     raise AdhereError(
-        f"the noise levels of {name} cannot be read; save the model with a DDIMScheduler, "
-        "or a flow model with a FlowMatchEulerDiscreteScheduler"
+        f"scheduler {name}: a network that was trained {kind} is not supported; supported are those trained with a "
+        "table of alphas_cumprod (as in DDIMScheduler and EulerDiscreteScheduler), and flow matching"
     )
 
 

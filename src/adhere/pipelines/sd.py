@@ -24,6 +24,7 @@ class SDPipeline(LatentPipeline, StableDiffusionPipeline):  # pyright: ignore[re
     def make_denoiser(self, prompts: PromptInputs | None = None, size: tuple[int, int] | None = None) -> Denoiser:
         inputs = prompts or PromptInputs()
         text, condition = inputs.resolve(self.default_guidance_scale).guidance_embedding(self)
+        text.check_encoders(self, "text_encoder")
         positive, negative = self.encode_prompt(
             text.prompt,
             self.execution_device,

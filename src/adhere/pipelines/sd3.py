@@ -27,6 +27,7 @@ class SD3Pipeline(LatentPipeline, StableDiffusion3Pipeline):  # pyright: ignore[
         inputs = prompts or PromptInputs()
         inputs.check_pooled()
         text = inputs.resolve(self.default_guidance_scale)
+        text.check_encoders(self, "text_encoder", "text_encoder_2")
         positive, negative, pooled, negative_pooled = self.encode_prompt(
             text.prompt,  # type: ignore[arg-type]  # diffusers' annotation leaves out None
             None,  # type: ignore[arg-type]  # all encoders read the same prompt

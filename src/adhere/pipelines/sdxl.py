@@ -28,6 +28,7 @@ class SDXLPipeline(LatentPipeline, StableDiffusionXLPipeline):  # pyright: ignor
         inputs = prompts or PromptInputs()
         inputs.check_pooled()
         text, condition = inputs.resolve(self.default_guidance_scale).guidance_embedding(self)
+        text.check_encoders(self, "text_encoder", "text_encoder_2")
         positive, negative, pooled, negative_pooled = self.encode_prompt(
             text.prompt,  # type: ignore[arg-type]  # diffusers' annotation leaves out lists
             device=self.execution_device,

@@ -1,0 +1,207 @@
+"""What the files of a model say before a component is loaded: model_index.json, weights, the header of one file."""
+
+import json
+import re
+import textwrap
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders.single_file_utils import infer_diffusers_model_type
+from safetensors import SafetensorError, safe_open
+
+from adhere.core.covariance import StationaryCovariance
+from adhere.errors import AdhereError
+
+REFINER = (
+    "this is the refiner of Stable Diffusion XL, which only finishes pictures of the base model and was not trained at "
+    "high noise; use the base model, such as stabilityai/stable-diffusion-xl-base-1.0"
+)
+_WEIGHTS = re.compile(
+    r"(diffusion_pytorch_model|model)(-\d{5}-of-\d{5})?(\.(?P<variant>[^.]+?))?(-\d{5}-of-\d{5})?\.safetensors"
+)
+_SINGLE_FILES = {  # the start of diffusers' name for a checkpoint's layout -> the pipeline's class
+    "v1": "StableDiffusionPipeline",
+    "v2": "StableDiffusionPipeline",
+    "xl_base": "StableDiffusionXLPipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "flux-dev": "FluxPipeline",
+    "flux-schnell": "FluxPipeline",
+}
+_PREDICTION_TYPES = {  # in the header of a file -> diffusers' name
+    "epsilon": "epsilon",
+    "v": "v_prediction",
+    "v_prediction": "v_prediction",
+}
+
+
+@contextmanager
+def as_adhere_error(source: str) -> Iterator[None]:
+    """Raise whatever diffusers raises as an AdhereError of one line that names the model."""
+    try:
+        with warnings.catch_warnings():
+            # Newer versions of diffusers prefer `dtype`, which older ones do not know.
+            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
+            yield
+    except AdhereError as error:
+        message = str(error)
+        raise AdhereError(message if message.startswith(source) else f"{source}: {message}") from error
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        reason = textwrap.shorten(str(error) or type(error).__name__, 300)
+        raise AdhereError(f"{source} cannot be loaded: {reason}") from error
+
+
+def read_index(folder: Path, source: str) -> dict[str, Any]:
+    """Return the model_index.json of a folder."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise AdhereError(f"{source}: no model_index.json in it; save the pipeline with diffusers' save_pretrained")
+    try:
+        return parse_index(index.read_bytes())
+    except (ValueError, OSError, RecursionError) as error:
+        raise AdhereError(f"{source}: model_index.json cannot be read ({type(error).__name__})") from error
+
+
+def parse_index(text: bytes) -> dict[str, Any]:
+    """Return the entries of a model_index.json.
+
+    Raises:
+        ValueError: unless the text is a JSON object with a class name.
+        RecursionError: if it is nested too deeply.
+    """
+    index = json.loads(text.decode("utf-8"))
+    if not isinstance(index, dict) or "_class_name" not in index:
+        raise ValueError("there is no _class_name")
+    return index
+
+
+def check_index(index: dict[str, Any], family: Any, given: Mapping[str, Any], source: str) -> None:
+    """Raise AdhereError unless each component of the family is named, as [library, class], or given.
+
+    [null, null] stands for a component that is left out: an optional one, or a text encoder, without which the prompt
+    must be given as embeddings.
+    """
+    components, _ = family._get_signature_keys(family)
+    left_out = {name for name in components if name.startswith(("text_encoder", "tokenizer"))}
+    left_out.update(family._optional_components)
+    for name in components - given.keys():
+        entry = index.get(name)
+        if entry == [None, None] or name not in index:
+            if name not in left_out:
+                raise AdhereError(f"{source}: model_index.json has no '{name}'; give a complete diffusers pipeline")
+        elif not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(one, str) for one in entry)):
+            raise AdhereError(
+                f"{source}: '{name}' in model_index.json is {textwrap.shorten(json.dumps(entry), 100)}: it must be "
+                "[library, class]"
+            )
+
+
+def number_in(index: dict[str, Any], name: str, least: float, source: str) -> float:
+    """Return a number of model_index.json; raise AdhereError unless it is at least `least`, and below 1e9."""
+    value = index[name]
+    if (
+        not isinstance(value, (int, float)) or isinstance(value, bool) or not least <= value < 1e9
+    ):  # NaN is refused, too
+        shown = textwrap.shorten(json.dumps(value), 100)
+        raise AdhereError(f"{source}: '{name}' in model_index.json is {shown}: give a number of at least {least:g}")
+    return float(value)
+
+
+def prior_spectrum_in(index: dict[str, Any], source: str) -> StationaryCovariance:
+    """Return the covariance that a model states for its states: the attributes of `StationaryCovariance` by name."""
+    values = index["_prior_spectrum"]
+    try:
+        rows = tuple(tuple(float(value) for value in row) for row in values["channel_covariance"])
+        others = {name: float(value) for name, value in values.items() if name != "channel_covariance"}
+        return StationaryCovariance(rows, **others)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise AdhereError(
+            f"{source}: '_prior_spectrum' in model_index.json cannot be read ({error}): give 'channel_covariance', a "
+            "list of rows, and 'exponent'"
+        ) from error
+
+
+def is_model(entry: Any) -> bool:
+    """Return whether an entry of model_index.json, [library, class], is a model with weights."""
+    if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(one, str) for one in entry):
+        return False
+    return not entry[1].endswith(("Scheduler", "Tokenizer", "TokenizerFast", "ImageProcessor", "FeatureExtractor"))
+
+
+def check_weights(folder: Path, index: dict[str, Any], variant: str | None, source: str) -> None:
+    """Raise AdhereError unless each model of the index has its configuration and safetensors."""
+    parts = [folder / name for name, entry in index.items() if is_model(entry)]
+    for part in parts:
+        name = part.name
+        if not (part / "config.json").is_file():
+            raise AdhereError(f"{source}: {name}/config.json is missing; save the pipeline with save_pretrained")
+        if any(part.glob("*.safetensors")):
+            variants = variants_in(part)
+            if variants and not {None, variant} & variants:
+                one = sorted(map(str, variants))[0]
+                raise AdhereError(
+                    f"{source}: {name}/ has only the variant '{one}' of its weights: give variant='{one}' "
+                    f"(--variant {one} on the command line)"
+                )
+            continue
+        if any(file for pattern in ("*.bin", "*.pt", "*.ckpt") for file in part.glob(pattern)):
+            raise AdhereError(
+                f"{source}: the weights in {name}/ are pickled, which can run code when loaded; "
+                "convert them with diffusers' save_pretrained(safe_serialization=True)"
+            )
+        raise AdhereError(f"{source}: no weights (*.safetensors) in {name}/")
+    there = set().union(*map(variants_in, parts))
+    if variant is not None and variant not in there:
+        names = ", ".join(f"'{one}'" for one in sorted(there - {None}, key=str)) or "none"
+        raise AdhereError(f"{source}: no weights of the variant '{variant}'; there is {names}: leave variant out")
+
+
+def check_configurations(folder: Path, index: dict[str, Any]) -> None:
+    """Raise AdhereError unless the folder has what a single file needs: the configuration of each component."""
+    for name, entry in index.items():
+        pattern = "config.json" if is_model(entry) else "*.json"
+        if isinstance(entry, list) and None not in entry and not any((folder / name).glob(pattern)):
+            raise AdhereError(f"config '{folder}' has no configuration of '{name}'; give a complete diffusers folder")
+
+
+def variants_in(part: Path) -> set[str | None]:
+    """Return the variants of the weights of a component, such as 'fp16'; None is the one without a name."""
+    return {match["variant"] for file in part.iterdir() if (match := _WEIGHTS.fullmatch(file.name))}
+
+
+def base_class(class_name: str) -> str:
+    """Return the text-to-image class of diffusers' inpainting and image-to-image pipelines, others as they are."""
+    return re.sub("(Img2Img|Inpaint)Pipeline$", "Pipeline", class_name)
+
+
+def class_of(file: Path) -> str:
+    """Return diffusers' class for a checkpoint, from the names and shapes of its weights."""
+    with safe_open(file, "pt") as weights:
+        names = weights.keys()
+        shapes = {name: torch.empty(weights.get_slice(name).get_shape(), device="meta") for name in names}
+    layout = infer_diffusers_model_type(shapes)
+    if layout == "xl_refiner":
+        raise AdhereError(REFINER)
+    if layout == "v1" and not any(name.startswith("model.diffusion_model.") for name in names):  # diffusers' fallback
+        raise AdhereError("a layout that is not understood; add a LoRA to a loaded model by pipe.load_lora_weights")
+    return next((name for start, name in _SINGLE_FILES.items() if layout.startswith(start)), layout)
+
+
+def scheduler_settings_in(file: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of its noise levels, as settings of a diffusers scheduler.
+
+    A network that predicts v has an empty entry 'v_pred', one that was trained with zero terminal SNR an entry 'ztsnr';
+    the header may hold 'modelspec.prediction_type' (Stability AI's model metadata specification).
+    """
+    with safe_open(file, "pt") as weights:
+        names, header = set(weights.keys()), weights.metadata() or {}
+    stated = "v" if "v_pred" in names else header.get("modelspec.prediction_type", "")
+    settings: dict[str, Any] = {}
+    if stated in _PREDICTION_TYPES:
+        settings["prediction_type"] = _PREDICTION_TYPES[stated]
+    if "ztsnr" in names:
+        settings["rescale_betas_zero_snr"] = True
+    return settings
