@@ -13,7 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.flux.pipeline_flux_img2img import FluxImg2ImgPipeline
+from diffusers.pipelines.flux.pipeline_flux_inpaint import FluxInpaintPipeline
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import StableDiffusionImg2ImgPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint import StableDiffusionInpaintPipeline
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3_img2img import StableDiffusion3Img2ImgPipeline
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3_inpaint import StableDiffusion3InpaintPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_img2img import (
+    StableDiffusionXLImg2ImgPipeline,
+)
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl_inpaint import (
+    StableDiffusionXLInpaintPipeline,
+)
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
@@ -463,3 +475,42 @@ def test_a_model_that_reads_no_text_refuses_prompts_and_guidance(pipe_of, name):
     for options in ({"prompt": "a"}, {"negative_prompt": "a"}, {"guidance_scale": 3.0}, {"prompt_embeds": embeds}):
         with pytest.raises(AdhereError, match="this model reads no"):
             pipe_of(name)(Generate(), **options)
+
+
+# --- diffusers' inpainting and image-to-image pipelines
+
+VARIANTS = [
+    ("sd", StableDiffusionImg2ImgPipeline),
+    ("sd", StableDiffusionInpaintPipeline),
+    ("sdxl", StableDiffusionXLImg2ImgPipeline),
+    ("sdxl", StableDiffusionXLInpaintPipeline),
+    ("sd3", StableDiffusion3Img2ImgPipeline),
+    ("sd3", StableDiffusion3InpaintPipeline),
+    ("flux", FluxImg2ImgPipeline),
+    ("flux", FluxInpaintPipeline),
+]
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_an_inpainting_or_image_to_image_pipeline_works_as_its_base_model_does(
+    pipe_of, diffusers_pipe_of, tmp_path, name, variant
+):
+    theirs = variant.from_pipe(diffusers_pipe_of(name))
+    ours: Any = adhere.from_pipe(theirs)
+    ours.set_progress_bar_config(disable=True)
+    assert type(ours) is FAMILIES[name].ours
+    theirs.save_pretrained(tmp_path)
+    options = {"num_inference_steps": 2, "output_type": "pt", **prompt(name)}
+    expected = pipe_of(name)(inpaint(), generator=seeded(), **options).images
+    for pipe in (ours, load(tmp_path)):
+        pictures = pipe(inpaint(), generator=seeded(), **options).images
+        torch.testing.assert_close(pictures, expected, atol=1e-3, rtol=0)  # other memory formats round differently
+
+
+def test_an_inpainting_network_is_refused_when_it_is_loaded(tmp_path):
+    theirs: Any = tiny_sd(tmp_path, in_channels=9)
+    with pytest.raises(AdhereError, match="takes 9 channels, the latents have 4: use a base model"):
+        adhere.from_pipe(StableDiffusionInpaintPipeline(**theirs.components, requires_safety_checker=False))
+    theirs.save_pretrained(tmp_path / "model")
+    with pytest.raises(AdhereError, match="takes 9 channels, the latents have 4: use a base model"):
+        load(tmp_path / "model")
