@@ -45,11 +45,19 @@ def test_the_help_when_standard_output_is_full_or_closed(redirection, exit_code,
     assert result.stderr.count("\n") == bool(message)
 
 
-def test_a_process_prints_one_line_and_nothing_on_standard_error(folder, inpaint_args):
-    result = subprocess.run(command(*inpaint_args()), capture_output=True, text=True, env=ENVIRONMENT)
+def test_a_process_prints_one_line_and_nothing_on_standard_error(folder, inpaint_args, model_with):
+    arguments = command(*inpaint_args(model=str(model_with(prediction_type="v_prediction"))))
+    result = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT)
     assert result.returncode == 0, result.stderr
     assert REPORT_LINE.fullmatch(result.stdout)
     assert result.stderr.strip() == ""  # no progress bar without a terminal, no warnings of libraries
+
+
+def test_a_process_says_in_one_line_that_a_network_does_not_predict_what_its_scheduler_says(folder, inpaint_args):
+    result = subprocess.run(command(*inpaint_args()), capture_output=True, text=True, env=ENVIRONMENT)
+    assert result.returncode == 0, result.stderr
+    assert "set prediction_type in scheduler/scheduler_config.json" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_process_with_a_prompt_prints_one_line(folder, verb_args, text_model):

@@ -1,5 +1,6 @@
 """Checks of a call's arguments, of the network's output, and of the errors that a call may raise."""
 
+import logging
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,8 +11,11 @@ import torch
 from torch import Tensor
 
 from adhere.core.denoisers import Denoiser, DenoiserWrapper
+from adhere.core.schedules import log_snr
 from adhere.errors import AdhereError, OutOfMemory
 
+_logger = logging.getLogger(__name__)
+_HIGH_NOISE = -2.0  # log-SNR in nats: alpha_t < 0.14
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -47,36 +51,89 @@ def _small_function(x: Tensor) -> Tensor:
     return 2 * x + 1
 
 
-@dataclass(frozen=True)
-class FiniteDenoiser(DenoiserWrapper):
-    """Raises AdhereError where the network returns NaN or infinity, which solvers would pass on.
+@dataclass
+class FiniteChecks:
+    """Raises AdhereError where a part of the model returns NaN or infinity, and names the part that was the first.
+
+    Of each call, the sums of what was given and of what was returned are kept: a sum takes one pass, and sums of finite
+    pictures do not overflow.
 
     Attributes:
-        timesteps: of the run, for the message.
-        is_deferred: whether only `check` raises, since a check at each evaluation would wait for the device.
+        is_deferred: whether only `check` raises, since a check at each call would wait for the device.
+    """
+
+    is_deferred: bool = False
+    _calls: list[tuple[str, str, Tensor, Tensor]] = field(default_factory=list, init=False)
+
+    def record(self, part: str, given: Tensor, returned: Tensor, where: str = "") -> None:
+        """Note a call.
+
+        Args:
+            part: what was called, such as 'network'.
+            given: what it got.
+            returned: what it returned.
+            where: when that was, for the message.
+        """
+        sums = (x.detach().sum(dtype=torch.float32) for x in (given, returned))
+        self._calls.append((part, where, *sums))
+        if not self.is_deferred:
+            self.check()
+
+    def check(self) -> None:
+        """Raise AdhereError if something since the last check was not finite."""
+        if not self._calls:
+            return
+        is_finite = torch.stack(
+            [total for *_, given, returned in self._calls for total in (given, returned)]
+        ).isfinite()
+        calls, flags = list(self._calls), is_finite.view(-1, 2).tolist()
+        self._calls.clear()
+        for (part, where, *_), (given, returned) in zip(calls, flags, strict=True):
+            if not given:
+                raise AdhereError(
+                    f"the state at the {part} is NaN or infinity{where}: the solver has diverged, or the constraint or "
+                    "a callback returned NaN; check these, or try another solver"
+                )
+            if not returned:
+                raise AdhereError(f"the {part} returned NaN or infinity{where}; try float32, or check the weights")
+
+
+@dataclass(frozen=True)
+class CheckedDenoiser(DenoiserWrapper):
+    """Notes what the network returns, in `checks`, and whether it can be what the noise schedule says.
+
+    Attributes:
+        timesteps: of the run, for messages.
+        checks: of the call.
     """
 
     denoiser: Denoiser
     timesteps: Sequence[float]
-    is_deferred: bool = False
-    sums: list[tuple[float, Tensor]] = field(default_factory=list, init=False)
+    checks: FiniteChecks
+    _noise: list[Tensor] = field(default_factory=list, init=False)
 
     def __call__(self, x_t: Tensor, t: float) -> Tensor:
         x0 = self.denoiser(x_t, t)
-        self.sums.append((t, x0.sum()))  # a sum takes one pass, and sums of finite pictures do not overflow
-        if not self.is_deferred:
-            self.check()
+        where = f" at t = {t:g}"  # a solver may evaluate between the timesteps
+        if t in self.timesteps:
+            where = f" at step {self.timesteps.index(t) + 1} of {len(self.timesteps)} (t = {t:g})"
+        self.checks.record("network", x_t, x0, where)
+        if not self._noise and log_snr(self.schedule, t) < _HIGH_NOISE:
+            self._noise.append(self.schedule(t)[0] * (x0.detach().norm() / x_t.detach().norm()))
         return x0
 
-    def check(self) -> None:
-        """Raise AdhereError if an evaluation since the last check returned NaN or infinity."""
-        for t, total in self.sums:
-            if not total.isfinite():
-                where = f"t = {t:g}"  # a solver may evaluate between the timesteps
-                if t in self.timesteps:
-                    where = f"step {self.timesteps.index(t) + 1} of {len(self.timesteps)} ({where})"
-                raise AdhereError(f"the network returned NaN or infinity at {where}; try float32, or check the weights")
-        self.sums.clear()
+    def check(self, sample: Tensor) -> None:
+        """Check the sample of a finished run, and log a warning if the network's first x0 was mostly noise.
+
+        A network that predicts v gives about x_t / alpha_t if its output is read as epsilon.
+        """
+        self.checks.record("last step", sample, sample)
+        self.checks.check()
+        if self._noise and self._noise[0] > 0.5:
+            _logger.warning(
+                "at the highest noise, the network does not predict what its scheduler says: if pictures are only mud, "
+                "set prediction_type in scheduler/scheduler_config.json, probably to v_prediction"
+            )
 
 
 @contextmanager

@@ -15,11 +15,13 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from adhere.core.constraints import Constraint
-from adhere.core.noise import Generators, randn
+from adhere.core.denoisers import CountingDenoiser
+from adhere.core.noise import Generators, initial_noise, randn
 from adhere.core.presets import PRESETS, default_preset, get_sampler
-from adhere.core.sampling import Sampler, State
+from adhere.core.sampling import Sampler, State, _States, trajectory
 from adhere.core.solvers.base import Solver
 from adhere.errors import AdhereError
+from adhere.pipelines._checks import CheckedDenoiser
 from adhere.pipelines.prompts import PromptInputs
 from adhere.tasks.base import Crop, ModelInfo, Task
 
@@ -250,6 +252,26 @@ class RunOptions:
         if x_t is state.x_t and x0 is state.x0:
             return None
         return State(state.step, state.num_steps, state.t, x_t, x0, state.constraint)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to start."""
+
+    plan: RunPlan
+    name: str
+    sampler: Sampler
+    denoiser: CountingDenoiser
+    timesteps: list[float]
+    checked: CheckedDenoiser
+
+    def states(self, options: RunOptions, shape: tuple[int, ...], like: Tensor) -> _States:
+        """Yield the states of the run, in the dtype and on the device of `like`."""
+        generator = options.generator_for(self.plan.samples)
+        noise = options.noise_for(self.plan.samples, shape, like, generator)
+        x_T = initial_noise(self.denoiser.schedule, self.timesteps[0], noise)
+        solver, transition = self.sampler.solver, self.sampler.transition
+        return trajectory(self.denoiser, self.plan.constraint, solver, x_T, self.timesteps, transition, generator)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ saving are diffusers' own. It says what its states are: pixels, or the latents o
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, TypedDict, Unpack, overload
@@ -27,13 +27,20 @@ from adhere.core.constraints import Constraint
 from adhere.core.covariance import StationaryCovariance
 from adhere.core.denoisers import CountingDenoiser, Denoiser
 from adhere.core.multiscale import MultiscaleDenoiser
-from adhere.core.noise import check_generator, initial_noise
-from adhere.core.sampling import Sampler, _States, trajectory
+from adhere.core.noise import check_generator
+from adhere.core.sampling import Sampler, _States
 from adhere.core.schedules import Schedule
 from adhere.core.solvers.base import Solver
 from adhere.core.tiling import TiledDenoiser
-from adhere.pipelines._checks import FiniteDenoiser, check_compilation, check_names, check_steps, explain_errors
-from adhere.pipelines._runs import Batch, Images, Results, RunOptions, RunPlan, plan_runs, requested_size
+from adhere.pipelines._checks import (
+    CheckedDenoiser,
+    FiniteChecks,
+    check_compilation,
+    check_names,
+    check_steps,
+    explain_errors,
+)
+from adhere.pipelines._runs import Batch, Images, Results, Run, RunOptions, RunPlan, plan_runs, requested_size
 from adhere.pipelines.prompts import PromptInputs
 from adhere.tasks.base import Task
 
@@ -92,6 +99,7 @@ class ConstrainedPipeline(DiffusionPipeline):
     max_downsamplings: int = 0  # the network may see the state down-sampled by 2 up to this many times
     _callback_tensor_inputs = ["latents", "x0", "residual"]  # noqa: RUF012  # as in diffusers
     _interrupt = False
+    _checks: FiniteChecks | None = None  # of the call that is running
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -316,12 +324,13 @@ class ConstrainedPipeline(DiffusionPipeline):
             raise ValueError("a task has several crops, each with its own latents: use output_type='pil', no latents")
         self._interrupt = False
         begin = time.perf_counter()
-        with self.vae_in_float32():
+        with self.vae_in_float32(), self._finite_checks() as checks:
             to_latent_constraint = partial(self.to_latent_constraint, backward=decoder_backward)
             plans = plan_runs(crops, to_latent_constraint, batch.num_images)
-            runs = self._prepare(plans, batch, options)
+            runs = self._prepare(plans, batch, options, checks)
             samples = self._sample(runs, options)
             pictures = [self.decode(x0) for x0 in samples]
+            checks.check()
             results = Results(batch, crops, [run.plan for run in runs], pictures)
             residual = results.residual()
         seconds = time.perf_counter() - begin
@@ -332,7 +341,16 @@ class ConstrainedPipeline(DiffusionPipeline):
         nfe = sum(run.denoiser.nfe for run in runs)
         return ConstrainedOutput(images, residual, nfe, seconds, len(runs[0].timesteps), runs[0].name)
 
-    def _prepare(self, plans: list[RunPlan], batch: Batch, options: RunOptions) -> "list[_Run]":
+    @contextmanager
+    def _finite_checks(self) -> Iterator[FiniteChecks]:
+        """Check what the parts of the model return, see `FiniteChecks`."""
+        self._checks = FiniteChecks(is_deferred=self.execution_device.type != "cpu")
+        try:
+            yield self._checks
+        finally:
+            self._checks = None
+
+    def _prepare(self, plans: list[RunPlan], batch: Batch, options: RunOptions, checks: FiniteChecks) -> list[Run]:
         denoisers: dict[tuple[int, ...], Denoiser] = {}  # prompts are encoded once per set of samples
         runs = []
         for plan in plans:
@@ -347,11 +365,11 @@ class ConstrainedPipeline(DiffusionPipeline):
                 denoiser = TiledDenoiser(denoiser, self.tile_size, self.tile_size // 8)
             if self.max_downsamplings:
                 denoiser = MultiscaleDenoiser(denoiser, self.max_downsamplings, sampler.multiscale_max_log_snr)
-            checked = FiniteDenoiser(denoiser, timesteps, is_deferred=self.execution_device.type != "cpu")
-            runs.append(_Run(plan, name, sampler, CountingDenoiser(checked), timesteps, checked.check))
+            checked = CheckedDenoiser(denoiser, timesteps, checks)
+            runs.append(Run(plan, name, sampler, CountingDenoiser(checked), timesteps, checked))
         return runs
 
-    def _sample(self, runs: "list[_Run]", options: RunOptions) -> list[Tensor]:
+    def _sample(self, runs: list[Run], options: RunOptions) -> list[Tensor]:
         """Return the samples of each run; every run begins with the generators as they were given."""
         initial_states = options.generator_states()
         samples = []
@@ -361,7 +379,7 @@ class ConstrainedPipeline(DiffusionPipeline):
                 shape = (len(run.plan.samples), *self.state_shape(run.plan.size))
                 states = run.states(options, shape, torch.empty(0, dtype=torch.float32, device=self.execution_device))
                 samples.append(self._last_x0(states, options, bar.update))
-                run.check()
+                run.checked.check(samples[-1])
         return samples
 
     def _last_x0(self, states: _States, options: RunOptions, update: Callable[[], object]) -> Tensor:
@@ -384,23 +402,3 @@ class ConstrainedPipeline(DiffusionPipeline):
         diffusers_class = next(c.__name__ for c in type(self).__mro__ if not issubclass(c, ConstrainedPipeline))
         config["_class_name"] = self.saved_as or diffusers_class
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A run that is ready to start."""
-
-    plan: RunPlan
-    name: str
-    sampler: Sampler
-    denoiser: CountingDenoiser
-    timesteps: list[float]
-    check: Callable[[], None]
-
-    def states(self, options: RunOptions, shape: tuple[int, ...], like: Tensor) -> _States:
-        """Yield the states of the run, in the dtype and on the device of `like`."""
-        generator = options.generator_for(self.plan.samples)
-        noise = options.noise_for(self.plan.samples, shape, like, generator)
-        x_T = initial_noise(self.denoiser.schedule, self.timesteps[0], noise)
-        solver, transition = self.sampler.solver, self.sampler.transition
-        return trajectory(self.denoiser, self.plan.constraint, solver, x_T, self.timesteps, transition, generator)

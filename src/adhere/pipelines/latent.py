@@ -40,21 +40,25 @@ class DiffusersVAE:
         vae: the autoencoder.
         scale, shift: one number, or one per latent channel.
         decode_options: keyword arguments of `vae.decode`.
+        record: called as record(part, given, returned) after each encoding and decoding.
     """
 
     vae: Any  # diffusers' autoencoders have no common type
     scale: tuple[float, ...] = (1.0,)
     shift: tuple[float, ...] = (0.0,)
     decode_options: dict[str, Any] = field(default_factory=dict)
+    record: Callable[[str, Tensor, Tensor], None] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def from_config(cls, vae: Any, **decode_options: Any) -> "DiffusersVAE":
+    def from_config(
+        cls, vae: Any, record: Callable[[str, Tensor, Tensor], None] | None = None, **decode_options: Any
+    ) -> "DiffusersVAE":
         """Return the autoencoder with the scale and shift of its configuration, or those per channel (SDXL)."""
         config = vae.config
         stds = config.get("latents_std") or [1.0]
         means = config.get("latents_mean") or [config.get("shift_factor") or 0.0]
         scale = tuple(config["scaling_factor"] / std for std in stds)
-        return cls(vae, scale, tuple(map(float, means)), decode_options)
+        return cls(vae, scale, tuple(map(float, means)), decode_options, record)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -63,11 +67,17 @@ class DiffusersVAE:
     def encode(self, x: Tensor) -> Tensor:
         encoded = self.vae.encode(x.to(self.dtype))
         z = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-        return (z.to(x.dtype) - self._per_channel(self.shift, x)) * self._per_channel(self.scale, x)
+        z = (z.to(x.dtype) - self._per_channel(self.shift, x)) * self._per_channel(self.scale, x)
+        if self.record is not None:
+            self.record("encoder of the VAE", x, z)
+        return z
 
     def decode(self, z: Tensor) -> Tensor:
         z_vae = z / self._per_channel(self.scale, z) + self._per_channel(self.shift, z)
-        return self.vae.decode(z_vae.to(self.dtype), return_dict=False, **self.decode_options)[0].to(z.dtype)
+        x = self.vae.decode(z_vae.to(self.dtype), return_dict=False, **self.decode_options)[0].to(z.dtype)
+        if self.record is not None:
+            self.record("decoder of the VAE", z, x)
+        return x
 
     def _per_channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
         return constants(values, like.dtype, like.device).view(1, -1, 1, 1)
@@ -83,7 +93,11 @@ class LatentPipeline(ConstrainedPipeline):
     @property
     def autoencoder(self) -> DiffusersVAE:
         """The autoencoder that constraints use."""
-        return DiffusersVAE.from_config(self.vae)
+        return DiffusersVAE.from_config(self.vae, self._record)
+
+    @property
+    def _record(self) -> Callable[[str, Tensor, Tensor], None] | None:
+        return None if self._checks is None else self._checks.record
 
     @property
     def latent_multiple(self) -> int:

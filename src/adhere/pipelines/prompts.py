@@ -148,7 +148,13 @@ class TextConditioning:
 
         Both arguments are tensors (B, ...), although diffusers' annotations allow more. Without classifier-free
         guidance, `negative` is None or, if it was given to `encode_prompt`, not used.
+
+        Raises:
+            AdhereError: for NaN or infinity.
         """
-        if negative is None or not self.do_classifier_free_guidance:
-            return positive.to(dtype)
-        return (negative if self.is_unconditional else torch.cat([negative, positive])).to(dtype)
+        embeds = positive
+        if negative is not None and self.do_classifier_free_guidance:
+            embeds = negative if self.is_unconditional else torch.cat([negative, positive])
+        if not embeds.isfinite().all():
+            raise AdhereError("the embeddings of the prompt hold NaN or infinity: check them, or the text encoder")
+        return embeds.to(dtype)
