@@ -22,7 +22,7 @@ from torch import Tensor
 
 from adhere.core._linalg import clip_rms, dot, max_norm, per_sample, repeat_samples, safe_divide
 from adhere.core.derivatives import vjp
-from adhere.core.operators import InnerProduct, LinearOperator, Mask, _Jacobian, _Stacked
+from adhere.core.operators import InnerProduct, LinearOperator, Mask, _check_measurement, _Jacobian, _Stacked
 
 _MAX_RMS_DISTANCE = 10.0  # more than any two images differ by; bounds Newton's step where a loss is nearly flat
 
@@ -110,6 +110,7 @@ class Linear(Constraint):
 
     Raises:
         ValueError: if noise < 0, or if y does not hold floating-point numbers.
+        TypeError: for an operator, a y or a noise of another type.
     """
 
     operator: LinearOperator
@@ -118,10 +119,10 @@ class Linear(Constraint):
     max_step_rms: float = field(default=math.inf, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.noise < math.inf:
-            raise ValueError(f"noise = {self.noise}: a standard deviation must be at least 0, and finite")
-        if not self.y.is_floating_point():
-            raise ValueError(f"y has dtype {self.y.dtype}: give floating-point numbers; pictures are in [-1, 1]")
+        if not isinstance(self.operator, LinearOperator):
+            given = type(self.operator).__name__
+            raise TypeError(f"operator is a {given}: give a LinearOperator, such as adhere.operator(fn, (3, H, W))")
+        _check_measurement(self.y, self.noise)
         object.__setattr__(self, "y", self.operator.restrict(self.y))
 
     def residual(self, x0: Tensor) -> Tensor:
@@ -292,8 +293,7 @@ class Nonlinear(Constraint):
     max_step_rms: float = 0.3
 
     def __post_init__(self) -> None:
-        if not 0 <= self.noise < math.inf:
-            raise ValueError(f"noise = {self.noise}: a standard deviation must be at least 0, and finite")
+        _check_measurement(self.y, self.noise)
         if not self.max_step_rms > 0:
             raise ValueError(f"max_step_rms = {self.max_step_rms}: it must be above 0; 0.3 is usual")
 
@@ -361,8 +361,8 @@ class Sum(Constraint):
             raise ValueError(
                 f"{len(self.constraints)} constraints and {len(self.weights)} weights: give one weight per constraint"
             )
-        if not all(0 <= weight < math.inf for weight in self.weights):
-            raise ValueError(f"weights = {self.weights}: each must be finite and at least 0")
+        if not all(0 <= weight < math.inf for weight in self.weights) or not any(self.weights):
+            raise ValueError(f"weights = {self.weights}: each must be finite and at least 0, and one of them above 0")
 
     def neg_grad(self, x0: Tensor) -> Tensor:
         return reduce(add, [w * c.neg_grad(x0) for c, w in zip(self.constraints, self.weights, strict=True)])

@@ -286,3 +286,14 @@ class _Jacobian(LinearOperator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self.transposed(y)
+
+
+def _check_measurement(y: Tensor, noise: float) -> None:
+    """Raise unless y is a tensor of floating-point numbers, and the standard deviation of its noise a number."""
+    if not isinstance(y, Tensor) or not isinstance(noise, (int, float)):
+        given = f"y is a {type(y).__name__}, noise a {type(noise).__name__}"
+        raise TypeError(f"{given}: give a tensor y, and one number for the standard deviation of its noise")
+    if not y.is_floating_point():
+        raise ValueError(f"y has dtype {y.dtype}: give floating-point numbers; pictures are in [-1, 1]")
+    if not 0 <= noise < math.inf:
+        raise ValueError(f"noise = {noise}: a standard deviation must be at least 0, and finite")

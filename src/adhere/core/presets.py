@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from adhere._hints import keyword_hints
+from adhere.core._checks import check_constraint
 from adhere.core.baselines.ding import DING, Decoupled
 from adhere.core.baselines.dps import DPS
 from adhere.core.baselines.freedom import FreeDoM
@@ -153,7 +154,8 @@ def sample(
         device: of the state; that of the generator by default.
 
     Raises:
-        ValueError: for an unknown solver's name or an impossible number of steps.
+        ValueError: for an unknown solver's name, an impossible number of steps, or a measurement that does not fit its
+            operator or the shape.
         TypeError: for a generator or a solver of a wrong type, or if the solver does not support the constraint.
     """
     if not isinstance(denoiser, Denoiser) or not isinstance(constraint, Constraint):
@@ -166,6 +168,7 @@ def sample(
     generator = check_generator(generator, shape[0])
     first = generator if isinstance(generator, torch.Generator) else generator[0]
     like = torch.empty(0, dtype=dtype, device=device or first.device)
+    check_constraint(constraint, shape, like.dtype, like.device)
     noise = randn(shape, like, generator)
     x0 = noise
     for state in sampler.trajectory(denoiser, constraint, noise, generator, num_inference_steps):

@@ -23,6 +23,7 @@ from diffusers.utils.outputs import BaseOutput
 from torch import Generator, Tensor
 
 from adhere._hints import keyword_hints
+from adhere.core._checks import check_constraint
 from adhere.core.constraints import Constraint
 from adhere.core.covariance import StationaryCovariance
 from adhere.core.denoisers import CountingDenoiser, Denoiser
@@ -302,7 +303,8 @@ class ConstrainedPipeline(DiffusionPipeline):
                 take a decoding.
 
         Raises:
-            ValueError: for an unknown solver or name, or an impossible number of steps or generators.
+            ValueError: for an unknown solver or name, an impossible number of steps or generators, or a measurement
+                that does not fit its operator or the picture.
             TypeError: for arguments of a wrong type, or if the solver does not support the task.
             AdhereError: for a prompt or a size that the model cannot use, or if the network returns NaN.
             OutOfMemory: if the picture or the batch is too large.
@@ -320,6 +322,9 @@ class ConstrainedPipeline(DiffusionPipeline):
             batch.size,
         )
         crops = [one.crops(self, requested_size(self, height, width)) for one in batch.tasks]
+        for crop in (crop for parts in crops for crop in parts):
+            shape = (num_images_per_prompt, 3, *crop.size)
+            check_constraint(crop.constraint, shape, torch.float32, self.execution_device)
         if (output_type == "latent" or latents is not None) and any(len(parts) > 1 for parts in crops):
             raise ValueError("a task has several crops, each with its own latents: use output_type='pil', no latents")
         self._interrupt = False

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor
 
 from adhere._hints import keyword_hints
+from adhere.core._checks import check_constraint
 from adhere.core.constraints import Linear
 from adhere.core.filters import Downsample
-from adhere.core.noise import randn
 from adhere.core.operators import LinearOperator, Unpad
 from adhere.errors import AdhereError
 from adhere.io._metadata import resized
@@ -54,19 +54,16 @@ class Restore(Task):
         y = self.y.float() if isinstance(self.y, Tensor) else as_picture(self.y).tensor()
         try:
             image = self.operator.adjoint(y)
-            shape = self.operator(image).shape
         except (ValueError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             hint = "; add a batch dimension: y[None]" if y.ndim == 3 else ""
             raise AdhereError(f"y of shape {tuple(y.shape)} does not fit the operator: {reason}{hint}") from error
         if image.ndim != 4 or image.shape[:2] != (1, 3):
             raise AdhereError(f"A^T y has shape {tuple(image.shape)}: y must measure one RGB picture, (1, 3, H, W)")
-        if shape != y.shape:
-            raise AdhereError(f"y has shape {tuple(y.shape)}, but the operator returns {tuple(shape)}")
-        x = randn(image.shape, image, torch.Generator().manual_seed(0))
-        once = self.operator(x)
-        if (self.operator(2 * x) - 2 * once).abs().max() > 1e-3 * once.abs().max():
-            raise AdhereError("the operator is not linear, as A(2 x) is not 2 A(x): move constants into y")
+        try:
+            check_constraint(Linear(self.operator, y, self.noise), image.shape, y.dtype, y.device)
+        except (TypeError, ValueError) as error:
+            raise AdhereError(str(error)) from error
         object.__setattr__(self, "measurement", y)
         object.__setattr__(self, "size", (image.shape[-2], image.shape[-1]))
 

@@ -1,0 +1,115 @@
+"""Checks of a measurement against its operator, once before a run, on one random image.
+
+They take two products with A and one with A^T, and no evaluation of the network. Constraints through a decoder are
+checked where their pictures are known (`ConstrainedPipeline`), since a decoding would cost as much as an evaluation.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from adhere.core._linalg import dot
+from adhere.core.constraints import Constraint, Linear, Linearization, Nonlinear, Sum
+from adhere.core.noise import randn
+
+_TOLERANCE = 0.01  # of the adjoint, relative; far above rounding
+
+
+def check_constraint(constraint: Constraint, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
+    """Raise unless a constraint fits images of a shape, as far as one image can show.
+
+    - y is finite, has the shape and the device of A x0, and a dtype that A x0 can hold.
+    - A 0 = 0.
+    - A^T is the transpose of A: <A x, u> = <x, A^T u>.
+
+    Args:
+        constraint: `Linear`, `Nonlinear` or a `Sum` of these; others are not checked.
+        shape: of the run's images, (B, ...).
+        dtype: of the images.
+        device: of the images.
+
+    Raises:
+        ValueError: if something does not hold.
+        TypeError: if A or A^T does not return a tensor.
+    """
+    if isinstance(constraint, Sum):
+        for part in constraint.constraints:
+            check_constraint(part, shape, dtype, device)
+    elif isinstance(constraint, (Linear, Nonlinear)) and not isinstance(constraint, Linearization):
+        y = constraint.y
+        _check_finite(y)
+        if y.device.type != device.type:
+            raise ValueError(f"y is on {y.device}, the images are on {device}: write y.to('{device}')")
+        samples = len(y) if y.ndim and len(y) in (1, shape[0]) else 1
+        generator = Generator(device).manual_seed(0)
+        x = randn((samples, *shape[1:]), torch.empty(0, dtype=dtype, device=device), generator).clamp(-1, 1)
+        if isinstance(constraint, Nonlinear):
+            _check_measurement("f", _apply("f", constraint.f, x), y, shape[0])
+        else:
+            _check_operator(constraint, x, shape[0], generator)
+
+
+def _check_finite(y: Tensor) -> None:
+    if y.numel() == 0:
+        raise ValueError(f"y of shape {tuple(y.shape)} is empty: give at least one number")
+    if not bool(y.isfinite().all()):
+        wrong = int((~y.isfinite()).sum())
+        raise ValueError(
+            f"y has NaN or infinity in {wrong} of {y.numel()} entries: leave them out of the measurement, for example "
+            "by a Mask"
+        )
+
+
+def _check_operator(constraint: Linear, x: Tensor, batch_size: int, generator: Generator) -> None:
+    A, y = constraint.operator, constraint.y
+    A_x = _apply("A", A, x)
+    _check_measurement("A", A_x, y, batch_size)
+    largest, at_zero = float(A_x.abs().max()), float(_apply("A", A, torch.zeros_like(x)).abs().max())
+    if not at_zero <= 1e-4 * largest:
+        raise ValueError(f"A(0) is not 0 (its largest entry is {at_zero:.2g}): subtract A(0) from y and from A")
+    u = randn(A_x.shape, A_x, generator)
+    back = _apply("A^T", A.adjoint, u)
+    if back.shape != x.shape or back.dtype != x.dtype:
+        given = f"{tuple(back.shape)} {back.dtype}"
+        raise ValueError(f"A^T of y returns {given} for images {tuple(x.shape)} {x.dtype}: they must agree")
+    left, right = A_x * u, x * back
+    error = float((left.sum() - right.sum()).abs())
+    scale = float(dot(left, left).sum().sqrt() + dot(right, right).sum().sqrt())
+    if not error <= max(_TOLERANCE, 8 * torch.finfo(x.dtype).eps) * scale:
+        raise ValueError(
+            f"the adjoint is not the transpose of A, or A is not linear: <A x, u> is {float(left.sum()):.3g}, and "
+            f"<x, A^T u> is {float(right.sum()):.3g}; adhere.operator(fn, shape) derives the adjoint of a function"
+        )
+
+
+def _apply(name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return function(x), with an error of the user's code in one line that says for what it occurred."""
+    try:
+        out = function(x)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        if "memory" in reason:
+            raise
+        raise ValueError(f"{name} cannot be applied to {tuple(x.shape)} {x.dtype}: {reason}") from error
+    if not isinstance(out, Tensor):
+        raise TypeError(
+            f"{name} returned a {type(out).__name__}: return one tensor; adhere.Sum takes several constraints"
+        )
+    return out
+
+
+def _check_measurement(name: str, measured: Tensor, y: Tensor, batch_size: int) -> None:
+    if measured.is_complex():
+        raise ValueError(f"{name} returns complex numbers: measure torch.view_as_real of them")
+    if measured.shape != y.shape:
+        hint = ""
+        if y.shape == measured.shape[1:]:
+            hint = ": add the batch dimension, y[None]"
+        elif y.shape[1:] == measured.shape[1:]:
+            hint = f": give one y for all samples of the batch ({batch_size}), or one for each"
+        raise ValueError(f"y has shape {tuple(y.shape)}, {name}(x0) has {tuple(measured.shape)}{hint}")
+    if y.dtype != measured.dtype and (y.dtype, measured.dtype) != (torch.float32, torch.float64):
+        raise ValueError(f"y has dtype {y.dtype}, {name}(x0) has {measured.dtype}: write y.to({measured.dtype})")
+    if not bool(measured.isfinite().all()):
+        raise ValueError(f"{name} returns NaN or infinity for an image in [-1, 1]")
