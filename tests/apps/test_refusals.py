@@ -203,7 +203,14 @@ def test_a_guidance_scale_without_a_prompt(folder, verb_args, text_model):
 
 
 def test_a_solver_that_does_not_support_the_task(folder, verb_args):
-    assert "DDNM does not support" in error_line(verb_args("generate", solver="ddnm"), folder)
+    for solver in ("ddnm", "moment_matching_fast"):
+        assert "choose the solver plain" in error_line(verb_args("generate", solver=solver), folder)
+    assert "RePaint does not support" in error_line(verb_args("upscale", solver="repaint"), folder)
+
+
+def test_a_negative_prompt_without_effect(folder, verb_args, text_model):
+    options = {"model": str(text_model), "prompt": "a", "negative_prompt": "b", "guidance_scale": "1"}
+    assert "negative_prompt has no effect at guidance_scale = 1" in error_line(verb_args("generate", **options), folder)
 
 
 @pytest.mark.parametrize("seed", ["-1", str(2**63), "seven", ""])

@@ -144,7 +144,8 @@ from adhere import Gray, Linear, Nonlinear
 y = torch.zeros(1, 1, 8, 8)
 for arguments in (
     (Linear, torch.sin, y), (Linear, Gray(), y.numpy()), (Linear, Gray(), (y, y)),
-    (Linear, Gray(), y, torch.tensor(0.1)), (Linear, Gray(), y, "0.1"), (Linear, Gray(), y, None), (Nonlinear, torch.sin, y.numpy()),
+    (Linear, Gray(), y, torch.tensor(0.1)), (Linear, Gray(), y, "0.1"), (Linear, Gray(), y, None),
+    (Nonlinear, torch.sin, y.numpy()),
 ):
     try:
         arguments[0](*arguments[1:])

@@ -428,7 +428,7 @@ def test_sample_takes_the_number_of_noise_levels():
     counting = CountingDenoiser(PRIOR.denoiser(SCHEDULE))
     sample(counting, Unconstrained(), BATCH, num_inference_steps=3, dtype=torch.float64)
     assert counting.nfe == 3
-    with pytest.raises(ValueError, match="num_steps = 0"):
+    with pytest.raises(ValueError, match="num_inference_steps = 0"):
         sample_prior(num_inference_steps=0)
 
 

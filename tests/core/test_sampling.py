@@ -16,7 +16,7 @@ from adhere.core.filters import Downsample
 from adhere.core.noise import initial_noise
 from adhere.core.operators import Mask
 from adhere.core.sampling import Sampler, State, trajectory
-from adhere.core.schedules import CosineSchedule, FlowSchedule, log_snr, log_snr_spacing, uniform_spacing
+from adhere.core.schedules import CosineSchedule, DDPMSchedule, FlowSchedule, log_snr, log_snr_spacing, uniform_spacing
 from adhere.core.solvers.base import Solver
 from adhere.core.solvers.ddnm import DDNM
 from adhere.core.solvers.inexact_newton import InexactNewton
@@ -147,19 +147,22 @@ def test_the_constraint_is_updated_with_the_replaced_x0():
 
 
 @pytest.mark.parametrize(
-    ("constraint", "given"),
+    ("constraint", "message"),
     [
-        (Unconstrained(), "Unconstrained"),
-        (Linear(Downsample(2), torch.zeros(1, 1, 1, 1).double()), "Linear constraint with Downsample"),
+        (Unconstrained(), "needs a constraint: without one, choose the solver plain"),
+        (
+            Linear(Downsample(2), torch.zeros(1, 1, 1, 1).double()),
+            "does not support Linear constraint with Downsample: try the solver inexact_newton",
+        ),
     ],
 )
-def test_a_constraint_that_the_solver_does_not_support_is_refused_before_the_first_evaluation(constraint, given):
+def test_a_constraint_that_the_solver_does_not_support_is_refused_before_the_first_evaluation(constraint, message):
     class MaskSolver(DDNM):
         def supports(self, constraint):
             return isinstance(constraint, Linear) and isinstance(constraint.operator, Mask)
 
     denoiser = CountingDenoiser(DENOISER)
-    with pytest.raises(TypeError, match=f"^MaskSolver does not support {given}: try the solver inexact_newton$"):
+    with pytest.raises(TypeError, match=f"^MaskSolver {message}$"):
         next(trajectory(denoiser, constraint, MaskSolver(), X_T, TIMES, DDIM(), seeded(0)))
     assert denoiser.nfe == 0
 
@@ -258,9 +261,9 @@ def test_the_settings_of_a_model_are_used_where_a_sampler_has_none():
 @pytest.mark.parametrize("num_steps", [0, -1])
 def test_a_sampler_refuses_fewer_than_one_step(num_steps):
     sampler = Sampler(Plain())
-    with pytest.raises(ValueError, match=f"num_steps = {num_steps}"):
+    with pytest.raises(ValueError, match=f"num_inference_steps = {num_steps}"):
         sampler.trajectory(DENOISER, Unconstrained(), X_T, seeded(0), num_steps)
-    with pytest.raises(ValueError, match=f"num_steps = {num_steps}"):
+    with pytest.raises(ValueError, match=f"num_inference_steps = {num_steps}"):
         sampler.evaluations(SCHEDULE, num_steps)
 
 
@@ -281,3 +284,21 @@ def test_a_solver_that_returns_two_values_is_answered_with_what_it_must_return()
     states = trajectory(DENOISER, Unconstrained(), Short(), X_T, TIMES, DDIM(), seeded(0))
     with pytest.raises(TypeError, match=r"Short must return \(x_t, x0, memory\)"):
         next(states)
+
+
+@pytest.mark.parametrize("solver", [MomentMatching(), DDNM()])
+def test_sampling_without_a_constraint_is_answered_with_the_solver_for_it(solver):
+    name = type(solver).__name__
+    with pytest.raises(TypeError, match=f"{name} needs a constraint: without one, choose the solver plain"):
+        list(trajectory(DENOISER, Unconstrained(), solver, X_T, TIMES, DDIM(), seeded(0)))
+
+
+def test_fewer_noise_levels_than_were_asked_for_are_said(caplog):
+    table = DDPMSchedule.from_betas()
+    sampler = Sampler(Plain(), timesteps=log_snr_spacing)
+    assert len(sampler.timesteps_for(table, 20)) == 20
+    assert len(sampler.timesteps_for(SCHEDULE, 1000)) == 1000
+    assert not caplog.records
+    levels = len(sampler.timesteps_for(table, 1000))
+    assert levels < 1000
+    assert f"num_inference_steps = 1000: the noise schedule has only {levels} such noise levels" in caplog.text

@@ -205,10 +205,10 @@ def test_a_table_refuses_times_it_does_not_have(t):
 
 @pytest.mark.parametrize("num_steps", [0, -3])
 def test_fewer_than_one_step_is_refused(num_steps):
-    with pytest.raises(ValueError, match=f"num_steps = {num_steps}"):
+    with pytest.raises(ValueError, match=f"num_inference_steps = {num_steps}"):
         log_snr_spacing(DDPM, num_steps, -2.0, 3.0)
     for schedule in SCHEDULES:
-        with pytest.raises(ValueError, match=f"num_steps = {num_steps}"):
+        with pytest.raises(ValueError, match=f"num_inference_steps = {num_steps}"):
             schedule.timesteps(num_steps)
 
 

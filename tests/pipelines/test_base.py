@@ -359,7 +359,7 @@ def test_the_old_name_of_the_default_solver_is_answered_with_the_new_one(pipe, t
 @pytest.mark.parametrize("solver", PRESETS)
 @pytest.mark.parametrize("steps", [0, -3])
 def test_fewer_steps_than_one_are_refused(pipe, task, solver, steps):
-    with pytest.raises(ValueError, match=f"num_steps = {steps}"):
+    with pytest.raises(ValueError, match=f"num_inference_steps = {steps}"):
         pipe(task, solver=solver, num_inference_steps=steps)
 
 
@@ -509,3 +509,11 @@ def test_other_errors_of_the_network_are_not_hidden(shared_model, monkeypatch):
     monkeypatch.setattr(pipe.unet, "forward", lambda *args, **options: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         pipe(Generate(), num_inference_steps=1)
+
+
+def test_fewer_noise_levels_than_were_asked_for_are_said(pipe, task, caplog):
+    out = pipe(task, num_inference_steps=1000, callback_on_step_end=lambda pipe, *_: setattr(pipe, "_interrupt", True))
+    assert f"num_inference_steps = 1000: the noise schedule has only {out.num_steps} such" in caplog.text
+    caplog.clear()
+    pipe(task, callback_on_step_end=lambda pipe, *_: setattr(pipe, "_interrupt", True))
+    assert "num_inference_steps" not in caplog.text

@@ -183,6 +183,8 @@ def test_plain_sampling_is_what_diffusers_samples(pipe_of, diffusers_pipe_of, na
     pipe, theirs, options = pipe_of(name), diffusers_pipe_of(name), PROMPTS[case]
     if name == "flux schnell" and case == "no guidance":
         options = {"prompt": "a b"}
+    if "distilled" in name:
+        options = {key: value for key, value in options.items() if key != "negative_prompt"}
     common = {"num_inference_steps": 4, "output_type": "latent"}
     ours = pipe(Generate(SIZE), generator=seeded(3), **common, **options)
     flux = isinstance(pipe, FluxPipeline)
@@ -475,6 +477,18 @@ def test_a_model_that_reads_no_text_refuses_prompts_and_guidance(pipe_of, name):
     for options in ({"prompt": "a"}, {"negative_prompt": "a"}, {"guidance_scale": 3.0}, {"prompt_embeds": embeds}):
         with pytest.raises(AdhereError, match="this model reads no"):
             pipe_of(name)(Generate(), **options)
+
+
+@text_families
+def test_a_negative_prompt_without_effect_is_refused(pipe_of, name):
+    pipe, options = pipe_of(name), {"num_inference_steps": 1, "prompt": "a"}
+    match = "this model is distilled" if "distilled" in name else "at guidance_scale = 1: leave it out, or give a scale"
+    for negative in ("b", ["b"]):
+        with pytest.raises(AdhereError, match=f"negative_prompt has no effect.*{match}"):
+            pipe(Generate(SIZE), negative_prompt=negative, guidance_scale=1.0, **options)
+    pipe(Generate(SIZE), negative_prompt="", guidance_scale=1.0, **options)
+    if "distilled" not in name:
+        pipe(Generate(SIZE), negative_prompt="b", guidance_scale=1.5, **options)
 
 
 # --- diffusers' inpainting and image-to-image pipelines

@@ -249,3 +249,35 @@ def test_a_hole_in_an_invisible_part_is_filled():
     image[..., 3] = 0
     out = np.asarray(repaired(Inpaint(image, hole(24, 31))))
     assert np.array_equal(out[~hole(24, 31)], image[~hole(24, 31)])
+
+
+SWAPPED = {
+    "arrays": lambda mask, photo: (mask, photo),
+    "bool and tensor": lambda mask, photo: (mask.astype(np.uint8) * 255, torch.from_numpy(photo)),
+    "floats": lambda mask, photo: (mask, photo.astype(np.float32) / 255),
+    "images": lambda mask, photo: (Image.fromarray(mask), Image.fromarray(photo)),
+    "color": lambda mask, photo: (Image.fromarray(mask), Image.fromarray(np.stack([photo] * 3, 2))),
+}
+
+
+@pytest.mark.parametrize("kind", SWAPPED)
+def test_an_image_and_a_mask_that_are_swapped_are_refused(kind):
+    mask = hole(40, 60).astype(np.uint8) * 255
+    photo = (noise(40, 60) // 2 + 64).astype(np.uint8)
+    assert "they seem to be swapped; write Inpaint(image, mask)" in refusal(*SWAPPED[kind](mask, photo))
+
+
+def test_swapped_files_are_refused(tmp_path):
+    Image.fromarray(hole(40, 60)).save(tmp_path / "mask.png")
+    Image.fromarray(hole(40, 60).astype(np.uint8) * 255).save(tmp_path / "mask.jpg", quality=60)
+    Image.fromarray((noise(40, 60, 3) // 2 + 64).astype(np.uint8)).save(tmp_path / "photo.jpg")
+    for mask in ("mask.png", "mask.jpg"):
+        assert "swapped" in refusal(tmp_path / mask, tmp_path / "photo.jpg")
+
+
+def test_a_black_and_white_picture_and_a_soft_mask_are_not_suspected():
+    picture = (noise(40, 60) > 128).astype(np.uint8) * 255
+    soft = np.clip(np.linspace(-1, 2, 60), 0, 1)[None].repeat(40, 0).astype(np.float32)
+    assert Inpaint(picture, soft).mask_array.any()
+    assert Inpaint(picture, hole(40, 60)).mask_array.any()
+    assert Inpaint(noise(40, 60, 3), soft).mask_array.any()

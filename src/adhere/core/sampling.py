@@ -8,6 +8,7 @@ one noise level to the next is passed in and returned. `trajectory` yields a `St
 progress bars, previews, interruption and tests.
 """
 
+import logging
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,13 +17,15 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor
 
-from adhere.core.constraints import Constraint, Linear
+from adhere.core.constraints import Constraint, Linear, Unconstrained
 from adhere.core.covariance import StationaryCovariance
 from adhere.core.denoisers import Denoiser
 from adhere.core.noise import Generators, initial_noise
 from adhere.core.schedules import Schedule, log_snr, log_snr_spacing
 from adhere.core.solvers.base import Solver, StochasticSolver
 from adhere.core.transitions import DPMSolver2M, Transition
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ def _is_decreasing_noise(schedule: Schedule, timesteps: Sequence[float]) -> bool
 
 def _check_supported(solver: Solver, constraint: Constraint) -> None:
     if not solver.supports(constraint):
+        if isinstance(constraint, Unconstrained):
+            raise TypeError(f"{type(solver).__name__} needs a constraint: without one, choose the solver plain")
         given = type(constraint).__name__
         if isinstance(constraint, Linear):
             given += f" constraint with {type(constraint.operator).__name__}"
@@ -148,9 +153,25 @@ class Sampler:
             noise: white noise of unit variance, (B, ...), in the dtype and on the device of the run.
             num_steps: the number of noise levels, the sampler's own by default.
         """
-        timesteps = self.timesteps(denoiser.schedule, self.num_steps if num_steps is None else num_steps)
+        timesteps = self.timesteps_for(denoiser.schedule, num_steps)
         x_T = initial_noise(denoiser.schedule, timesteps[0], noise)
         return trajectory(denoiser, constraint, self.solver, x_T, timesteps, self.transition, generator)
+
+    def timesteps_for(self, schedule: Schedule, num_steps: int | None = None) -> list[float]:
+        """Return the timesteps of a run; a warning is logged if the schedule has fewer than `num_steps`.
+
+        Args:
+            schedule: the noise schedule.
+            num_steps: the number of noise levels, the sampler's own by default.
+        """
+        timesteps = self.timesteps(schedule, self.num_steps if num_steps is None else num_steps)
+        if num_steps is not None and len(timesteps) < num_steps:
+            _logger.warning(
+                "num_inference_steps = %d: the noise schedule has only %d such noise levels, which are used",
+                num_steps,
+                len(timesteps),
+            )
+        return timesteps
 
     def for_model(self, temperature: float, covariance: StationaryCovariance | None) -> "Sampler":
         """Return the sampler with the settings of a model where its own are None."""

@@ -102,7 +102,7 @@ class DDPMSchedule:
         """Return the times of diffusers' `DDIMScheduler.set_timesteps`, kept within the table."""
         count = len(self.alphas_cumprod)
         if not 1 <= num_steps <= count:
-            raise ValueError(f"num_steps = {num_steps}: this schedule allows 1 to {count}")
+            raise ValueError(f"num_inference_steps = {num_steps}: this schedule allows 1 to {count}")
         if self.spacing == "leading":
             stride = count // num_steps
             offset = min(self.steps_offset, count - 1 - stride * (num_steps - 1))
@@ -169,7 +169,7 @@ class CosineSchedule:
 
 def _check_num_steps(num_steps: int) -> None:
     if num_steps < 1:
-        raise ValueError(f"num_steps = {num_steps}: at least 1 is needed")
+        raise ValueError(f"num_inference_steps = {num_steps}: at least 1 is needed")
 
 
 def predict_x0(prediction_type: PredictionType, out: Tensor, x_t: Tensor, alpha_t: float, sigma_t: float) -> Tensor:

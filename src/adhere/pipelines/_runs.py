@@ -209,10 +209,6 @@ class RunOptions:
             return names[0] if names else type(solver.solver).__name__, solver
         return solver if isinstance(solver, str) else type(solver).__name__, get_sampler(solver)
 
-    def num_steps_for(self, sampler: Sampler) -> int:
-        """Return the number of noise levels."""
-        return sampler.num_steps if self.num_inference_steps is None else self.num_inference_steps
-
     def generator_for(self, samples: list[int]) -> Generators:
         """Return the generators of some samples."""
         return self.generator if isinstance(self.generator, Generator) else [self.generator[i] for i in samples]

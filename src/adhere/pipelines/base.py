@@ -364,7 +364,7 @@ class ConstrainedPipeline(DiffusionPipeline):
                 denoisers[key] = self.make_denoiser(batch.prompts.select(plan.samples), plan.size)
             name, sampler = options.sampler_for(plan.constraint)
             sampler = sampler.for_model(self.temperature, self.prior_covariance)
-            timesteps = sampler.timesteps(self.schedule(plan.size), options.num_steps_for(sampler))
+            timesteps = sampler.timesteps_for(self.schedule(plan.size), options.num_inference_steps)
             denoiser = denoisers[key]
             if self.tile_size is not None:
                 denoiser = TiledDenoiser(denoiser, self.tile_size, self.tile_size // 8)

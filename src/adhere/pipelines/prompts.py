@@ -109,6 +109,10 @@ class TextConditioning:
         """Whether the encoder must return negative embeddings too."""
         return self.guidance_scale > 1 or self.is_unconditional
 
+    @property
+    def _has_negative_text(self) -> bool:
+        return any(self.inputs.negative_prompt or ())
+
     def check_encoders(self, pipe: Any, *encoders: str, use_cfg: bool = True) -> None:
         """Raise AdhereError if texts are to be encoded and the model was loaded without one of the encoders.
 
@@ -138,6 +142,8 @@ class TextConditioning:
         width = pipe.unet.config.get("time_cond_proj_dim")
         if width is None:
             return self, None
+        if self._has_negative_text:
+            raise AdhereError("negative_prompt has no effect: this model is distilled to read the scale; leave it out")
         embedded = pipe.get_guidance_scale_embedding(
             torch.tensor([self.guidance_scale - 1], dtype=torch.float32, device="cpu"), width
         )
@@ -150,8 +156,13 @@ class TextConditioning:
         guidance, `negative` is None or, if it was given to `encode_prompt`, not used.
 
         Raises:
-            AdhereError: for NaN or infinity.
+            AdhereError: for NaN or infinity, or for a negative prompt that would have no effect.
         """
+        if self._has_negative_text and not self.do_classifier_free_guidance:
+            raise AdhereError(
+                f"negative_prompt has no effect at guidance_scale = {self.guidance_scale:g}: leave it out, or give a "
+                "scale above 1"
+            )
         embeds = positive
         if negative is not None and self.do_classifier_free_guidance:
             embeds = negative if self.is_unconditional else torch.cat([negative, positive])

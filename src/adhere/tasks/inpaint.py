@@ -57,6 +57,11 @@ class Inpaint(Task):
             raise AdhereError(f"context = {self.context}: at least 1 pixel around the mask is needed")
         picture = as_picture(self.image)
         mask = mask_from_alpha(picture) if self.mask is None else as_mask(self.mask, picture.size)
+        if self.mask is not None and _is_black_and_white(picture.pixels) and _is_photograph(self.mask):
+            raise AdhereError(
+                "the image is black and white and the mask has many shades: they seem to be swapped; write "
+                "Inpaint(image, mask)"
+            )
         object.__setattr__(self, "picture", picture)
         object.__setattr__(self, "mask_array", mask)
 
@@ -96,3 +101,20 @@ def _results(samples: list[Tensor], crops: list[Crop]) -> list[tuple[Box, Tensor
         unpadded = x0[:, : rows.stop - rows.start, : columns.stop - columns.start]
         results.append((crop.box, unpadded.clamp(-1, 1)))
     return results
+
+
+def _is_black_and_white(pixels: np.ndarray) -> bool:
+    """Return whether nearly all pixels are black or white, as those of a mask."""
+    return bool((np.abs(_shares(pixels) - 0.5) > 0.45).mean() > 0.98)
+
+
+def _is_photograph(mask: str | Path | Image.Image | np.ndarray | Tensor) -> bool:
+    """Return whether most pixels of what was given as mask are neither dark nor light; a soft edge has few of them."""
+    pixels = as_picture(mask).pixels if isinstance(mask, (str, Path, Image.Image)) else np.asarray(mask)
+    return bool((np.abs(_shares(pixels) - 0.5) < 0.4).mean() > 0.5)
+
+
+def _shares(pixels: np.ndarray) -> Float[np.ndarray, "..."]:
+    """Return pixels as shares of the largest value of their type, from 0 to 1; floats are shares already."""
+    largest = np.iinfo(pixels.dtype).max if np.issubdtype(pixels.dtype, np.integer) else 1
+    return pixels.astype(np.float32) / largest

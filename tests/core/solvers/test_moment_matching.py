@@ -860,3 +860,9 @@ def test_the_covariance_is_that_of_the_number_of_channels_unless_one_is_given():
     assert not torch.allclose(mean(MomentMatching()), mean(MomentMatching(white)))
     assert MomentMatching().with_covariance(white) == MomentMatching(white)
     assert MomentMatching(default).with_covariance(white) == MomentMatching(default)
+
+
+@pytest.mark.parametrize("name", ["fusion_snr", "noise_floor", "product_center", "tilt_max_log_snr"])
+def test_no_setting_may_be_nan(name):
+    with pytest.raises(ValueError, match=name):
+        MomentMatching(**{name: math.nan})
