@@ -35,6 +35,7 @@ from adhere.core.latents import DecodedConstraint, KnownLatents
 from adhere.core.presets import PRESETS
 from adhere.pipelines.flux import FluxPipeline
 from adhere.pipelines.ldm import UnconditionalLatentPipeline
+from adhere.pipelines.prompts import PromptInputs
 from adhere.pipelines.sd import SDPipeline
 from adhere.pipelines.sd3 import SD3Pipeline
 from adhere.pipelines.sdxl import SDXLPipeline
@@ -489,6 +490,62 @@ def test_a_negative_prompt_without_effect_is_refused(pipe_of, name):
     pipe(Generate(SIZE), negative_prompt="", guidance_scale=1.0, **options)
     if "distilled" not in name:
         pipe(Generate(SIZE), negative_prompt="b", guidance_scale=1.5, **options)
+
+
+# --- callbacks, by the contracts of diffusers' PipelineTesterMixin
+
+
+@text_families
+def test_a_callback_may_change_the_guidance_scale(pipe_of, name):
+    """As `test_callback_cfg`; from the next step on, the scale is the new one, unless it is embedded once."""
+    pipe, scales = pipe_of(name), []
+
+    def change(pipe, step, t, tensors):
+        scales.append(pipe.guidance_scale)
+        pipe._guidance_scale += 3.0
+        return tensors
+
+    options = {"num_inference_steps": 3, "guidance_scale": 2.0, "output_type": "latent", "prompt": "a b"}
+    options |= {"negative_prompt": "c"} if isinstance(pipe, FluxPipeline) else {}
+    fixed = pipe(Generate(SIZE), generator=seeded(), **options).images
+    assert pipe.guidance_scale == (1.0 if "distilled" in name else 2.0)
+    changed = pipe(Generate(SIZE), generator=seeded(), callback_on_step_end=change, **options).images
+    assert pipe.num_timesteps == 3
+    assert scales == ([1.0, 4.0, 7.0] if "distilled" in name else [2.0, 5.0, 8.0])
+    assert torch.equal(changed, fixed) == ("distilled" in name)
+    assert torch.equal(pipe(Generate(SIZE), generator=seeded(), **options).images, fixed)
+
+
+def test_the_embedded_guidance_of_flux_may_change_too(pipe_of):
+    def change(pipe, step, t, tensors):
+        pipe._guidance_scale += 3.0
+
+    pipe, options = pipe_of("flux"), {"num_inference_steps": 3, "output_type": "latent", "prompt": "a b"}
+    fixed = pipe(Generate(SIZE), generator=seeded(), **options).images
+    assert pipe.guidance_scale == 3.5
+    assert not torch.equal(
+        pipe(Generate(SIZE), generator=seeded(), callback_on_step_end=change, **options).images, fixed
+    )
+
+
+def test_denoisers_that_are_made_outside_of_a_call_keep_their_own_scale(pipe_of):
+    pipe, z_t = pipe_of("sd"), torch.ones(1, 4, 6, 8)
+    weak, strong = (pipe.make_denoiser(PromptInputs(1, ["a b"], guidance_scale=scale), SIZE) for scale in (2.0, 9.0))
+    expected = weak(z_t, 500.0)
+    strong(z_t, 500.0)
+    pipe(Generate(SIZE), "a", num_inference_steps=1, guidance_scale=5.0)
+    assert torch.equal(weak(z_t, 500.0), expected)
+
+
+@any_family
+def test_latents_that_a_callback_returns_at_the_last_step_are_the_result(pipe_of, name):
+    """As `test_callback_inputs`."""
+
+    def blank(pipe, step, t, tensors):
+        return {"latents": torch.zeros_like(tensors["latents"])} if step == 1 else {}
+
+    options = {"num_inference_steps": 2, "output_type": "latent", "callback_on_step_end": blank}
+    assert pipe_of(name)(Generate(), **options, **prompt(name)).images.abs().sum() == 0
 
 
 # --- diffusers' inpainting and image-to-image pipelines

@@ -151,17 +151,18 @@ class CFGDenoiser(DenoiserWrapper):
 
     Attributes:
         denoiser: takes both halves as one batch (2B, ...), the unconditional half first.
-        guidance_scale: 1 is no guidance.
+        guidance_scale: 1 is no guidance; or a function that returns it at each evaluation.
 
     Source: Ho and Salimans, *Classifier-free diffusion guidance* (2022).
     """
 
     denoiser: Denoiser
-    guidance_scale: float
+    guidance_scale: float | Callable[[], float]
 
     def __call__(self, x_t: Tensor, t: float) -> Tensor:
         uncond, cond = self.denoiser(torch.cat([x_t, x_t]), t).chunk(2)
-        return uncond + self.guidance_scale * (cond - uncond)
+        scale = self.guidance_scale() if callable(self.guidance_scale) else self.guidance_scale
+        return uncond + scale * (cond - uncond)
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,8 @@ class FiniteChecks:
             returned: what it returned.
             where: when that was, for the message.
         """
-        sums = (x.detach().sum(dtype=torch.float32) for x in (given, returned))
-        self._calls.append((part, where, *sums))
+        before, after = (x.detach().sum(dtype=torch.float32) for x in (given, returned))
+        self._calls.append((part, where, before, after))
         if not self.is_deferred:
             self.check()
 

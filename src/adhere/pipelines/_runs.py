@@ -247,6 +247,8 @@ class RunOptions:
         x_t, x0 = returned.get("latents", state.x_t), returned.get("x0", state.x0)
         if x_t is state.x_t and x0 is state.x0:
             return None
+        if state.step + 1 == state.num_steps and x0 is state.x0:
+            x0 = x_t  # after the last step, the latents are the result, as in diffusers
         return State(state.step, state.num_steps, state.t, x_t, x0, state.constraint)
 
 

@@ -298,7 +298,7 @@ class ConstrainedPipeline(DiffusionPipeline):
                 or 'latent', the states.
             return_dict: whether a `ConstrainedOutput` is returned instead of a tuple of the images.
             callback_on_step_end: called as f(pipe, step, t, tensors) at each noise level. Returned 'latents' and 'x0'
-                replace the run's own.
+                replace the run's own; at the last one, either of them is the result.
             callback_on_step_end_tensor_inputs: the tensors that it gets: 'latents', 'x0', and 'residual', which may
                 take a decoding.
 
@@ -381,6 +381,7 @@ class ConstrainedPipeline(DiffusionPipeline):
         with self.progress_bar(total=sum(len(run.timesteps) for run in runs)) as bar:  # pyright: ignore[reportCallIssue]
             for run in runs:
                 options.restore_generators(initial_states)
+                self._num_timesteps = len(run.timesteps)  # for callbacks, as in diffusers
                 shape = (len(run.plan.samples), *self.state_shape(run.plan.size))
                 states = run.states(options, shape, torch.empty(0, dtype=torch.float32, device=self.execution_device))
                 samples.append(self._last_x0(states, options, bar.update))

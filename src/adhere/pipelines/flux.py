@@ -57,11 +57,11 @@ class FluxPipeline(LatentPipeline, DiffusersFluxPipeline):  # pyright: ignore[re
             )
         text.check_encoders(self, "text_encoder", "text_encoder_2", use_cfg=use_cfg)
         embeds, pooled, text_ids = self._encode(text, use_cfg)
-        embedded_scale = 1.0 if use_cfg else text.guidance_scale
         device = self.execution_device
 
         def network(z_t: Tensor, t: Tensor) -> Tensor:
             height, width = (side // 2 for side in z_t.shape[-2:])
+            guidance = z_t.new_full((len(z_t),), 1.0 if use_cfg else scale(), dtype=torch.float32)
             out = self.transformer(
                 pixel_unshuffle(z_t, 2).flatten(2).mT,
                 embeds,
@@ -69,12 +69,14 @@ class FluxPipeline(LatentPipeline, DiffusersFluxPipeline):  # pyright: ignore[re
                 timestep=t / 1000,
                 img_ids=self._prepare_latent_image_ids(len(z_t), height, width, device, torch.float32),
                 txt_ids=text_ids,
-                guidance=z_t.new_full((len(z_t),), embedded_scale, dtype=torch.float32) if is_distilled else None,
+                guidance=guidance if is_distilled else None,
                 return_dict=False,
             )[0]
             return pixel_shuffle(out.mT.unflatten(2, (height, width)), 2)
 
-        return self.wrap_network(network, size, text.guidance_scale if use_cfg else 1.0)
+        denoiser = self.wrap_network(network, size, text.guidance_scale if use_cfg else 1.0)
+        scale = self._current_scale(text.guidance_scale)
+        return denoiser
 
     def _encode(self, text: TextConditioning, use_cfg: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Return (embeddings, pooled embeddings, ids of the tokens), of both halves with classifier-free guidance."""

@@ -89,6 +89,7 @@ class LatentPipeline(ConstrainedPipeline):
     vae: Any
     scheduler: Any
     vae_scale_factor: int
+    _guidance_scale: float = 1.0  # of the call that is running, or was the last
 
     @property
     def autoencoder(self) -> DiffusersVAE:
@@ -161,7 +162,15 @@ class LatentPipeline(ConstrainedPipeline):
         """
         schedule, prediction_type = self.schedule(size), self._schedule_and_type(size)[1]
         denoiser = NetworkDenoiser(network, schedule, prediction_type, getattr(self, self.network).dtype)
-        return CFGDenoiser(denoiser, guidance_scale) if guidance_scale > 1 else denoiser
+        scale = self._current_scale(guidance_scale)
+        return CFGDenoiser(denoiser, scale) if guidance_scale > 1 else denoiser
+
+    def _current_scale(self, guidance_scale: float) -> Callable[[], float]:
+        """Return a function that returns the scale; during a call, callbacks may change it, as in diffusers."""
+        if self._checks is None:
+            return lambda: guidance_scale
+        self._guidance_scale = guidance_scale
+        return lambda: self._guidance_scale
 
     def decode(self, x0: Tensor) -> Tensor:
         return self.autoencoder.decode(x0)
