@@ -293,7 +293,7 @@ def test_sampling_without_a_constraint_is_answered_with_the_solver_for_it(solver
         list(trajectory(DENOISER, Unconstrained(), solver, X_T, TIMES, DDIM(), seeded(0)))
 
 
-def test_fewer_noise_levels_than_were_asked_for_are_said(caplog):
+def test_fewer_noise_levels_than_were_asked_for_are_reported(caplog):
     table = DDPMSchedule.from_betas()
     sampler = Sampler(Plain(), timesteps=log_snr_spacing)
     assert len(sampler.timesteps_for(table, 20)) == 20

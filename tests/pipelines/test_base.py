@@ -511,7 +511,7 @@ def test_other_errors_of_the_network_are_not_hidden(shared_model, monkeypatch):
         pipe(Generate(), num_inference_steps=1)
 
 
-def test_fewer_noise_levels_than_were_asked_for_are_said(pipe, task, caplog):
+def test_fewer_noise_levels_than_were_asked_for_are_reported(pipe, task, caplog):
     out = pipe(task, num_inference_steps=1000, callback_on_step_end=lambda pipe, *_: setattr(pipe, "_interrupt", True))
     assert f"num_inference_steps = 1000: the noise schedule has only {out.num_steps} such" in caplog.text
     caplog.clear()

@@ -110,27 +110,27 @@ def test_after_a_call_nothing_is_recorded(tmp_path):
 class Blobs:
     """A trained network of some prediction type: the exact one for a Gaussian prior."""
 
-    def __init__(self, said: str) -> None:
+    def __init__(self, stated: str) -> None:
         prior = Gaussian(torch.zeros(1, 4, 4, dtype=torch.float64), 0.1 * torch.eye(16, dtype=torch.float64))
-        self.schedule, self.dtype, self.said = CosineSchedule(), torch.float32, said
+        self.schedule, self.dtype, self.stated = CosineSchedule(), torch.float32, stated
         self.exact = prior.denoiser(self.schedule)
 
     def __call__(self, x_t: torch.Tensor, t: float) -> torch.Tensor:
         x0 = self.exact(x_t.double(), t).float()
-        if self.said == "v_prediction":
+        if self.stated == "v_prediction":
             return x0
         alpha, sigma = self.schedule(t)
         v = (alpha * x_t - x0) / sigma
         return (x_t - sigma * v) / alpha  # v read as epsilon
 
 
-@pytest.mark.parametrize("said", ["v_prediction", "epsilon"])
-def test_v_that_is_read_as_epsilon_is_noticed(caplog, said):
-    denoiser = CheckedDenoiser(Blobs(said), [0.97, 0.5], FiniteChecks())
+@pytest.mark.parametrize("stated", ["v_prediction", "epsilon"])
+def test_v_that_is_read_as_epsilon_is_noticed(caplog, stated):
+    denoiser = CheckedDenoiser(Blobs(stated), [0.97, 0.5], FiniteChecks())
     x_t = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     x0 = denoiser(x_t, 0.97)
     denoiser.check(x0)
-    assert ("set prediction_type" in caplog.text) == (said == "epsilon")
+    assert ("set prediction_type" in caplog.text) == (stated == "epsilon")
 
 
 def test_at_low_noise_nothing_can_be_said(caplog):
