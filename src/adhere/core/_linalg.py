@@ -81,10 +81,10 @@ def conjugate_residuals(
         p, matrix_p = r, matrix(r)
         for q, matrix_q, qq in directions:
             beta = safe_divide(dot(matrix_p, matrix_q), qq)
-            p, matrix_p = p - beta * q, matrix_p - beta * matrix_q
+            p, matrix_p = torch.addcmul(p, beta, q, value=-1), torch.addcmul(matrix_p, beta, matrix_q, value=-1)
         directions.append((p, matrix_p, dot(matrix_p, matrix_p)))
         step = torch.where(dot(r, r) > converged, safe_divide(dot(r, matrix_p), directions[-1][2]), 0)
-        u, r = u + step * p, r - step * matrix_p
+        u, r = torch.addcmul(u, step, p), torch.addcmul(r, step, matrix_p, value=-1)
     return u
 
 
