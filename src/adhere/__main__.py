@@ -1,6 +1,16 @@
-"""`python -m adhere` runs the command `adhere`."""
+"""`adhere` and `python -m adhere`: the command line as a program, which signals end cleanly from here on."""
 
-from adhere.apps.cli import main
+from adhere.apps import _process
+
+_process.install_handlers()
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    from adhere.apps.cli import main
+
+    main()
+
 
 if __name__ == "__main__":
     main()

@@ -16,6 +16,7 @@ REPORT = Report(
     seconds=2.14,
     residual=0.0001,
     peak_gb=0.55,
+    repainted=None,
     model="adhere-photo",
     variant=None,
     config=None,
@@ -35,6 +36,9 @@ REPORT = Report(
 def test_the_line_of_a_report():
     assert replace(REPORT, peak_gb=0.6).line == "12 NFE, 2.1 s, residual 0.000, peak 0.6 GB"
     assert replace(REPORT, peak_gb=None).line == "12 NFE, 2.1 s, residual 0.000, peak unknown"
+    assert replace(REPORT, repainted=0.9).line == REPORT.line
+    hint = "; 95.2 % is repainted: invert the mask if that part was to stay"
+    assert replace(REPORT, repainted=0.952).line == REPORT.line + hint
 
 
 def test_a_job_writes_the_files_returns_the_report_and_prints_nothing(folder, shared_model, capfd):

@@ -312,7 +312,11 @@ def test_a_pipe_or_device_is_not_replaced_by_a_report(folder, inpaint_args):
 @pytest.mark.parametrize("name", ["out.png", "report.json"])
 @pytest.mark.parametrize("force", [False, True])
 def test_both_files_are_written_or_none(folder, inpaint_args, monkeypatch, name, force):
+    """The file system has no hard links."""
     replace, failing = os.replace, [name]
+
+    def fail(*_: Path) -> None:
+        raise OSError(1, "Operation not permitted")
 
     def fail_once(source: Path, target: Path) -> None:
         if target.name in failing:
@@ -321,6 +325,7 @@ def test_both_files_are_written_or_none(folder, inpaint_args, monkeypatch, name,
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", fail_once)
+    monkeypatch.setattr(os, "link", fail)
     if force:
         Path("out.png").write_text("old")
         Path("report.json").write_text("old")

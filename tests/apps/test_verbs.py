@@ -1,9 +1,11 @@
 """What the verbs write and report, and their help."""
 
+import io
 import json
 import os
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,8 @@ def test_the_report_in_json(folder, inpaint_args, shared_model):
     result = run(inpaint_args(json="report.json", solver="ddnm", steps="3", seed="7"))
     assert result.exit_code == 0, result
     report = json.loads(Path("report.json").read_text())
-    figures, prompts = ["nfe", "seconds", "residual", "peak_gb"], ["prompt", "negative_prompt", "guidance_scale"]
+    figures = ["nfe", "seconds", "residual", "peak_gb", "repainted"]
+    prompts = ["prompt", "negative_prompt", "guidance_scale"]
     settings = ["solver", "steps", "seed", "device", "dtype", "compile", "version"]
     assert list(report) == [*figures, "model", "variant", "config", *prompts, *settings]
     expected = {"nfe": 3, "model": str(shared_model), "solver": "ddnm", "steps": 3, "seed": 7, "dtype": "float32"}
@@ -213,11 +216,13 @@ def test_the_help_of_a_verb_explains_every_option(verb):
 
 
 @pytest.mark.parametrize("example", [example for verb in ("inpaint", "upscale") for example in _EXAMPLES[verb]])
-def test_the_examples_are_valid_except_for_missing_files(folder, example):
+def test_the_examples_are_valid_except_for_missing_files(folder, example, monkeypatch):
     Path("mask.png").unlink()
     Path("photo.png").unlink()
-    arguments = shlex.split(re.sub(r" \[dim\].*", "", example))[1:]
-    assert f"{arguments[1]}: no such file" in error_line(arguments, folder)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    arguments = shlex.split(re.sub(r" (\[dim\]|< photo).*", "", example))[1:]
+    problem = "the image: not an image" if arguments[1] == "-" else f"{arguments[1]}: no such file"
+    assert problem in error_line(arguments, folder)
 
 
 @pytest.mark.parametrize("example", _EXAMPLES["generate"])

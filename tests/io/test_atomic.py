@@ -28,7 +28,7 @@ def write_half_then_raise(error: BaseException, file: object) -> None:
 
 def test_no_file_appears_before_the_commit_and_all_after_it(tmp_path):
     (tmp_path / "b").write_bytes(b"old")
-    with staged_writes({tmp_path / "a": writer(b"1"), tmp_path / "b": writer(b"2")}) as commit:
+    with staged_writes({tmp_path / "a": writer(b"1"), tmp_path / "b": writer(b"2")}, force=True) as commit:
         visible = {name: data for name, data in contents_of(tmp_path).items() if not name.startswith(".")}
         assert visible == {"b": b"old"}
         commit()
@@ -64,7 +64,7 @@ def test_all_renames_are_undone_when_one_fails(tmp_path_factory, existing, at):
     for name in existing:
         (folder / name).write_bytes(b"old")
     blocked = folder / "abc"[at]
-    with staged_writes({folder / name: writer(name.encode()) for name in "abc"}) as commit:
+    with staged_writes({folder / name: writer(name.encode()) for name in "abc"}, force=True) as commit:
         blocked.unlink(missing_ok=True)
         blocked.mkdir()  # no file can be renamed to a folder's name
         (blocked / "full").touch()

@@ -4,17 +4,16 @@ Exit codes:
     0: The files are written.
     1: The files are written, but standard output cannot take the report line.
     2: An input or an option is not valid. Nothing is written.
-    130: Ctrl-C. Nothing is written.
+    129, 130, 143: SIGHUP, Ctrl-C, SIGTERM. Nothing is written, unless the message says that the files are.
 
-Every error is one line on standard error, and an error that can be found before sampling is reported before it. A verb
-is a function of a `Job` and of the verb's own options; it checks the job, makes the task and runs it. Verbs import the
-rest of the package themselves, so that `adhere --help` does not wait for torch.
+Every error that this package finds is one line on standard error, and one that can be found before sampling is reported
+before it. Any other error is a fault of the program and keeps its traceback. A verb is a function of a `Job` and of the
+verb's own options; it checks the job, makes the task and runs it. Verbs import the rest of the package themselves, so
+that `adhere --help` does not wait for torch.
 """
 
 import inspect
-import math
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -24,24 +23,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adhere import __version__
-from adhere.apps._notes import printed_notes
+from adhere.apps import _process
+from adhere.apps._output import OutputLost, print_line, printed_warnings, stream_errors
+from adhere.apps._parsers import Parser, integer_parser, parse_guidance_scale, parse_path, parse_size, parse_text
 from adhere.errors import AdhereError, OutOfMemory
 
 if TYPE_CHECKING:
-    from adhere.apps.job import Job
-    from adhere.tasks import Task
+    from adhere.apps.job import Job, Report
+    from adhere.io.images import Picture
 
 _app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 _UsageError: type[Exception] = typer.BadParameter.mro()[1]  # click's class; newer typers have a click of their own
 _MAX_SEED = 2**63 - 1
+_STREAM = "-"  # as a file name: standard input or output
 
-_Parser = Callable[[str, Any], Any]  # (flag, text or default) -> value
-_Verb = Callable[..., None]
+_Verb = Callable[..., "Report"]
+_Work = Callable[[], tuple["Report", bool]]  # -> (report, whether it is printed as JSON)
 
 _EXAMPLES = {
     "inpaint": (
         "adhere inpaint photo.jpg --mask mask.png -o out.png",
         "adhere inpaint cutout.png -o filled.png [dim](the transparent part is inpainted)[/dim]",
+        "adhere inpaint - --mask mask.png -o out.png --json - < photo.jpg",
         "adhere inpaint photo.jpg --mask mask.png -o out.png --solver ddnm --steps 100 --seed 7 --json report.json",
         'adhere inpaint photo.jpg --mask mask.png -o out.png --model path/to/diffusers-folder --prompt "a brick wall"',
     ),
@@ -94,80 +97,48 @@ _HELP = {
     "--dtype": "The number format of the network: float32, float16 or bfloat16. The default is float32 on a CPU and "
     "float16 on a GPU.",
     "--compile": "Compile the network with torch.compile: faster on many pictures, a minute of waiting for the first.",
-    "--json": "Also write a report to this file, as JSON: the printed figures and all settings, with the seed.",
-    "--force": "Replace files that exist already.",
+    "--json": "Also write a report to this file, as JSON: the printed figures and all settings, with the seed. With -, "
+    "the report goes to standard output, and the line with the figures to standard error.",
+    "--force": "Replace files that exist already. Their permissions are kept, and links are followed.",
 }
 
 
-def _option(flag: str, metavar: str | None = None, parser: _Parser | None = None, *other_flags: str) -> Any:
+def _option(flag: str, metavar: str | None = None, parser: Parser | None = None, *other_flags: str) -> Any:
     """An option whose flag is explicit; typer 0.27 would otherwise take the metavar for its name."""
     parse = None if parser is None else _with_flag(flag, parser)
     return typer.Option(flag, *other_flags, metavar=metavar, parser=parse, help=_HELP[flag])
 
 
-def _with_flag(flag: str, parser: _Parser) -> Callable[[Any], Any]:
+def _with_flag(flag: str, parser: Parser) -> Callable[[Any], Any]:
     def parse(value: Any) -> Any:
         return parser(flag, value)
 
     return parse
 
 
-def _text(flag: str, text: str) -> str:
-    if not text:
-        raise AdhereError(f"{flag} '': is empty; give a name")
-    return text
-
-
-def _path(flag: str, text: str) -> Path:
-    return Path(_text(flag, text))  # Path("") would be the current folder
-
-
-def _integer(low: int, high: int) -> _Parser:
-    """A parser of integers from low to high. Typer also passes the default through it, which is an int."""
-
-    def parse(flag: str, value: str | int) -> int:
-        with suppress(ValueError):
-            if low <= int(value) <= high:
-                return int(value)
-        raise AdhereError(f"{flag} '{value}': give a whole number from {low} to {high}")
-
-    return parse
-
-
-def _guidance_scale(flag: str, text: str) -> float:
-    with suppress(ValueError):
-        if 0 < float(text) < math.inf:
-            return float(text)
-    raise AdhereError(f"{flag} '{text}': give a number above 0; 1 switches guidance off, 3 to 8 are usual")
-
-
-def _size(text: str) -> tuple[int, int]:
-    """(height, width) from WIDTHxHEIGHT."""
-    if sides := re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text, re.ASCII):
-        return int(sides[2]), int(sides[1])
-    raise AdhereError(f"--size '{text}': give WIDTHxHEIGHT in pixels, such as 256x128, at most 9999x9999")
-
-
-_PHOTO_HELP = "The picture to work on, of at most 250 megapixels: a JPEG, PNG, WebP, TIFF, BMP or GIF file."
-_Photo = Annotated[Path, typer.Argument(parser=_with_flag("photo", _path), metavar="PHOTO", help=_PHOTO_HELP)]
-_Output = Annotated[Path, _option("-o", "FILE", _path, "--output")]
-_Mask = Annotated[Path | None, _option("--mask", "FILE", _path)]
-_Frame = Annotated[int | None, _option("--frame", "N", _integer(0, 99_999))]
-_Factor = Annotated[int, _option("--factor", "N", _integer(2, 16))]
+_PHOTO_HELP = (
+    "The picture to work on, of at most 250 megapixels: a JPEG, PNG, WebP, TIFF, BMP or GIF file, or - for standard "
+    "input."
+)
+_Photo = Annotated[str, typer.Argument(parser=_with_flag("photo", parse_text), metavar="PHOTO", help=_PHOTO_HELP)]
+_Output = Annotated[Path, _option("-o", "FILE", parse_path, "--output")]
+_Mask = Annotated[Path | None, _option("--mask", "FILE", parse_path)]
+_Frame = Annotated[int | None, _option("--frame", "N", integer_parser(0, 99_999))]
+_Factor = Annotated[int, _option("--factor", "N", integer_parser(2, 16))]
 _Size = Annotated[str | None, _option("--size", "WIDTHxHEIGHT")]  # typer would read two arguments for a tuple
-_Model = Annotated[str | None, _option("--model", "MODEL", _text)]
-_Variant = Annotated[str | None, _option("--variant", "NAME", _text)]
-_Config = Annotated[str | None, _option("--config", "FOLDER", _text)]
+_Model = Annotated[str | None, _option("--model", "MODEL", parse_text)]
+_Variant = Annotated[str | None, _option("--variant", "NAME", parse_text)]
+_Config = Annotated[str | None, _option("--config", "FOLDER", parse_text)]
 _Prompt = Annotated[str | None, _option("--prompt", "TEXT")]
 _NegativePrompt = Annotated[str | None, _option("--negative-prompt", "TEXT")]
-_GuidanceScale = Annotated[float | None, _option("--guidance-scale", "X", _guidance_scale)]
+_GuidanceScale = Annotated[float | None, _option("--guidance-scale", "X", parse_guidance_scale)]
 _Solver = Annotated[str | None, _option("--solver", "NAME")]
-_Steps = Annotated[int | None, _option("--steps", "N", _integer(1, 1000))]
-_Seed = Annotated[int, _option("--seed", "N", _integer(0, _MAX_SEED))]
+_Steps = Annotated[int | None, _option("--steps", "N", integer_parser(1, 1000))]
+_Seed = Annotated[int, _option("--seed", "N", integer_parser(0, _MAX_SEED))]
 _Device = Annotated[str | None, _option("--device", "NAME")]
 _Dtype = Annotated[str | None, _option("--dtype", "NAME")]
 _Compile = Annotated[bool, _option("--compile")]
-_JsonFile = Annotated[Path | None, _option("--json", "FILE", _path)]
+_JsonFile = Annotated[str | None, _option("--json", "FILE", parse_text)]
 _Force = Annotated[bool, _option("--force")]
 
 
@@ -224,11 +195,15 @@ def _command(name: str) -> Callable[[_Verb], _Verb]:
         _, *own = inspect.signature(verb).parameters.values()
         shared = inspect.signature(_shared_options).parameters
 
-        def command(**values: Any) -> None:
+        def command(**values: Any) -> Any:  # typer evaluates annotations; it is a _Work
             from adhere.apps.job import Job
 
-            job = Job(**{option: values.pop(option) for option in shared}, show_progress=sys.stderr.isatty())
-            verb(job, **values)
+            settings = {option: values.pop(option) for option in shared}
+            prints_json = settings["json_file"] == _STREAM
+            if settings["json_file"] is not None:
+                settings["json_file"] = None if prints_json else Path(settings["json_file"])
+            job = Job(**settings, show_progress=sys.stderr.isatty())
+            return lambda: (verb(job, **values), prints_json)
 
         options = sorted([*own, *shared.values()], key=lambda p: p.default is not p.empty)  # required options first
         command.__signature__ = inspect.Signature(options)  # pyright: ignore[reportFunctionMemberAccess]
@@ -239,40 +214,50 @@ def _command(name: str) -> Callable[[_Verb], _Verb]:
 
 
 @_command("inpaint")
-def _inpaint(job: "Job", photo: _Photo, mask: _Mask = None, frame: _Frame = None) -> None:
+def _inpaint(job: "Job", photo: _Photo, mask: _Mask = None, frame: _Frame = None) -> "Report":
     """Inpaint the white part of a mask. Every other pixel stays bit for bit the same."""
-    from adhere.io.images import as_picture
     from adhere.tasks import Inpaint
 
-    job.check(photo, mask)
-    task = Inpaint(as_picture(photo, frame), mask)
-    _run(job, task, task.picture.size)
+    job.check(*_files(photo), mask)
+    with _process.silenced_stderr():
+        task = Inpaint(_picture(photo, frame), mask)
+    return job.run(task, task.picture.size)
 
 
 @_command("upscale")
-def _upscale(job: "Job", photo: _Photo, factor: _Factor = 4, frame: _Frame = None) -> None:
+def _upscale(job: "Job", photo: _Photo, factor: _Factor = 4, frame: _Frame = None) -> "Report":
     """Enlarge a picture. Each pixel becomes a square with exactly the same mean color."""
-    from adhere.io.images import as_picture
     from adhere.tasks import Upscale
 
-    job.check(photo)
-    task = Upscale(as_picture(photo, frame), factor)
+    job.check(*_files(photo))
+    with _process.silenced_stderr():
+        task = Upscale(_picture(photo, frame), factor)
     height, width = task.picture.size
-    _run(job, task, (factor * height, factor * width))
+    return job.run(task, (factor * height, factor * width))
 
 
 @_command("generate")
-def _generate(job: "Job", size: _Size = None) -> None:
+def _generate(job: "Job", size: _Size = None) -> "Report":
     """Generate a new picture, with or without a prompt."""
     from adhere.tasks import Generate
 
     job.check()
-    sides = None if size is None else _size(size)
-    _run(job, Generate(sides), sides)
+    sides = None if size is None else parse_size(size)
+    return job.run(Generate(sides), sides)
 
 
-def _run(job: "Job", task: "Task", size: tuple[int, int] | None) -> None:
-    print(job.run(task, size).line)
+def _files(photo: str) -> list[Path]:
+    return [] if photo == _STREAM else [Path(photo)]
+
+
+def _picture(photo: str, frame: int | None) -> "Picture":
+    from adhere.io.images import as_picture
+
+    if photo != _STREAM:
+        return as_picture(photo, frame)
+    if sys.stdin is None or sys.stdin.isatty():
+        raise AdhereError("photo '-': standard input is not a picture; add < photo.jpg, or give the name of a file")
+    return as_picture(sys.stdin.buffer, frame)  # pyright: ignore[reportArgumentType]  # a BufferedReader
 
 
 # --- The process: exit codes, and errors in one line.
@@ -288,6 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: always, with the exit code.
     """
+    _process.set_written(False)
     devnull = open(os.devnull, "w")  # noqa: SIM115
     sys.stdout, sys.stderr = sys.stdout or devnull, sys.stderr or devnull  # they are None if the caller closed them
     sys.exit(_exit_code(list(sys.argv[1:] if arguments is None else arguments) or ["--help"]))
@@ -296,39 +282,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _exit_code(arguments: list[str]) -> int:
     command: Any = typer.main.get_command(_app)
     try:
-        with suppress(typer.Exit), printed_notes(), command.make_context("adhere", [*arguments]) as context:
-            command.invoke(context)
-        sys.stdout.flush()
+        with printed_warnings():
+            with stream_errors():
+                work = _parse(command, arguments)
+            if work is not None:
+                report, prints_json = work()
+                with stream_errors():
+                    _print(report, prints_json)
     except _UsageError as error:
         verb = f" {arguments[0]}" if arguments[0] in command.commands else ""
         message: str = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
-        return _fail(2, f"{message.rstrip('.')} (see adhere{verb} --help)")
+        return _failure(2, f"{message.rstrip('.')} (see adhere{verb} --help)")
     except (OutOfMemory, MemoryError):
-        return _fail(2, "out of memory; nothing was written: use a part of the picture, or a smaller one")
+        return _failure(2, "out of memory; nothing was written: use a part of the picture, or a smaller one")
     except AdhereError as error:
-        return _fail(2, str(error))
+        return _failure(2, str(error))
     except KeyboardInterrupt:
-        return _fail(130, "stopped; nothing was written")
-    except OSError as error:
-        return _exit_code_of_stream_error(error)
+        return _failure(130, _process.stopped())
+    except OutputLost as error:
+        return _failure(1, str(error))
     return 0
 
 
-def _exit_code_of_stream_error(error: OSError) -> int:
-    """Handle an error of standard output or of the current folder; raise any other."""
-    if error.filename is not None:
-        raise error
-    if isinstance(error, FileNotFoundError):  # from os.getcwd
-        return _fail(2, "the current folder does not exist any more; change to another folder")
-    # Standard output is closed or full. The rest goes to the null device; otherwise the flush at exit would fail.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if isinstance(error, BrokenPipeError):  # the reader has ended, as `head` does
-        return 1
-    return _fail(1, f"standard output is lost: {error.strerror}")
+def _parse(command: Any, arguments: list[str]) -> _Work | None:
+    """Return what the arguments ask for, or None if it was the help or the version, which are printed."""
+    work = None
+    with suppress(typer.Exit), command.make_context("adhere", [*arguments]) as context:
+        work = command.invoke(context)
+    sys.stdout.flush()
+    return work
 
 
-def _fail(exit_code: int, message: str) -> int:
-    """Print a message as one line on standard error, and return the exit code."""
-    with suppress(OSError):
-        print("adhere:", " ".join(message.splitlines()), file=sys.stderr)
+def _print(report: "Report", prints_json: bool) -> None:
+    print(report.line, file=sys.stderr if prints_json else sys.stdout)
+    if prints_json:
+        print(report.json, end="")
+    sys.stdout.flush()
+
+
+def _failure(exit_code: int, message: str) -> int:
+    if message:
+        print_line(message)
     return exit_code

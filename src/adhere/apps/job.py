@@ -7,30 +7,33 @@ import, so it is imported only after the request has been checked.
 import json
 import logging
 import os
-import signal
 import sys
+import textwrap
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import torch
 from PIL import Image
 
 from adhere import __version__
+from adhere.apps import _process
+from adhere.apps._output import print_line
 from adhere.core.presets import get_sampler
 from adhere.errors import AdhereError
 from adhere.io._atomic import check_writable, staged_writes
 from adhere.io.images import check_output, encode
-from adhere.tasks import Generate, Task
+from adhere.tasks import Generate, Inpaint, Task
 
 if TYPE_CHECKING:
     from adhere.pipelines.base import ConstrainedOutput, ConstrainedPipeline
 
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
 _BYTES_PER_GB = 1024**3
+_USUAL_MASK_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,11 @@ class Report:
 
     Attributes:
         nfe: network evaluations.
-        seconds: the wall time of sampling and decoding.
+        seconds: the wall time of sampling, decoding and encoding the picture.
         residual: see `ConstrainedOutput`.
         peak_gb: the largest amount of memory in use, in units of 1024^3 bytes: of the GPU if the network is on one,
             otherwise of the process; None if the system does not tell.
+        repainted: the share of the pixels that were inpainted, or None.
         model: the name, folder, file or hub id.
         variant: of the weights, or None.
         config: where the configurations of a single file's components were read, or None.
@@ -62,6 +66,7 @@ class Report:
     seconds: float
     residual: float
     peak_gb: float | None
+    repainted: float | None
     model: str
     variant: str | None
     config: str | None
@@ -78,9 +83,20 @@ class Report:
 
     @property
     def line(self) -> str:
-        """The figures in one line, such as '12 NFE, 2.1 s, residual 0.000, peak 0.6 GB'."""
+        """The figures in one line, such as '12 NFE, 2.1 s, residual 0.000, peak 0.6 GB'.
+
+        A mask of more than 90 % of the picture is often one whose black part was meant.
+        """
         peak = "unknown" if self.peak_gb is None else f"{self.peak_gb:.1f} GB"
-        return f"{self.nfe} NFE, {self.seconds:.1f} s, residual {self.residual:.3f}, peak {peak}"
+        figures = f"{self.nfe} NFE, {self.seconds:.1f} s, residual {self.residual:.3f}, peak {peak}"
+        if self.repainted is None or self.repainted <= _USUAL_MASK_SHARE:
+            return figures
+        return f"{figures}; {100 * self.repainted:.3g} % is repainted: invert the mask if that part was to stay"
+
+    @property
+    def json(self) -> str:
+        """The figures and the settings as a JSON object."""
+        return json.dumps(asdict(self), indent=2) + "\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,16 +156,13 @@ class Job:
             raise AdhereError(f"--json {self.json_file}: is one of the pictures; give the report a file of its own")
         self._check_outputs()
         if self.solver is not None:
-            try:
-                get_sampler(self.solver)
-            except ValueError as error:
-                raise AdhereError(str(error)) from error
+            get_sampler(self.solver)
         _device_and_dtype(self.device, self.dtype)
 
     def run(self, task: Task, size: tuple[int, int] | None = None) -> Report:
         """Sample a picture, write the files and return the report.
 
-        While the files are renamed to their final names, and from then on, the process ignores Ctrl-C.
+        While the files are renamed to their final names, the process ignores signals.
 
         Args:
             task: what to sample.
@@ -169,26 +182,21 @@ class Job:
         if self.compile:
             pipe.compile()
         pipe.set_progress_bar_config(desc="sampling", leave=False, disable=not self.show_progress)  # type: ignore[attr-defined]
-        out = self._sample(pipe, task)
-        report = self._report(out, device, dtype)
-        self._write(out.images[0], report)  # pyright: ignore[reportArgumentType]
-        return report
+        out = pipe(
+            task,
+            self.prompt,
+            self.negative_prompt,
+            guidance_scale=self.guidance_scale,
+            solver=self.solver,
+            num_inference_steps=self.steps,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+        share = float(task.mask_array.mean()) if isinstance(task, Inpaint) else None
+        return self._write(out.images[0], self._report(out, share, device, dtype))  # pyright: ignore[reportArgumentType]
 
-    def _sample(self, pipe: "ConstrainedPipeline", task: Task) -> "ConstrainedOutput":
-        try:
-            return pipe(
-                task,
-                self.prompt,
-                self.negative_prompt,
-                guidance_scale=self.guidance_scale,
-                solver=self.solver,
-                num_inference_steps=self.steps,
-                generator=torch.Generator().manual_seed(self.seed),
-            )
-        except (TypeError, ValueError) as error:  # the solver does not support the task, or the schedule is shorter
-            raise AdhereError(str(error)) from error
-
-    def _report(self, out: "ConstrainedOutput", device: torch.device, dtype: torch.dtype) -> Report:
+    def _report(
+        self, out: "ConstrainedOutput", repainted: float | None, device: torch.device, dtype: torch.dtype
+    ) -> Report:
         from adhere.pipelines.loading import DEFAULT_MODEL
 
         return Report(
@@ -196,6 +204,7 @@ class Job:
             seconds=round(out.seconds, 3),
             residual=round(out.residual[0], 6),
             peak_gb=_peak_gb(device),
+            repainted=None if repainted is None else round(repainted, 6),
             model=self.model or DEFAULT_MODEL,
             variant=self.variant,
             config=self.config,
@@ -211,19 +220,24 @@ class Job:
             version=__version__,
         )
 
-    def _write(self, image: Image.Image, report: Report) -> None:
-        """Write the picture and the report, or neither."""
+    def _write(self, image: Image.Image, report: Report) -> Report:
+        """Write the picture and the report, or neither; return the report with the time that the picture took."""
         self._check_outputs()  # again, because sampling can take hours
-        contents: dict[Path, Callable[[IO[bytes]], Any]] = {}
+        begin = time.perf_counter()
+
+        def write_picture(file: IO[bytes]) -> None:
+            nonlocal report
+            with _process.silenced_stderr():
+                encode(image, self.output.suffix, file)
+            report = replace(report, seconds=round(report.seconds + time.perf_counter() - begin, 3))
+
+        contents: dict[Path, Callable[[IO[bytes]], object]] = {self.output: write_picture}
         if self.json_file is not None:
-            text = json.dumps(asdict(report), indent=2) + "\n"
-            contents[self.json_file] = lambda file: file.write(text.encode())
-        contents[self.output] = partial(encode, image, self.output.suffix)
-        with staged_writes(contents) as commit:
-            # Renaming takes an instant. Ctrl-C is ignored from here on, so that it never reports that nothing was
-            # written when something was.
-            signal.signal(signal.SIGINT, lambda *_: None)
+            contents[self.json_file] = lambda file: file.write(report.json.encode())
+        with staged_writes(contents, self.force) as commit, _process.ignored_signals():
             commit()
+            _process.set_written(True)
+        return report
 
     def _check_outputs(self) -> None:
         check_output(self.output, self.force)
@@ -233,7 +247,10 @@ class Job:
 
 def _real_path(path: Path) -> str:
     """The absolute path without links and without `~`."""
-    return os.path.realpath(os.path.expanduser(path))
+    try:
+        return os.path.realpath(os.path.expanduser(path))
+    except FileNotFoundError as error:
+        raise AdhereError("the current folder does not exist any more; change to another folder") from error
 
 
 def _device_and_dtype(device: str | None, dtype: str | None) -> tuple[torch.device, torch.dtype]:
@@ -273,16 +290,33 @@ def _load(model: str | None, device: torch.device, dtype: torch.dtype, **files: 
 
 
 def _silence_libraries() -> None:
-    """Switch off log messages and progress bars of loading; errors that matter are raised as AdhereError."""
+    """Switch off log messages and progress bars of libraries; errors that matter are raised as AdhereError.
+
+    What this package logs is printed, each message in one line, and so is that a prompt was cut.
+    """
     from diffusers.utils.logging import disable_progress_bar
 
-    for library in ("diffusers", "huggingface_hub", "transformers"):
+    for library in ("huggingface_hub", "transformers"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     disable_progress_bar()
+    logging.getLogger("diffusers").handlers = [_Notes("was truncated because")]
+    logging.getLogger("adhere").handlers = [_Notes("")]
     with suppress(ImportError):  # only models that read text need transformers
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
+
+
+class _Notes(logging.Handler):
+    """Prints log messages that contain a phrase, each as one line on standard error."""
+
+    def __init__(self, phrase: str) -> None:
+        super().__init__(logging.WARNING)
+        self.phrase = phrase
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.phrase in (message := record.getMessage()):
+            print_line(f"note: {textwrap.shorten(message, 300)}")
 
 
 def _peak_gb(device: torch.device) -> float | None:

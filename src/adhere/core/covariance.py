@@ -16,6 +16,8 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
+from adhere.errors import _InvalidValue
+
 
 @dataclass(frozen=True)
 class StationaryCovariance:
@@ -39,15 +41,17 @@ class StationaryCovariance:
     def __post_init__(self) -> None:
         rows = self.channel_covariance
         if not rows or any(len(row) != len(rows) for row in rows):
-            raise ValueError(f"channel_covariance has rows of {[len(row) for row in rows]} numbers: it must be square")
+            raise _InvalidValue(
+                f"channel_covariance has rows of {[len(row) for row in rows]} numbers: it must be square"
+            )
         variance = self._mean_variance
         is_symmetric = all(abs(a[j] - rows[j][i]) <= 1e-6 * variance for i, a in enumerate(rows) for j in range(len(a)))
         if not (0 < variance < math.inf and is_symmetric):  # False for NaN, too
-            raise ValueError(f"channel_covariance = {rows}: it must be finite and symmetric, with a positive trace")
+            raise _InvalidValue(f"channel_covariance = {rows}: it must be finite and symmetric, with a positive trace")
         if not 0 < self.white_fraction <= 1:
-            raise ValueError(f"white_fraction = {self.white_fraction}: it must be above 0 and at most 1")
+            raise _InvalidValue(f"white_fraction = {self.white_fraction}: it must be above 0 and at most 1")
         if not (0 <= self.exponent < math.inf and 0 < self.min_frequency < math.inf):
-            raise ValueError(f"{self}: the exponent must be at least 0, the minimum frequency above 0")
+            raise _InvalidValue(f"{self}: the exponent must be at least 0, the minimum frequency above 0")
 
     @property
     def _mean_variance(self) -> float:
@@ -101,7 +105,7 @@ class StationaryCovariance:
             ValueError: if v has another number of channels than the covariance.
         """
         if v.shape[1] != len(self.channel_covariance):
-            raise ValueError(f"states have {v.shape[1]} channels, the covariance has {len(self.channel_covariance)}")
+            raise _InvalidValue(f"states have {v.shape[1]} channels, the covariance has {len(self.channel_covariance)}")
         S, U = _spectrum(self, v.shape[-2:], v.dtype, v.device)
         g = torch.einsum("cd,nchw->ndhw", U, v)
         g = torch.fft.irfft2(torch.fft.rfft2(g) * (S / (1 + snr * S)), s=v.shape[-2:])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from adhere.core.denoisers import Denoiser, DenoiserWrapper
+from adhere.errors import _InvalidValue
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class TiledDenoiser(DenoiserWrapper):
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < self.tile_size:
-            raise ValueError(f"overlap = {self.overlap}: it must be at least 0 and below tile_size = {self.tile_size}")
+            raise _InvalidValue(
+                f"overlap = {self.overlap}: it must be at least 0 and below tile_size = {self.tile_size}"
+            )
 
     def __call__(self, x_t: Tensor, t: float) -> Tensor:
         height, width = x_t.shape[-2:]

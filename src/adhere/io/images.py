@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from io import BytesIO, IOBase
 from pathlib import Path
 from typing import IO, Any
 
@@ -133,20 +134,29 @@ def _read_picture(path: str | Path, frame: int | None) -> Picture:
         raise AdhereError(f"{path}: is a folder; give an image file")
     if not os.path.isfile(path):
         raise AdhereError(f"{path}: no such file; check the name")
-    with _as_adhere_error(path), open(path, "rb") as file, warnings.catch_warnings():
+    with _as_adhere_error(path), open(path, "rb") as file:
+        return _read_file(file, path, frame)
+
+
+def _read_file(file: Any, name: str, frame: int | None) -> Picture:
+    """Read a binary file completely; see `as_picture`."""
+    with _as_adhere_error(name), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # damaged EXIF is dropped
-        image = open_image(file)
-        _check_size(image.height, image.width, path)
-        return _from_pil(image, path, select_frame(image, path, frame))
+        image = open_image(file if file.seekable() else BytesIO(file.read()))
+        _check_size(image.height, image.width, name)
+        return _from_pil(image, name, select_frame(image, name, frame))
 
 
-def as_picture(image: "Picture | Image.Image | np.ndarray | Tensor | str | Path", frame: int | None = None) -> Picture:
-    """Return a `Picture` from a path, a PIL image, an array, a tensor or a `Picture`.
+def as_picture(
+    image: "Picture | Image.Image | np.ndarray | Tensor | str | Path | IOBase", frame: int | None = None
+) -> Picture:
+    """Return a `Picture` from a path, a binary file, a PIL image, an array, a tensor or a `Picture`.
 
     Args:
-        image: An array is uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint16 (H, W) or (H, W, 1), or float in
-            [0, 1] of the shapes of uint8; it is copied. A tensor is float in [0, 1], (C, H, W) or (1, C, H, W). Floats
-            are rounded to 8 bits. Of a PIL image with several frames, the current one is meant.
+        image: A binary file may be a pipe, such as `sys.stdin.buffer`. An array is uint8 (H, W), (H, W, 1), (H, W, 3)
+            or (H, W, 4), uint16 (H, W) or (H, W, 1), or float in [0, 1] of the shapes of uint8; it is copied. A tensor
+            is float in [0, 1], (C, H, W) or (1, C, H, W). Floats are rounded to 8 bits. Of a PIL image with several
+            frames, the current one is meant.
         frame: Which picture of a file, counted from 0; None is the only one, or the main one.
 
     Raises:
@@ -158,6 +168,8 @@ def as_picture(image: "Picture | Image.Image | np.ndarray | Tensor | str | Path"
         return image
     if isinstance(image, str | Path):
         return _read_picture(image, frame)
+    if isinstance(image, IOBase):
+        return _read_file(image, str(getattr(image, "name", "the image")), frame)
     if isinstance(image, Image.Image):
         with _as_adhere_error("the image"):  # it may not be decoded yet
             check_not_raw(image, "the image")
@@ -218,7 +230,7 @@ def save_picture(image: Image.Image, path: str | Path, *, force: bool = False) -
     """
     check_output(path, force)
     path = Path(path)
-    with staged_writes({path: partial(encode, image, path.suffix)}) as commit:
+    with staged_writes({path: partial(encode, image, path.suffix)}, force) as commit:
         commit()
 
 

@@ -12,28 +12,25 @@ from torch import Tensor
 
 from adhere.core.denoisers import Denoiser, DenoiserWrapper
 from adhere.core.schedules import log_snr
-from adhere.errors import AdhereError, OutOfMemory
+from adhere.errors import AdhereError, OutOfMemory, _InvalidType, _InvalidValue
 
 _logger = logging.getLogger(__name__)
 _HIGH_NOISE = -2.0  # log-SNR in nats: alpha_t < 0.14
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-def check_names(output_type: str, tensor_inputs: Sequence[str], allowed: Sequence[str]) -> None:
-    """Raise ValueError for an unknown output type, or unknown tensors for a callback."""
+def check_options(
+    num_inference_steps: object, output_type: str, tensor_inputs: Sequence[str], allowed: Sequence[str]
+) -> None:
+    """Raise TypeError if steps are not an integer, ValueError for an unknown output type or tensors for a callback."""
+    if num_inference_steps is not None and type(num_inference_steps) is not int:
+        raise _InvalidType(f"num_inference_steps = {num_inference_steps!r}: give an integer, such as 20")
     if output_type not in _OUTPUT_TYPES:
-        raise ValueError(f"output_type = '{output_type}': choose one of {', '.join(map(repr, _OUTPUT_TYPES))}")
+        raise _InvalidValue(f"output_type = '{output_type}': choose one of {', '.join(map(repr, _OUTPUT_TYPES))}")
     if unknown := sorted(set(tensor_inputs) - set(allowed)):
-        raise ValueError(
+        raise _InvalidValue(
             f"callback_on_step_end_tensor_inputs: '{unknown[0]}' is unknown; there are {', '.join(allowed)}"
         )
-
-
-def check_steps(num_inference_steps: object) -> int | None:
-    """Return the number of steps; raise TypeError if it is not an integer."""
-    if num_inference_steps is None or type(num_inference_steps) is int:
-        return num_inference_steps
-    raise TypeError(f"num_inference_steps = {num_inference_steps!r}: give an integer, such as 20")
 
 
 def check_compilation(device: torch.device, options: dict[str, Any]) -> None:

@@ -29,18 +29,12 @@ from adhere.core.covariance import StationaryCovariance
 from adhere.core.denoisers import CountingDenoiser, Denoiser
 from adhere.core.multiscale import MultiscaleDenoiser
 from adhere.core.noise import check_generator
-from adhere.core.sampling import Sampler, _States
+from adhere.core.sampling import Sampler, State, _States
 from adhere.core.schedules import Schedule
 from adhere.core.solvers.base import Solver
 from adhere.core.tiling import TiledDenoiser
-from adhere.pipelines._checks import (
-    CheckedDenoiser,
-    FiniteChecks,
-    check_compilation,
-    check_names,
-    check_steps,
-    explain_errors,
-)
+from adhere.errors import _InvalidType, _InvalidValue
+from adhere.pipelines._checks import CheckedDenoiser, FiniteChecks, check_compilation, check_options, explain_errors
 from adhere.pipelines._runs import Batch, Images, Results, Run, RunOptions, RunPlan, plan_runs, requested_size
 from adhere.pipelines.prompts import PromptInputs
 from adhere.tasks.base import Task
@@ -56,7 +50,7 @@ class ConstrainedOutput(BaseOutput):
             that is returned, of `Inpaint` before known pixels are put back. For a loss, its value.
         nfe: network evaluations, each for a whole batch; with classifier-free guidance each holds two passes.
         seconds: the wall time of sampling and decoding.
-        num_steps: the noise levels of a run. A discrete schedule may have fewer than were asked for.
+        num_steps: the noise levels that were run. A discrete schedule may have fewer than were asked for.
         solver: the name of the preset, or of the solver's class.
     """
 
@@ -110,7 +104,7 @@ class ConstrainedPipeline(DiffusionPipeline):
             TypeError: for this base class.
         """
         if cls is ConstrainedPipeline:
-            raise TypeError("ConstrainedPipeline is the base of all families: use adhere.load(model)")
+            raise _InvalidType("ConstrainedPipeline is the base of all families: use adhere.load(model)")
         return super().from_pretrained(*args, **kwargs)
 
     @classmethod
@@ -121,7 +115,7 @@ class ConstrainedPipeline(DiffusionPipeline):
             TypeError: for this base class.
         """
         if cls is ConstrainedPipeline:
-            raise TypeError("ConstrainedPipeline is the base of all families: use adhere.from_pipe(pipeline)")
+            raise _InvalidType("ConstrainedPipeline is the base of all families: use adhere.from_pipe(pipeline)")
         return super().from_pipe(*args, **kwargs)
 
     # --- What a family defines.
@@ -129,12 +123,12 @@ class ConstrainedPipeline(DiffusionPipeline):
     @property
     def multiple(self) -> int:
         """Heights and widths of pictures must be multiples of this, in pixels."""
-        raise TypeError(f"{type(self).__name__} is not a model family: use adhere.load")
+        raise _InvalidType(f"{type(self).__name__} is not a model family: use adhere.load")
 
     @property
     def native_size(self) -> tuple[int, int]:
         """(height, width) in pixels of the pictures the model was trained on."""
-        raise TypeError(f"{type(self).__name__} is not a model family: use adhere.load")
+        raise _InvalidType(f"{type(self).__name__} is not a model family: use adhere.load")
 
     def make_denoiser(self, prompts: PromptInputs | None = None, size: tuple[int, int] | None = None) -> Denoiser:
         """Return the network as E[x0 | x_t], with prompts and guidance bound to it.
@@ -146,11 +140,11 @@ class ConstrainedPipeline(DiffusionPipeline):
         Raises:
             AdhereError: for prompts that the model cannot read.
         """
-        raise TypeError(f"{type(self).__name__} is not a model family: use adhere.load")
+        raise _InvalidType(f"{type(self).__name__} is not a model family: use adhere.load")
 
     def schedule(self, size: tuple[int, int] | None = None) -> Schedule:
         """Return the noise schedule for pictures of (height, width), native by default."""
-        raise TypeError(f"{type(self).__name__} is not a model family: use adhere.load")
+        raise _InvalidType(f"{type(self).__name__} is not a model family: use adhere.load")
 
     def vae_in_float32(self) -> AbstractContextManager[None]:
         """Return a context in which the autoencoder computes in float32 if it would overflow in float16."""
@@ -309,16 +303,17 @@ class ConstrainedPipeline(DiffusionPipeline):
             AdhereError: for a prompt or a size that the model cannot use, or if the network returns NaN.
             OutOfMemory: if the picture or the batch is too large.
         """
-        check_names(output_type, callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        tensor_inputs = callback_on_step_end_tensor_inputs
+        check_options(num_inference_steps, output_type, tensor_inputs, self._callback_tensor_inputs)
         embeds = (prompt_embeds, negative_prompt_embeds, pooled_prompt_embeds, negative_pooled_prompt_embeds)
         batch = Batch.of(task, prompt, negative_prompt, embeds, guidance_scale, num_images_per_prompt)
         options = RunOptions(
             solver,
-            check_steps(num_inference_steps),
+            num_inference_steps,
             check_generator(generator, batch.size),
             latents,
             callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
+            tensor_inputs,
             batch.size,
         )
         crops = [one.crops(self, requested_size(self, height, width)) for one in batch.tasks]
@@ -326,14 +321,17 @@ class ConstrainedPipeline(DiffusionPipeline):
             shape = (num_images_per_prompt, 3, *crop.size)
             check_constraint(crop.constraint, shape, torch.float32, self.execution_device)
         if (output_type == "latent" or latents is not None) and any(len(parts) > 1 for parts in crops):
-            raise ValueError("a task has several crops, each with its own latents: use output_type='pil', no latents")
+            raise _InvalidValue(
+                "a task has several crops, each with its own latents: use output_type='pil', no latents"
+            )
         self._interrupt = False
         begin = time.perf_counter()
         with self.vae_in_float32(), self._finite_checks() as checks:
             to_latent_constraint = partial(self.to_latent_constraint, backward=decoder_backward)
             plans = plan_runs(crops, to_latent_constraint, batch.num_images)
             runs = self._prepare(plans, batch, options, checks)
-            samples = self._sample(runs, options)
+            states = self._sample(runs, options)
+            samples = [state.x0 for state in states]
             pictures = [self.decode(x0) for x0 in samples]
             checks.check()
             results = Results(batch, crops, [run.plan for run in runs], pictures)
@@ -344,7 +342,8 @@ class ConstrainedPipeline(DiffusionPipeline):
         if not return_dict:
             return (images,)
         nfe = sum(run.denoiser.nfe for run in runs)
-        return ConstrainedOutput(images, residual, nfe, seconds, len(runs[0].timesteps), runs[0].name)
+        num_steps = max(state.step for state in states) + 1
+        return ConstrainedOutput(images, residual, nfe, seconds, num_steps, runs[0].name)
 
     @contextmanager
     def _finite_checks(self) -> Iterator[FiniteChecks]:
@@ -374,22 +373,22 @@ class ConstrainedPipeline(DiffusionPipeline):
             runs.append(Run(plan, name, sampler, CountingDenoiser(checked), timesteps, checked))
         return runs
 
-    def _sample(self, runs: list[Run], options: RunOptions) -> list[Tensor]:
-        """Return the samples of each run; every run begins with the generators as they were given."""
+    def _sample(self, runs: list[Run], options: RunOptions) -> list[State]:
+        """Return the last state of each run; every run begins with the generators as they were given."""
         initial_states = options.generator_states()
-        samples = []
+        last = []
         with self.progress_bar(total=sum(len(run.timesteps) for run in runs)) as bar:  # pyright: ignore[reportCallIssue]
             for run in runs:
                 options.restore_generators(initial_states)
                 self._num_timesteps = len(run.timesteps)  # for callbacks, as in diffusers
                 shape = (len(run.plan.samples), *self.state_shape(run.plan.size))
                 states = run.states(options, shape, torch.empty(0, dtype=torch.float32, device=self.execution_device))
-                samples.append(self._last_x0(states, options, bar.update))
-                run.checked.check(samples[-1])
-        return samples
+                last.append(self._last_state(states, options, bar.update))
+                run.checked.check(last[-1].x0)
+        return last
 
-    def _last_x0(self, states: _States, options: RunOptions, update: Callable[[], object]) -> Tensor:
-        """Return the x0 of the last noise level, with the callback called at each one."""
+    def _last_state(self, states: _States, options: RunOptions, update: Callable[[], object]) -> State:
+        """Return the state at the last noise level, with the callback called at each one."""
         state, replacement = None, None
         while not self._interrupt or state is None:
             try:
@@ -400,7 +399,7 @@ class ConstrainedPipeline(DiffusionPipeline):
             replacement = options.call_back(self, state)
             state = replacement or state
         assert state is not None  # a trajectory yields at least once or raises
-        return state.x0
+        return state
 
     def to_json_string(self) -> str:
         """Return the configuration as it is saved: under the diffusers class, so that diffusers loads the folder."""

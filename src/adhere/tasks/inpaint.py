@@ -76,7 +76,7 @@ class Inpaint(Task):
         for box in crops_around(self.mask_array, context):
             known = torch.from_numpy(~self.mask_array[box] & self.picture.visible(box))[None, None].float()
             x = pad_to_multiple(self.picture.tensor(box).to(model.execution_device), model.multiple)
-            known = pad_to_multiple(known.to(model.execution_device), model.multiple)
+            known = pad_to_multiple(known.to(x.device), model.multiple)
             crops.append(Crop((x.shape[-2], x.shape[-1]), Linear(Mask(known), known * x), box))
         return crops
 

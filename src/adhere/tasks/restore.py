@@ -60,10 +60,7 @@ class Restore(Task):
             raise AdhereError(f"y of shape {tuple(y.shape)} does not fit the operator: {reason}{hint}") from error
         if image.ndim != 4 or image.shape[:2] != (1, 3):
             raise AdhereError(f"A^T y has shape {tuple(image.shape)}: y must measure one RGB picture, (1, 3, H, W)")
-        try:
-            check_constraint(Linear(self.operator, y, self.noise), image.shape, y.dtype, y.device)
-        except (TypeError, ValueError) as error:
-            raise AdhereError(str(error)) from error
+        check_constraint(Linear(self.operator, y, self.noise), image.shape, y.dtype, y.device)
         object.__setattr__(self, "measurement", y)
         object.__setattr__(self, "size", (image.shape[-2], image.shape[-1]))
 

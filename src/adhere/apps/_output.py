@@ -1,0 +1,41 @@
+"""What the command prints: notes and errors, each in one line, and what happens if standard output is lost."""
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from adhere.errors import AdhereWarning
+
+
+class OutputLost(Exception):
+    """Standard output is closed or full; the message is empty if its reader has ended, as `head` does."""
+
+
+@contextmanager
+def stream_errors() -> Iterator[None]:
+    """Return a context that only prints: its errors are those of standard output, and raise `OutputLost`."""
+    try:
+        yield
+    except OSError as error:
+        # The rest goes to the null device; otherwise the flush at exit would fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        is_pipe = isinstance(error, BrokenPipeError)
+        raise OutputLost("" if is_pipe else f"standard output is lost: {error.strerror}") from error
+
+
+@contextmanager
+def printed_warnings() -> Iterator[None]:
+    """Return a context in which our own warnings are printed as one line each, and those of libraries are not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", AdhereWarning)
+        warnings.showwarning = lambda message, *_: print_line(f"note: {message}")
+        yield
+
+
+def print_line(message: str) -> None:
+    """Print a message as one line on standard error."""
+    with suppress(OSError):
+        print("adhere:", " ".join(message.splitlines()), file=sys.stderr)

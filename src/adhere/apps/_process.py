@@ -1,0 +1,81 @@
+"""What concerns the process of the command: signals, and what C libraries print on standard error.
+
+Ctrl-C, SIGTERM and SIGHUP end the process at once, without an exception: libraries swallow exceptions while they are
+imported, and C++ code that is called back would abort. A signal that the caller ignores, as nohup does with SIGHUP,
+stays ignored. Only modules that cost nothing are imported here, so that the handlers are installed first of all.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, suppress
+from types import FrameType
+
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class _State:
+    """What the handlers know: where messages go once the handlers are installed, and whether the files are written."""
+
+    stderr: int | None = None
+    is_written = False
+
+
+def install_handlers() -> None:
+    """Make the signals end this process; for the program only, since the handlers never return to a caller."""
+    with suppress(OSError):  # standard error may be closed
+        _State.stderr = os.dup(2)
+    for number in _SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _stop)
+
+
+def stopped() -> str:
+    """Return the message of a process that is stopped."""
+    return f"stopped; {'the files are written' if _State.is_written else 'nothing was written'}"
+
+
+def set_written(is_written: bool) -> None:
+    """Note whether the files of this command have their final names."""
+    _State.is_written = is_written
+
+
+@contextmanager
+def ignored_signals() -> Iterator[None]:
+    """Return a context in which the signals have no effect; it does nothing in a thread, which gets no signals."""
+    handlers = {}
+    with suppress(ValueError):
+        for number in _SIGNALS:
+            handlers[number] = signal.signal(number, lambda *_: None)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def silenced_stderr() -> Iterator[None]:
+    """Return a context in which C libraries such as libtiff print nothing, if this is the program; Python still does."""
+    if _State.stderr is None:  # other threads of a caller may be printing
+        yield
+        return
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, 2)
+    try:
+        with open(_State.stderr, "w", errors="backslashreplace", closefd=False) as stream, redirect_stderr(stream):
+            yield
+    finally:
+        os.dup2(_State.stderr, 2)
+        os.close(devnull)
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    atomic = sys.modules.get("adhere.io._atomic")
+    getattr(atomic, "remove_unfinished", lambda: None)()  # the module may not be there yet, or only in part
+    if _State.stderr is not None:
+        bar = "\n" if os.isatty(_State.stderr) else ""  # a progress bar may be on the line
+        with suppress(OSError):
+            os.write(_State.stderr, f"{bar}adhere: {stopped()}\n".encode())
+    os._exit(128 + number)
