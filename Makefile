@@ -5,7 +5,7 @@ PYTEST_ARGS ?=
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench bench-quick posterior photo emoji robustness jacobian full-size bench-libraries clean
+.PHONY: help install demo test test-min lint format bench bench-quick posterior photo emoji robustness jacobian full-size bench-libraries clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -28,6 +28,16 @@ demo: install ## repair photographs and complete emoji into out/
 
 test: install ## run the tests; PYTEST_ARGS='-m "not slow"' leaves out the shipped models
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+test-min: .venv-min/.installed ## run the tests of the command line and of the families with the lowest versions allowed
+	.venv-min/bin/python -m pytest --ignore=tests/apps/test_demo.py tests/apps tests/pipelines/test_latent_families.py \
+	  tests/pipelines/test_pixel.py $(PYTEST_ARGS)
+
+.venv-min/.installed: pyproject.toml constraints-min.txt
+	$(PYTHON) -m venv .venv-min
+	.venv-min/bin/python -m pip install -q -c constraints-min.txt torch
+	.venv-min/bin/python -m pip install -q -c constraints-min.txt -e ".[text]" pytest hypothesis beartype
+	@touch $@
 
 lint: install ## ruff, pyright, import-linter, retired words (tools/retired_words.txt), size of the code
 	$(PY) -m ruff check .
@@ -118,5 +128,5 @@ bench-libraries: .venv-libraries/.installed ## run methods of deepinv, azula and
 	@touch $@
 
 clean: ## remove .venv, caches and demo output; data/ stays
-	rm -rf .venv .venv-libraries .pytest_cache .ruff_cache .hypothesis build dist out
+	rm -rf .venv .venv-libraries .venv-min .pytest_cache .ruff_cache .hypothesis build dist out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

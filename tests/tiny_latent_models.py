@@ -3,6 +3,7 @@
 Each has a few 10,000 weights and the layout of the published models. The tokenizers know single letters only.
 """
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import S
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import StableDiffusionXLPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from tokenizers import Tokenizer
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -29,7 +34,7 @@ from transformers import (
     CLIPTokenizer,
     T5Config,
     T5EncoderModel,
-    T5Tokenizer,
+    T5TokenizerFast,
 )
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -44,9 +49,15 @@ def tiny_tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
 
 
-def tiny_t5_tokenizer() -> T5Tokenizer:
-    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *LETTERS]
-    return T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0)
+def tiny_t5_tokenizer() -> Any:
+    """Return a tokenizer of single letters; transformers 4 has no argument for the pieces."""
+    pieces = [(piece, -1.0) for piece in ("<pad>", "</s>", "<unk>", "\u2581", *LETTERS)]
+    if "vocab" in inspect.signature(T5TokenizerFast).parameters:
+        return T5TokenizerFast(vocab=pieces, extra_ids=0)
+    tokenizer = Tokenizer(Unigram(pieces, unk_id=2))
+    tokenizer.pre_tokenizer = Metaspace()
+    tokenizer.post_processor = TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    return T5TokenizerFast(tokenizer_object=tokenizer, extra_ids=0)
 
 
 def tiny_vae(latent_channels: int = 4, **options: Any) -> AutoencoderKL:

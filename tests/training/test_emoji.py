@@ -10,6 +10,7 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from transformers import CLIPTokenizer
 
 from adhere.metrics import psnr
@@ -245,5 +246,7 @@ def test_export_is_a_stable_diffusion_pipeline(tmp_path: Path) -> None:
     assert draw(0).size == (64, 64)
     assert np.array_equal(draw(0), draw(0))
     assert not np.array_equal(draw(0), draw(1))
+    with safe_open(tmp_path / "text_encoder" / "model.safetensors", "pt") as weights:
+        assert all(name.startswith("text_model.") for name in weights.keys())  # noqa: SIM118  # it is no dict
     for config in tmp_path.rglob("*.json"):
         assert str(tmp_path.parent.parent) not in config.read_text()  # no local path

@@ -13,6 +13,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from adhere.metrics import psnr
@@ -53,11 +54,19 @@ def write_pipeline(
     )
     pipe.to(torch.float16).save_pretrained(folder)
     save_tokenizer(tokenizer, folder / "tokenizer")
+    _add_prefix(folder / "text_encoder" / "model.safetensors")
     config = folder / "text_encoder" / "config.json"  # transformers would load float16 where diffusers loads float32
     config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
     index = folder / "model_index.json"
     content = json.loads(index.read_text()) | {"_guidance_scale": DEFAULT_GUIDANCE_SCALE}
     index.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _add_prefix(file: Path) -> None:
+    """Rename the weights of a text encoder to names that all versions of transformers read, not only 5.6 and later."""
+    weights = load_file(file)
+    prefix = "text_model."
+    save_file({prefix + name.removeprefix(prefix): value for name, value in weights.items()}, file, {"format": "pt"})
 
 
 def load_weights(module: Any, state: dict[str, torch.Tensor], prefix: str) -> Any:

@@ -127,14 +127,18 @@ def _refuse_refiner(settings: Mapping[str, Any], source: str) -> None:
 
 
 def _with_torch_dtype(kwargs: dict[str, Any], source: str) -> dict[str, Any]:
-    """Return kwargs with a dtype given by name, such as torch_dtype="float16", as a torch dtype."""
+    """Return kwargs with a dtype given by name, such as torch_dtype="float16", as a torch dtype.
+
+    `dtype` becomes `torch_dtype`, the name that all versions of diffusers know.
+    """
     names = {key: kwargs[key] for key in ("torch_dtype", "dtype") if isinstance(kwargs.get(key), str)}
     for key, name in names.items():
         dtype = getattr(torch, name.removeprefix("torch."), None)
         if not isinstance(dtype, torch.dtype):
             raise AdhereError(f"{source}: {key} = '{name}': write torch.float32, torch.float16 or torch.bfloat16")
         kwargs = kwargs | {key: dtype}
-    return kwargs
+    names = {"dtype": "torch_dtype"}
+    return {names.get(key, key): value for key, value in kwargs.items()}
 
 
 def _from_folder_or_hub(
