@@ -1,10 +1,13 @@
 """Crops around the regions of a mask: their properties, by hypothesis and on a large photograph."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import ndimage
 
+from adhere.io import _crops
 from adhere.io._crops import crops_around
 
 MASKS = st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(
@@ -44,6 +47,28 @@ def test_crops_are_sorted_by_row_then_by_column():
     mask[[5, 5, 90], [90, 5, 50]] = True
     starts = [(rows.start, columns.start) for rows, columns in crops_around(mask, 4)]
     assert starts == [(1, 1), (1, 86), (86, 46)]
+
+
+def test_a_large_mask_is_reduced_to_cells_before_regions_are_found(monkeypatch):
+    sizes, components = [], _crops._components
+    monkeypatch.setattr(_crops, "_components", lambda cells: sizes.append(cells.size) or components(cells))
+    mask = np.ones((2000, 3000), bool)
+    mask[:100] = False
+    assert crops_around(mask, 96) == [(slice(4, 2000), slice(0, 3000))]
+    assert sizes == [21 * 32]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cells_are_one_component_if_they_touch_at_a_side_or_a_corner(seed):
+    cells = np.random.default_rng(seed).random((40, 40)) < 0.3
+    labels, count = ndimage.label(cells, np.ones((3, 3)))
+    found = np.zeros(cells.shape, int)
+    components = _crops._components(cells)
+    for label, runs in enumerate(components, 1):
+        for row, start, stop in runs:
+            found[row, start:stop] = label
+    assert len(components) == count
+    assert len(set(zip(labels.ravel().tolist(), found.ravel().tolist(), strict=True))) == count + 1
 
 
 def test_crops_around_300_specks_cover_a_small_part_of_a_large_photograph():

@@ -2,16 +2,18 @@
 
 A box is (rows, columns), a pair of slices. A crop is the bounding box of one region of the mask, extended by a margin
 of context. Regions that are close together share a crop, and no crop contains masked pixels of another crop. Crops can
-therefore be sampled separately and pasted back in any order.
+therefore be sampled separately and pasted back in any order. The mask is reduced to cells first, of which even a large
+picture has few (`benchmarks.crops`).
 """
 
+from collections import deque
 from functools import reduce
-from itertools import product
 
 import numpy as np
 from jaxtyping import Bool
 
 Box = tuple[slice, slice]
+Run = tuple[int, int, int]  # cells of one row: (row, first column, column after the last)
 
 
 def crops_around(mask: Bool[np.ndarray, "H W"], context: int) -> list[Box]:
@@ -36,29 +38,62 @@ def crops_around(mask: Bool[np.ndarray, "H W"], context: int) -> list[Box]:
 
 def _region_boxes(mask: np.ndarray, cell_size: int) -> list[Box]:
     """Bounding boxes of the masked pixels, grouped by connected cells of `cell_size` x `cell_size` pixels."""
-    ys, xs = np.nonzero(mask)
-    cells, cell_of_pixel = np.unique(np.stack([ys // cell_size, xs // cell_size], 1), axis=0, return_inverse=True)
-    labels = np.array(_component_labels(cells))[cell_of_pixel.ravel()]
-    return [_bounds(ys[labels == label], xs[labels == label]) for label in np.unique(labels)]
+    starts = [range(0, side, cell_size) for side in mask.shape]
+    cells = np.logical_or.reduceat(np.logical_or.reduceat(mask, starts[0], axis=0), starts[1], axis=1)
+    return [_bounds(mask, runs, cell_size) for runs in _components(cells)]
 
 
-def _component_labels(cells: np.ndarray) -> list[int]:
-    """A label for each cell (row, column); cells that touch at a side or a corner have the same label."""
-    index = {(int(y), int(x)): i for i, (y, x) in enumerate(cells)}
-    labels = [-1] * len(cells)
-    for label in range(len(cells)):
-        stack = [label] if labels[label] < 0 else []
-        while stack:
-            i = stack.pop()
-            labels[i] = label
-            y, x = map(int, cells[i])
-            neighbors = (index.get((y + dy, x + dx), -1) for dy, dx in product((-1, 0, 1), repeat=2))
-            stack += [j for j in neighbors if j >= 0 and labels[j] < 0]
-    return labels
+def _components(cells: Bool[np.ndarray, "h w"]) -> list[list[Run]]:
+    """The runs of each connected component of the cells; those that touch at a side or a corner are connected."""
+    edges = np.diff(np.pad(cells, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    rows, starts = np.nonzero(edges == 1)
+    stops = np.nonzero(edges == -1)[1]
+    components: dict[int, list[Run]] = {}
+    label_of: dict[Run, int] = {}
+    above: deque[Run] = deque()
+    current: deque[Run] = deque()
+    for label, run in enumerate(zip(rows.tolist(), starts.tolist(), stops.tolist(), strict=True)):
+        row, start, stop = run
+        if current and row > current[-1][0]:
+            above, current = current, deque()
+        while above and (above[0][0] < row - 1 or above[0][2] < start):
+            above.popleft()  # it touches neither this run nor the next ones
+        components[label], label_of[run] = [run], label
+        for other in above:
+            if other[1] > stop:
+                break
+            if label_of[other] != label_of[run]:
+                small, large = sorted((label_of[other], label_of[run]), key=lambda one: len(components[one]))
+                label_of.update(dict.fromkeys(components[small], large))
+                components[large] += components.pop(small)
+        current.append(run)
+    return list(components.values())
 
 
-def _bounds(ys: np.ndarray, xs: np.ndarray) -> Box:
-    return slice(int(ys.min()), int(ys.max()) + 1), slice(int(xs.min()), int(xs.max()) + 1)
+def _bounds(mask: np.ndarray, runs: list[Run], cell_size: int) -> Box:
+    """The bounding box of the masked pixels in the cells of the runs; only the outermost cells are looked at."""
+    top, bottom = min(run[0] for run in runs), max(run[0] for run in runs)
+    left, right = min(run[1] for run in runs), max(run[2] for run in runs)
+
+    def extent(axis: int, boxes: list[Run]) -> list[int]:
+        """The first and the last row (axis 0) or column (axis 1) with masked pixels in some cells."""
+        found = []
+        for row, start, stop in boxes:
+            y, x = row * cell_size, start * cell_size
+            lines = np.flatnonzero(mask[y : y + cell_size, x : stop * cell_size].any(1 - axis)) + (y, x)[axis]
+            found += [int(lines[0]), int(lines[-1])]
+        return found
+
+    return (
+        slice(
+            min(extent(0, [run for run in runs if run[0] == top])),
+            max(extent(0, [run for run in runs if run[0] == bottom])) + 1,
+        ),
+        slice(
+            min(extent(1, [(run[0], left, left + 1) for run in runs if run[1] == left])),
+            max(extent(1, [(run[0], right - 1, right) for run in runs if run[2] == right])) + 1,
+        ),
+    )
 
 
 def _expand(box: Box, margin: int) -> Box:
