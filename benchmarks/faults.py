@@ -277,11 +277,14 @@ def _fault(kind: str, arguments: list[str], folder: Path, outcome: Outcome) -> s
 # --- Signals.
 
 
-def command_at(number: int, at: int, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    """Run `adhere inpaint` in a process that sends itself a signal at an audit event; 0 is none."""
+def command_at(number: int, at: int, folder: Path, *prefix: str) -> subprocess.CompletedProcess[str]:
+    """Run `adhere inpaint` in a process that sends itself a signal at an audit event; 0 is none.
+
+    The prefix is another command that runs it, such as nohup.
+    """
     arguments = ["inpaint", "photo.png", "--mask", "mask.png", "-o", "out.png", "--json", "report.json"]
-    arguments += ["--model", "model", "--steps", "2", *flags]
-    command = [sys.executable, "-c", PROGRAM, str(number), str(at), *arguments]
+    arguments += ["--model", "model", "--steps", "2"]
+    command = [*prefix, sys.executable, "-c", PROGRAM, str(number), str(at), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 

@@ -1,6 +1,5 @@
 """A working folder with a photo and a mask, and arguments of commands that succeed."""
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -9,14 +8,6 @@ from PIL import Image
 from tests.apps.command import arguments_for
 from tests.picture_files import hole, image_of
 from tests.tiny_latent_models import tiny_sd
-
-
-@pytest.fixture(autouse=True)
-def restore_sigint_handler():
-    """Make Ctrl-C work in every test: a command that has written its files ignores it, as do background jobs."""
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture

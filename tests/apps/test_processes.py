@@ -184,6 +184,23 @@ def test_control_c_while_sampling_leaves_no_file(folder, inpaint_args):
     assert contents_of(folder) == before
 
 
+def test_one_of_several_processes_that_write_one_name_wins(folder, inpaint_args):
+    processes = [
+        subprocess.Popen(command(*inpaint_args(seed=str(i))), stdout=-1, stderr=-1, text=True, env=ENVIRONMENT)
+        for i in range(3)
+    ]
+    outputs = [process.communicate() for process in processes]
+    codes = [process.returncode for process in processes]
+    assert sorted(codes) == [0, 2, 2]
+    assert all(
+        "out.png" in stderr and "exists" in stderr for code, (_, stderr) in zip(codes, outputs, strict=True) if code
+    )
+    written = Path("out.png").read_bytes()
+    assert run(inpaint_args(o="again.png", seed=str(codes.index(0)))).exit_code == 0
+    assert Path("again.png").read_bytes() == written
+    assert sorted(contents_of(folder)) == ["again.png", "mask.png", "out.png", "photo.png"]
+
+
 def test_pictures_in_another_folder_than_the_working_folder(folder, inpaint_args, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(inpaint_args("work/photo.png", mask="work/mask.png", o="work/out.png")).exit_code == 0

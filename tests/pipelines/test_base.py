@@ -278,6 +278,7 @@ def test_an_interrupted_run_ends_with_what_there_is_and_the_next_run_is_whole(pi
     assert pipe.interrupt
     assert out.images[0].size == (30, 21)
     assert 2 <= out.nfe < whole
+    assert out.num_steps == 2  # those that ran
     assert pipe(task, num_inference_steps=4).nfe == whole
     assert not pipe.interrupt
 
@@ -292,6 +293,7 @@ def test_an_interrupted_call_with_several_crops_fills_all_of_them(pipe):
     picture = noise(70, 90, 3)
     out = pipe(Inpaint(picture, mask, context=4), num_inference_steps=4, callback_on_step_end=stop)
     assert (np.asarray(out.images[0])[mask] != picture[mask]).mean() > 0.9
+    assert out.num_steps == 1
 
 
 # --- latents and sizes
