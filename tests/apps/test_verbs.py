@@ -7,13 +7,16 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Annotated, get_origin
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms
 from safetensors import safe_open
+from typer.models import OptionInfo
 
 import adhere
+from adhere.apps import cli
 from adhere.apps.cli import _EXAMPLES
 from adhere.pipelines.base import ConstrainedPipeline
 from adhere.pipelines.loading import _MODELS
@@ -224,6 +227,15 @@ def test_the_help_of_a_verb_explains_every_option(verb):
         assert re.search(rf" --{name} .*[A-Z][a-z]* [a-z]+", text), name  # the flag, and the beginning of a sentence
     for solver in ("moment_matching", "moment_matching_posterior", "inexact_newton"):
         assert re.search(rf"\b{solver}\b", text)
+
+
+def test_every_option_names_its_flag():
+    """Otherwise typer 0.27.0 to 0.27.3 make a flag of the metavar: --MODEL."""
+    annotations = [one for one in vars(cli).values() if get_origin(one) is Annotated]
+    options = [info for one in annotations for info in one.__metadata__ if isinstance(info, OptionInfo)]
+    assert len(options) >= 17
+    for info in options:
+        assert str(info.default).startswith("-"), info  # the first argument, which typer takes for a flag
 
 
 @pytest.mark.parametrize("example", [example for verb in ("inpaint", "upscale") for example in _EXAMPLES[verb]])

@@ -47,7 +47,8 @@ def ignored_signals() -> Iterator[None]:
     handlers = {}
     with suppress(ValueError):
         for number in _SIGNALS:
-            handlers[number] = signal.signal(number, lambda *_: None)
+            if signal.getsignal(number) is not None:  # otherwise it was installed by C code and cannot be restored
+                handlers[number] = signal.signal(number, lambda *_: None)
     try:
         yield
     finally:
