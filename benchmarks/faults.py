@@ -267,7 +267,8 @@ def _fault(kind: str, arguments: list[str], folder: Path, outcome: Outcome) -> s
     (folder / "out.png").unlink(missing_ok=True)
     if after != before:
         return "the files in the folder have changed"
-    if code == 2 and (stderr.count("\n") != 1 or not stderr.startswith("adhere: ")):
+    errors = [line for line in stderr.splitlines() if not line.startswith("adhere: note: ")]
+    if code == 2 and (len(errors) != 1 or not errors[0].startswith("adhere: ")):
         return f"not one line: {stderr[:300]}"
     if code not in (0, 2) or (code == 0) != (result is not None):
         return f"exit code {code}, {'a' if result else 'no'} result"

@@ -8,6 +8,7 @@ from PIL import Image
 from tests.apps.command import arguments_for
 from tests.picture_files import hole, image_of
 from tests.tiny_latent_models import tiny_sd
+from tests.tiny_models import save_model
 
 
 @pytest.fixture
@@ -19,6 +20,12 @@ def folder(tmp_path, monkeypatch):
     Image.fromarray(hole()).save(work / "mask.png")
     monkeypatch.chdir(work)
     return work
+
+
+@pytest.fixture(scope="session")
+def shared_model(tmp_path_factory) -> Path:
+    """Return the folder of a tiny model of RGB pictures, which tests must not change; no note is printed for it."""
+    return save_model(tmp_path_factory.mktemp("shared") / "model", prediction_type="v_prediction")
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,14 @@ import termios
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from adhere.apps.cli import _EXAMPLES, main
 from adhere.io import images
 from tests.apps.command import ENVIRONMENT, REPORT_LINE, contents_of, error_line, run
+from tests.picture_files import hole, image_of
 from tests.tiny_models import WEIGHTS
 
 
@@ -45,19 +47,35 @@ def test_the_help_when_standard_output_is_full_or_closed(redirection, exit_code,
     assert result.stderr.count("\n") == bool(message)
 
 
-def test_a_process_prints_one_line_and_nothing_on_standard_error(folder, inpaint_args, model_with):
-    arguments = command(*inpaint_args(model=str(model_with(prediction_type="v_prediction"))))
-    result = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT)
+def test_a_process_prints_one_line_and_nothing_on_standard_error(folder, inpaint_args):
+    result = subprocess.run(command(*inpaint_args()), capture_output=True, text=True, env=ENVIRONMENT)
     assert result.returncode == 0, result.stderr
     assert REPORT_LINE.fullmatch(result.stdout)
     assert result.stderr.strip() == ""  # no progress bar without a terminal, no warnings of libraries
 
 
-def test_a_process_says_in_one_line_that_a_network_does_not_predict_what_its_scheduler_says(folder, inpaint_args):
-    result = subprocess.run(command(*inpaint_args()), capture_output=True, text=True, env=ENVIRONMENT)
+def test_a_process_says_in_one_line_that_a_network_does_not_predict_what_its_scheduler_says(
+    folder, inpaint_args, model_with
+):
+    arguments = command(*inpaint_args(model=str(model_with(prediction_type="epsilon"))))
+    result = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT)
     assert result.returncode == 0, result.stderr
     assert "set prediction_type in scheduler/scheduler_config.json" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_a_process_prints_its_notes_while_c_libraries_print_nothing(folder, inpaint_args):
+    """The first note is of reading the mask, the second of encoding the result."""
+    mask = hole().astype(np.uint8) * 255
+    mask[2, 2] = 120
+    Image.fromarray(mask).save("mask.png")
+    image_of("RGB").save("photo.jpg", comment="a comment")
+    arguments = command(*inpaint_args("photo.jpg", o="out.webp"))
+    result = subprocess.run(arguments, capture_output=True, text=True, env=ENVIRONMENT)
+    assert result.returncode == 0, result.stderr
+    first, second = result.stderr.splitlines()
+    assert first.startswith("adhere: note: the mask has soft edges")
+    assert second == "adhere: note: not copied to the WEBP file: comment"
 
 
 def test_a_process_with_a_prompt_prints_one_line(folder, verb_args, text_model):

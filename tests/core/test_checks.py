@@ -2,9 +2,11 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -214,3 +216,10 @@ def test_a_sum_whose_weights_are_all_zero_is_refused(weights):
     parts = tuple(Linear(A, Y) for _ in weights)
     with pytest.raises(ValueError, match="one of them above 0"):
         Sum(parts, weights)
+
+
+@pytest.mark.parametrize("package", ["core", "pipelines"])
+def test_checks_of_arguments_raise_what_the_command_prints_in_one_line(package):
+    """Other errors are faults of the program, whose tracebacks are printed."""
+    for path in Path(adhere.__file__).parent.joinpath(package).rglob("*.py"):
+        assert not re.findall(r"raise (?:Value|Type)Error\b", path.read_text(encoding="utf-8")), path

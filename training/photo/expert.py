@@ -122,7 +122,7 @@ class ExpertTraining:
         self.network = ResidualDenoiser(settings.channels, settings.num_blocks)
         if settings.start is not None:
             self.network.load_state_dict(load_file(settings.start))  # copied into float32
-        self.network.to(settings.device)
+        self.network.to(settings.device)  # pyright: ignore[reportArgumentType]
         self.average = deepcopy(self.network).eval().requires_grad_(False)
         kernels = [p for p in self.network.blocks.parameters() if p.ndim == 4]
         others = [p for p in self.network.parameters() if all(p is not kernel for kernel in kernels)]

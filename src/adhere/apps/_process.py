@@ -58,7 +58,7 @@ def ignored_signals() -> Iterator[None]:
 
 @contextmanager
 def silenced_stderr() -> Iterator[None]:
-    """Return a context in which C libraries such as libtiff print nothing, if this is the program; Python still does."""
+    """Return a context in which C libraries such as libtiff print nothing, but Python does, if this is the program."""
     if _State.stderr is None:  # other threads of a caller may be printing
         yield
         return

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from adhere.errors import _InvalidValue
+
 
 def per_sample(values: Shaped[Tensor, " b"], like: Tensor) -> Tensor:
     """Return values (B,) as (B, 1, ..., 1), to scale the samples of `like` (B, ...)."""
@@ -169,7 +171,7 @@ def gmres(
     Source: Saad and Schultz (1986); flexible preconditioning: Saad (1993).
     """
     if num_iterations < 1:
-        raise ValueError(f"num_iterations = {num_iterations}: at least one GMRES iteration is needed")
+        raise _InvalidValue(f"num_iterations = {num_iterations}: at least one GMRES iteration is needed")
     tiny = torch.finfo(residual.dtype).tiny
     norm_residual = dot(residual, residual).sqrt()  # (B, 1, ..., 1)
     basis = [residual / norm_residual.clamp_min(tiny)]
