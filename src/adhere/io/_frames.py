@@ -7,7 +7,7 @@ have a main picture. Smaller copies and masks in a TIFF file are not pictures of
 import os
 import warnings
 from contextlib import suppress
-from typing import IO
+from typing import Any
 
 from PIL import Image
 
@@ -24,8 +24,8 @@ _RAW_SUFFIXES = {
 _HEIF_SUFFIXES = {".heic", ".heif", ".hif"}
 
 
-def open_image(file: IO[bytes]) -> Image.Image:
-    """Return an image file as Pillow opens it, without Pillow's limit of the number of pixels; the caller has one."""
+def open_image(file: Any) -> Image.Image:
+    """Return a binary file as Pillow opens it, without Pillow's limit of the number of pixels; the caller has one."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         return Image.open(file)
