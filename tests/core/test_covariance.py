@@ -242,10 +242,10 @@ def test_a_fit_finds_the_covariance_of_the_channels_and_the_exponent(p, size):
         ({"channel_covariance": ((1.0, 0.5), (0.0, 1.0))}, "symmetric"),
         ({"channel_covariance": ((float("nan"),),)}, "finite"),
         ({"channel_covariance": ((0.0,),)}, "positive trace"),
-        ({"white_fraction": 0.0}, "above 0 and at most 1"),
-        ({"white_fraction": 1.5}, "above 0 and at most 1"),
-        ({"exponent": -1.0}, "exponent must be at least 0"),
-        ({"min_frequency": 0.0}, "frequency above 0"),
+        ({"white_fraction": 0.0}, r"white_fraction must be in \(0, 1\]"),
+        ({"white_fraction": 1.5}, r"white_fraction must be in \(0, 1\]"),
+        ({"exponent": -1.0}, "exponent at least 0"),
+        ({"min_frequency": 0.0}, "min_frequency above 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

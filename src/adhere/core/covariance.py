@@ -41,17 +41,13 @@ class StationaryCovariance:
     def __post_init__(self) -> None:
         rows = self.channel_covariance
         if not rows or any(len(row) != len(rows) for row in rows):
-            raise _InvalidValue(
-                f"channel_covariance has rows of {[len(row) for row in rows]} numbers: it must be square"
-            )
+            raise _InvalidValue(f"channel_covariance has rows of {[len(row) for row in rows]}: it must be square")
         variance = self._mean_variance
         is_symmetric = all(abs(a[j] - rows[j][i]) <= 1e-6 * variance for i, a in enumerate(rows) for j in range(len(a)))
         if not (0 < variance < math.inf and is_symmetric):  # False for NaN, too
             raise _InvalidValue(f"channel_covariance = {rows}: it must be finite and symmetric, with a positive trace")
-        if not 0 < self.white_fraction <= 1:
-            raise _InvalidValue(f"white_fraction = {self.white_fraction}: it must be above 0 and at most 1")
-        if not (0 <= self.exponent < math.inf and 0 < self.min_frequency < math.inf):
-            raise _InvalidValue(f"{self}: the exponent must be at least 0, the minimum frequency above 0")
+        if not (0 < self.white_fraction <= 1 and 0 <= self.exponent < math.inf and 0 < self.min_frequency < math.inf):
+            raise _InvalidValue(f"{self}: white_fraction must be in (0, 1], exponent at least 0, min_frequency above 0")
 
     @property
     def _mean_variance(self) -> float:
