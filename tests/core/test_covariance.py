@@ -253,6 +253,12 @@ def test_settings_out_of_range_are_refused(settings, message):
         StationaryCovariance(**({"channel_covariance": ((1.0,),), "exponent": 2.0} | settings))
 
 
+def test_examples_of_white_noise_have_an_exponent_of_at_least_0():
+    """The slope of their spectrum is 0 up to an error of either sign."""
+    exponents = [StationaryCovariance.fit(normal(seeded(seed), 8, 3, 16, 16)).exponent for seed in range(8)]
+    assert min(exponents) == 0 and max(exponents) < 0.1
+
+
 def test_another_number_of_channels_is_refused():
     with pytest.raises(ValueError, match="states have 4 channels, the covariance has 3"):
         StationaryCovariance.default(3).product(torch.zeros(1, 4, 8, 8), 1.0)

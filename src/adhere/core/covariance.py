@@ -91,7 +91,7 @@ class StationaryCovariance:
         inside = (k > 0) & (k <= 0.5)
         log_k, log_power, weight = k[inside].log(), power[inside].log(), 1 / k[inside]
         log_k = log_k - (weight * log_k).sum() / weight.sum()
-        exponent = -float((weight * log_k * log_power).sum() / (weight * log_k.square()).sum())
+        exponent = max(0.0, -float((weight * log_k * log_power).sum() / (weight * log_k.square()).sum()))
         return cls(tuple(tuple(row) for row in C.tolist()), exponent, white_fraction)
 
     def product(self, v: Tensor, snr: float) -> Tensor:
