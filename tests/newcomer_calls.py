@@ -114,7 +114,7 @@ def calls(model: str) -> dict[str, Callable[[], object]]:
 
 
 def outcome(call: Callable[[], object]) -> tuple[str, str]:
-    """Return (exception, message), or ('works', result)."""
+    """Return (exception, message), or ('works', result); an `InvalidInput` is an AdhereError, too."""
     try:
         return "works", str(call())
     except Exception as error:

@@ -13,9 +13,5 @@ class AdhereWarning(UserWarning):
     """A result that was written differs from what might be expected. The message is one line that says how."""
 
 
-class _InvalidValue(AdhereError, ValueError):
-    """An argument has an impossible value. Checks of arguments raise it, so that it is one line on the command line."""
-
-
-class _InvalidType(AdhereError, TypeError):
-    """An argument is of the wrong type, or two that do not fit together."""
+class InvalidInput(AdhereError, ValueError, TypeError):
+    """An argument has an impossible value or type: what checks of arguments raise."""

@@ -1,5 +1,6 @@
 """The call of a pipeline: batches, seeds, output types, callbacks, costs and refusals, on tiny pixel-space models."""
 
+import re
 from itertools import product
 
 import numpy as np
@@ -515,7 +516,8 @@ def test_other_errors_of_the_network_are_not_hidden(shared_model, monkeypatch):
 
 def test_fewer_noise_levels_than_were_asked_for_are_reported(pipe, task, caplog):
     out = pipe(task, num_inference_steps=1000, callback_on_step_end=lambda pipe, *_: setattr(pipe, "_interrupt", True))
-    assert f"num_inference_steps = 1000: the noise schedule has only {out.num_steps} such" in caplog.text
+    assert out.num_steps == 1  # interrupted after the first
+    assert re.search(r"num_inference_steps = 1000: the noise schedule has only \d+ such", caplog.text)
     caplog.clear()
     pipe(task, callback_on_step_end=lambda pipe, *_: setattr(pipe, "_interrupt", True))
     assert "num_inference_steps" not in caplog.text

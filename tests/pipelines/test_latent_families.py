@@ -396,14 +396,18 @@ def encode(pipe, name: str, prompt: str, negative_prompt: str) -> dict[str, torc
 @pytest.mark.parametrize("scale", [1.0, 2.5])
 def test_embeddings_give_the_pictures_of_their_texts(pipe_of, name, scale):
     pipe = pipe_of(name)
+    is_guided = scale > 1 and "distilled" not in name  # otherwise a negative prompt is refused
     embeds = encode(pipe, name, "a b", "c d e")
+    embeds = {key: value for key, value in embeds.items() if is_guided or not key.startswith("negative")}
     options = {"num_inference_steps": 2, "output_type": "latent", "guidance_scale": scale, "num_images_per_prompt": 2}
     texts, embedded = (
         pipe(Generate(SIZE), generator=seeded(3), **options, **given).images
-        for given in ({"prompt": "a b", "negative_prompt": "c d e"}, embeds)
+        for given in ({"prompt": "a b"} | ({"negative_prompt": "c d e"} if is_guided else {}), embeds)
     )
     torch.testing.assert_close(embedded, texts, atol=1e-5, rtol=0)
-    other = pipe(Generate(SIZE), "c", negative_prompt="d", generator=seeded(3), **options).images
+    other = pipe(
+        Generate(SIZE), "c", generator=seeded(3), **options, **({"negative_prompt": "d"} if is_guided else {})
+    ).images
     assert (other - texts).abs().max() > 1e-5
 
 

@@ -197,7 +197,7 @@ class Job:
     def _report(
         self, out: "ConstrainedOutput", repainted: float | None, device: torch.device, dtype: torch.dtype
     ) -> Report:
-        from adhere.pipelines.loading import DEFAULT_MODEL
+        from adhere.pipelines.loading import _DEFAULT_MODEL
 
         return Report(
             nfe=out.nfe,
@@ -205,7 +205,7 @@ class Job:
             residual=round(out.residual[0], 6),
             peak_gb=_peak_gb(device),
             repainted=None if repainted is None else round(repainted, 6),
-            model=self.model or DEFAULT_MODEL,
+            model=self.model or _DEFAULT_MODEL,
             variant=self.variant,
             config=self.config,
             prompt=self.prompt,
@@ -299,6 +299,7 @@ def _silence_libraries() -> None:
     for library in ("huggingface_hub", "transformers"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     disable_progress_bar()
+    logging.getLogger("diffusers").setLevel(logging.WARNING)
     logging.getLogger("diffusers").handlers = [_Notes("was truncated because")]
     logging.getLogger("adhere").handlers = [_Notes("")]
     with suppress(ImportError):  # only models that read text need transformers

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from adhere.core._linalg import dot
 from adhere.core.constraints import Constraint, Linear, Linearization, Nonlinear, Sum
 from adhere.core.noise import randn
-from adhere.errors import _InvalidType, _InvalidValue
+from adhere.errors import InvalidInput
 
 _TOLERANCE = 0.01  # of the adjoint, relative; far above rounding
 
@@ -41,7 +41,7 @@ def check_constraint(constraint: Constraint, shape: Sequence[int], dtype: torch.
         y = constraint.y
         _check_finite(y)
         if y.device.type != device.type:
-            raise _InvalidValue(f"y is on {y.device}, the images are on {device}: write y.to('{device}')")
+            raise InvalidInput(f"y is on {y.device}, the images are on {device}: write y.to('{device}')")
         samples = len(y) if y.ndim and len(y) in (1, shape[0]) else 1
         generator = Generator(device).manual_seed(0)
         x = randn((samples, *shape[1:]), torch.empty(0, dtype=dtype, device=device), generator).clamp(-1, 1)
@@ -53,10 +53,10 @@ def check_constraint(constraint: Constraint, shape: Sequence[int], dtype: torch.
 
 def _check_finite(y: Tensor) -> None:
     if y.numel() == 0:
-        raise _InvalidValue(f"y of shape {tuple(y.shape)} is empty: give at least one number")
+        raise InvalidInput(f"y of shape {tuple(y.shape)} is empty: give at least one number")
     if not bool(y.isfinite().all()):
         wrong = int((~y.isfinite()).sum())
-        raise _InvalidValue(
+        raise InvalidInput(
             f"y has NaN or infinity in {wrong} of {y.numel()} entries: leave them out of the measurement, for example "
             "by a Mask"
         )
@@ -68,17 +68,17 @@ def _check_operator(constraint: Linear, x: Tensor, batch_size: int, generator: G
     _check_measurement("A", A_x, y, batch_size)
     largest, at_zero = float(A_x.abs().max()), float(_apply("A", A, torch.zeros_like(x)).abs().max())
     if not at_zero <= 1e-4 * largest:
-        raise _InvalidValue(f"A(0) is not 0 (its largest entry is {at_zero:.2g}): subtract A(0) from y and from A")
+        raise InvalidInput(f"A(0) is not 0 (its largest entry is {at_zero:.2g}): subtract A(0) from y and from A")
     u = randn(A_x.shape, A_x, generator)
     back = _apply("A^T", A.adjoint, u)
     if back.shape != x.shape or back.dtype != x.dtype:
         given = f"{tuple(back.shape)} {back.dtype}"
-        raise _InvalidValue(f"A^T of y returns {given} for images {tuple(x.shape)} {x.dtype}: they must agree")
+        raise InvalidInput(f"A^T of y returns {given} for images {tuple(x.shape)} {x.dtype}: they must agree")
     left, right = A_x * u, x * back
     error = float((left.sum() - right.sum()).abs())
     scale = float(dot(left, left).sum().sqrt() + dot(right, right).sum().sqrt())
     if not error <= max(_TOLERANCE, 8 * torch.finfo(x.dtype).eps) * scale:
-        raise _InvalidValue(
+        raise InvalidInput(
             f"the adjoint is not the transpose of A, or A is not linear: <A x, u> is {float(left.sum()):.3g}, and "
             f"<x, A^T u> is {float(right.sum()):.3g}; adhere.operator(fn, shape) derives the adjoint of a function"
         )
@@ -92,9 +92,9 @@ def _apply(name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor
         reason = str(error).partition("\n")[0]
         if "memory" in reason:
             raise
-        raise _InvalidValue(f"{name} cannot be applied to {tuple(x.shape)} {x.dtype}: {reason}") from error
+        raise InvalidInput(f"{name} cannot be applied to {tuple(x.shape)} {x.dtype}: {reason}") from error
     if not isinstance(out, Tensor):
-        raise _InvalidType(
+        raise InvalidInput(
             f"{name} returned a {type(out).__name__}: return one tensor; adhere.Sum takes several constraints"
         )
     return out
@@ -102,15 +102,15 @@ def _apply(name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor
 
 def _check_measurement(name: str, measured: Tensor, y: Tensor, batch_size: int) -> None:
     if measured.is_complex():
-        raise _InvalidValue(f"{name} returns complex numbers: measure torch.view_as_real of them")
+        raise InvalidInput(f"{name} returns complex numbers: measure torch.view_as_real of them")
     if measured.shape != y.shape:
         hint = ""
         if y.shape == measured.shape[1:]:
             hint = ": add the batch dimension, y[None]"
         elif y.shape[1:] == measured.shape[1:]:
             hint = f": give one y for all samples of the batch ({batch_size}), or one for each"
-        raise _InvalidValue(f"y has shape {tuple(y.shape)}, {name}(x0) has {tuple(measured.shape)}{hint}")
+        raise InvalidInput(f"y has shape {tuple(y.shape)}, {name}(x0) has {tuple(measured.shape)}{hint}")
     if y.dtype != measured.dtype and (y.dtype, measured.dtype) != (torch.float32, torch.float64):
-        raise _InvalidValue(f"y has dtype {y.dtype}, {name}(x0) has {measured.dtype}: write y.to({measured.dtype})")
+        raise InvalidInput(f"y has dtype {y.dtype}, {name}(x0) has {measured.dtype}: write y.to({measured.dtype})")
     if not bool(measured.isfinite().all()):
-        raise _InvalidValue(f"{name} returns NaN or infinity for an image in [-1, 1]")
+        raise InvalidInput(f"{name} returns NaN or infinity for an image in [-1, 1]")

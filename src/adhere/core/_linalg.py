@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from adhere.errors import _InvalidValue
+from adhere.errors import InvalidInput
 
 
 def per_sample(values: Shaped[Tensor, " b"], like: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ def gmres(
     Source: Saad and Schultz (1986); flexible preconditioning: Saad (1993).
     """
     if num_iterations < 1:
-        raise _InvalidValue(f"num_iterations = {num_iterations}: at least one GMRES iteration is needed")
+        raise InvalidInput(f"num_iterations = {num_iterations}: at least one GMRES iteration is needed")
     tiny = torch.finfo(residual.dtype).tiny
     norm_residual = dot(residual, residual).sqrt()  # (B, 1, ..., 1)
     basis = [residual / norm_residual.clamp_min(tiny)]

@@ -23,7 +23,7 @@ from torch import Tensor
 from adhere.core._linalg import clip_rms, dot, max_norm, per_sample, repeat_samples, safe_divide
 from adhere.core.derivatives import vjp
 from adhere.core.operators import InnerProduct, LinearOperator, Mask, _check_measurement, _Jacobian, _Stacked
-from adhere.errors import _InvalidType, _InvalidValue
+from adhere.errors import InvalidInput
 
 _MAX_RMS_DISTANCE = 10.0  # more than any two images differ by; bounds Newton's step where a loss is nearly flat
 
@@ -60,7 +60,7 @@ class Constraint(ABC):
         Raises:
             TypeError: if the constraint cannot be linearized.
         """
-        raise _InvalidType(f"{type(self).__name__} cannot be linearized: choose the solver inexact_newton")
+        raise InvalidInput(f"{type(self).__name__} cannot be linearized: choose the solver inexact_newton")
 
     def limit_step(self, x0: Tensor, step: Tensor) -> Tensor:
         """Return the step from x0, shortened where it would lead further from a nonlinear constraint."""
@@ -122,7 +122,7 @@ class Linear(Constraint):
     def __post_init__(self) -> None:
         if not isinstance(self.operator, LinearOperator):
             given = type(self.operator).__name__
-            raise _InvalidType(f"operator is a {given}: give a LinearOperator, such as adhere.operator(fn, (3, H, W))")
+            raise InvalidInput(f"operator is a {given}: give a LinearOperator, such as adhere.operator(fn, (3, H, W))")
         _check_measurement(self.y, self.noise)
         object.__setattr__(self, "y", self.operator.restrict(self.y))
 
@@ -210,7 +210,7 @@ class Loss(Constraint):
 
     def __post_init__(self) -> None:
         if not self.max_step_rms > 0:
-            raise _InvalidValue(f"max_step_rms = {self.max_step_rms}: it must be above 0; 0.3 is usual")
+            raise InvalidInput(f"max_step_rms = {self.max_step_rms}: it must be above 0; 0.3 is usual")
 
     @property
     def is_nonlinear(self) -> bool:
@@ -230,7 +230,7 @@ class Loss(Constraint):
         """
         values, e = self._values_and_neg_grad(x0)
         if (values < 0).any():
-            raise _InvalidValue(
+            raise InvalidInput(
                 f"the loss returned {values.tolist()}: it must be at least 0, and 0 where it is satisfied; add a "
                 "constant, or choose the solver inexact_newton"
             )
@@ -249,12 +249,12 @@ class Loss(Constraint):
             leaf = x0.detach().clone().requires_grad_()
             values = self._values(leaf)
             if not values.requires_grad:
-                raise _InvalidValue(
+                raise InvalidInput(
                     "the loss does not depend on x0 differentiably: compute it from x0 with torch functions"
                 )
             (gradient,) = torch.autograd.grad(values.sum(), leaf)
         if not gradient.isfinite().all():
-            raise _InvalidValue("the gradient of the loss is not finite (a square root at 0?): add a small constant")
+            raise InvalidInput("the gradient of the loss is not finite (a square root at 0?): add a small constant")
         return values.detach(), -gradient
 
     def residual_norm(self, x0: Tensor) -> Float[Tensor, " b"]:
@@ -265,12 +265,12 @@ class Loss(Constraint):
         values = self.fn(x0)
         shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
         if shape != tuple(x0.shape[:1]):
-            raise _InvalidValue(
+            raise InvalidInput(
                 f"the loss of x0 {tuple(x0.shape)} has shape {shape}: return {tuple(x0.shape[:1])}, one value per "
                 "sample, such as a mean over all but the first dimension"
             )
         if not values.isfinite().all():
-            raise _InvalidValue(f"the loss returned {values.tolist()}: it must be finite for any picture")
+            raise InvalidInput(f"the loss returned {values.tolist()}: it must be finite for any picture")
         return values
 
 
@@ -296,7 +296,7 @@ class Nonlinear(Constraint):
     def __post_init__(self) -> None:
         _check_measurement(self.y, self.noise)
         if not self.max_step_rms > 0:
-            raise _InvalidValue(f"max_step_rms = {self.max_step_rms}: it must be above 0; 0.3 is usual")
+            raise InvalidInput(f"max_step_rms = {self.max_step_rms}: it must be above 0; 0.3 is usual")
 
     def neg_grad(self, x0: Tensor) -> Tensor:
         measured, transposed = vjp(self.f, x0)
@@ -313,12 +313,12 @@ class Nonlinear(Constraint):
     def linearize(self, x0: Tensor) -> Linearization:
         measured, transposed = vjp(self.f, x0, retain_graph=True)
         if measured.shape != (len(x0), *self.y.shape[1:]):
-            raise _InvalidValue(
+            raise InvalidInput(
                 f"f of x0 {tuple(x0.shape)} has shape {tuple(measured.shape)}, y has {tuple(self.y.shape)}: they must "
                 "agree but for the batch"
             )
         if not transposed(torch.ones_like(measured)).isfinite().all():
-            raise _InvalidValue("the gradient of f is not finite (as of a square root at 0): add a small constant")
+            raise InvalidInput("the gradient of f is not finite (as of a square root at 0): add a small constant")
         operator = _Jacobian(self.f, x0, measured, transposed)
         noise, residual = self.noise, (self.y - measured).detach()
         return Linearization(operator, residual, noise, origin=x0, max_step_rms=self.max_step_rms)
@@ -359,11 +359,11 @@ class Sum(Constraint):
 
     def __post_init__(self) -> None:
         if len(self.constraints) != len(self.weights) or not self.constraints:
-            raise _InvalidValue(
+            raise InvalidInput(
                 f"{len(self.constraints)} constraints and {len(self.weights)} weights: give one weight per constraint"
             )
         if not all(0 <= weight < math.inf for weight in self.weights) or not any(self.weights):
-            raise _InvalidValue(f"weights = {self.weights}: each must be finite and at least 0, one of them above 0")
+            raise InvalidInput(f"weights = {self.weights}: each must be finite and at least 0, one of them above 0")
 
     def neg_grad(self, x0: Tensor) -> Tensor:
         return reduce(add, [w * c.neg_grad(x0) for c, w in zip(self.constraints, self.weights, strict=True)])

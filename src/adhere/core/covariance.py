@@ -16,7 +16,7 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
-from adhere.errors import _InvalidValue
+from adhere.errors import InvalidInput
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class StationaryCovariance:
     def __post_init__(self) -> None:
         rows = self.channel_covariance
         if not rows or any(len(row) != len(rows) for row in rows):
-            raise _InvalidValue(f"channel_covariance has rows of {[len(row) for row in rows]}: it must be square")
+            raise InvalidInput(f"channel_covariance has rows of {[len(row) for row in rows]}: it must be square")
         variance = self._mean_variance
         is_symmetric = all(abs(a[j] - rows[j][i]) <= 1e-6 * variance for i, a in enumerate(rows) for j in range(len(a)))
         if not (0 < variance < math.inf and is_symmetric):  # False for NaN, too
-            raise _InvalidValue(f"channel_covariance = {rows}: it must be finite and symmetric, with a positive trace")
+            raise InvalidInput(f"channel_covariance = {rows}: it must be finite and symmetric, with a positive trace")
         if not (0 < self.white_fraction <= 1 and 0 <= self.exponent < math.inf and 0 < self.min_frequency < math.inf):
-            raise _InvalidValue(f"{self}: white_fraction must be in (0, 1], exponent at least 0, min_frequency above 0")
+            raise InvalidInput(f"{self}: white_fraction must be in (0, 1], exponent at least 0, min_frequency above 0")
 
     @property
     def _mean_variance(self) -> float:
@@ -101,7 +101,7 @@ class StationaryCovariance:
             ValueError: if v has another number of channels than the covariance.
         """
         if v.shape[1] != len(self.channel_covariance):
-            raise _InvalidValue(f"states have {v.shape[1]} channels, the covariance has {len(self.channel_covariance)}")
+            raise InvalidInput(f"states have {v.shape[1]} channels, the covariance has {len(self.channel_covariance)}")
         S, U = _spectrum(self, v.shape[-2:], v.dtype, v.device)
         g = torch.einsum("cd,nchw->ndhw", U, v)
         g = torch.fft.irfft2(torch.fft.rfft2(g) * (S / (1 + snr * S)), s=v.shape[-2:])

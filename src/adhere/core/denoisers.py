@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adhere._hints import keyword_hints
 from adhere.core.schedules import DDPMSchedule, PredictionType, Schedule, log_snr, predict_x0
-from adhere.errors import _InvalidType, _InvalidValue
+from adhere.errors import InvalidInput
 
 _name_the_prediction = keyword_hints(prediction="call it prediction_type", model="call it network")
 
@@ -66,7 +66,7 @@ class NetworkDenoiser:
         _check_prediction_type(self.prediction_type)
         if not isinstance(self.schedule, Schedule):
             given = type(self.schedule).__name__
-            raise _InvalidType(
+            raise InvalidInput(
                 f"schedule is a {given}: use NetworkDenoiser.from_alphas_cumprod(network, alphas_cumprod)"
             )
 
@@ -92,9 +92,7 @@ class NetworkDenoiser:
         """
         table = torch.as_tensor(alphas_cumprod, dtype=torch.float64, device="cpu").tolist()
         if not all(1 >= a >= b >= 0 for a, b in pairwise(table)):
-            raise _InvalidValue(
-                "alphas_cumprod must decrease within [0, 1]: of betas, give torch.cumprod(1 - betas, 0)"
-            )
+            raise InvalidInput("alphas_cumprod must decrease within [0, 1]: of betas, give torch.cumprod(1 - betas, 0)")
         return cls(network, DDPMSchedule(tuple(table)), prediction_type, dtype, torch.long)
 
     def __call__(self, x_t: Tensor, t: float) -> Tensor:
@@ -102,14 +100,14 @@ class NetworkDenoiser:
         out = self.network(x_t.to(self.dtype), times)
         if not isinstance(out, Tensor):
             given = type(out).__name__
-            raise _InvalidType(f"the network returned a {given}, not a tensor: give lambda x, t: net(x, t).sample")
+            raise InvalidInput(f"the network returned a {given}, not a tensor: give lambda x, t: net(x, t).sample")
         return predict_x0(self.prediction_type, out.to(x_t.dtype), x_t, *self.schedule(t))
 
 
 def _check_prediction_type(prediction_type: str) -> None:
     if prediction_type not in get_args(PredictionType):
         allowed = ", ".join(f"'{name}'" for name in get_args(PredictionType))
-        raise _InvalidValue(f"prediction_type = '{prediction_type}': it must be one of {allowed}")
+        raise InvalidInput(f"prediction_type = '{prediction_type}': it must be one of {allowed}")
 
 
 class DenoiserWrapper:
@@ -191,7 +189,7 @@ class ExpertDenoiser(DenoiserWrapper):
 
     def __post_init__(self) -> None:
         if self.expert.schedule != self.denoiser.schedule:
-            raise _InvalidValue("the schedule of the expert differs from the denoiser's: t must mean the same for both")
+            raise InvalidInput("the schedule of the expert differs from the denoiser's: t must mean the same for both")
 
     def __call__(self, x_t: Tensor, t: float) -> Tensor:
         is_low_noise = log_snr(self.schedule, t) >= self.boundary_log_snr

@@ -14,7 +14,7 @@ from torch.nn.functional import conv1d, conv2d, conv_transpose2d, pad
 
 from adhere.core._linalg import constants
 from adhere.core.operators import LinearOperator
-from adhere.errors import _InvalidValue
+from adhere.errors import InvalidInput
 
 
 class _SeparableFilter(LinearOperator):
@@ -72,7 +72,7 @@ class Downsample(_SeparableFilter):
 
     def __post_init__(self) -> None:
         if self.factor < 1:
-            raise _InvalidValue(f"factor = {self.factor}: down-sampling takes an integer of at least 1")
+            raise InvalidInput(f"factor = {self.factor}: down-sampling takes an integer of at least 1")
 
     @property
     def stride(self) -> int:
@@ -91,7 +91,7 @@ class Downsample(_SeparableFilter):
 
     def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h_small w_small"]:
         if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
-            raise _InvalidValue(
+            raise InvalidInput(
                 f"down-sampling by {self.factor}: {tuple(x.shape[-2:])} is not a multiple of it; pad first"
             )
         return super().__call__(x)
@@ -112,7 +112,7 @@ class Blur(_SeparableFilter):
 
     def __post_init__(self) -> None:
         if not self.sigma > 0:
-            raise _InvalidValue(f"sigma = {self.sigma}: the standard deviation of a blur must be above 0 pixels")
+            raise InvalidInput(f"sigma = {self.sigma}: the standard deviation of a blur must be above 0 pixels")
 
     @property
     def kernel(self) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from adhere.core.schedules import Schedule
-from adhere.errors import _InvalidType, _InvalidValue
+from adhere.errors import InvalidInput
 
 Generators = Generator | Sequence[Generator]  # one for the whole batch, or one per sample
 
@@ -26,7 +26,7 @@ def randn(shape: Sequence[int], like: Tensor, generator: Generators) -> Tensor:
     if isinstance(generator, Generator):
         return torch.randn(*shape, dtype=like.dtype, device=generator.device, generator=generator).to(like.device)
     if len(generator) != shape[0]:
-        raise _InvalidValue(f"{len(generator)} generators for a batch of {shape[0]}: give one, or one per sample")
+        raise InvalidInput(f"{len(generator)} generators for a batch of {shape[0]}: give one, or one per sample")
     return torch.cat([randn((1, *shape[1:]), like, one) for one in generator])
 
 
@@ -42,11 +42,11 @@ def check_generator(generator: object, batch_size: int) -> Generators:
     if isinstance(generator, Generator):
         return generator
     if isinstance(generator, int):
-        raise _InvalidType(f"generator = {generator}: write generator=torch.Generator().manual_seed({generator})")
+        raise InvalidInput(f"generator = {generator}: write generator=torch.Generator().manual_seed({generator})")
     if not isinstance(generator, Sequence) or not all(isinstance(one, Generator) for one in generator):
-        raise _InvalidType(f"generator = {generator!r}: give a torch.Generator, or a list with one per sample")
+        raise InvalidInput(f"generator = {generator!r}: give a torch.Generator, or a list with one per sample")
     if len(generator) != batch_size:
-        raise _InvalidValue(f"{len(generator)} generators for a batch of {batch_size}: give one, or one per sample")
+        raise InvalidInput(f"{len(generator)} generators for a batch of {batch_size}: give one, or one per sample")
     return list(generator)
 
 

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from adhere.core._linalg import conjugate_residuals, constants, repeat_samples
 from adhere.core.derivatives import finite_difference_step, forward_difference, vjp
-from adhere.errors import _InvalidType, _InvalidValue
+from adhere.errors import InvalidInput
 
 
 class LinearOperator(ABC):
@@ -119,9 +119,7 @@ class Mask(LinearOperator):
 
     def restrict(self, y: Tensor) -> Tensor:
         if any(a != b and 1 not in (a, b) for a, b in zip(self.known.shape[::-1], y.shape[::-1], strict=False)):
-            raise _InvalidValue(
-                f"the mask has shape {tuple(self.known.shape)}, y has {tuple(y.shape)}: they must agree"
-            )
+            raise InvalidInput(f"the mask has shape {tuple(self.known.shape)}, y has {tuple(y.shape)}: they must agree")
         return torch.where(self.known == 0, 0, y)
 
     def solve_normal(
@@ -173,9 +171,9 @@ class _FunctionOperator(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         zero, transposed = vjp(self.fn, y.new_zeros(len(y), *self.shape))
         if zero.is_complex():
-            raise _InvalidValue("fn returns complex numbers: measure torch.view_as_real of them")
+            raise InvalidInput("fn returns complex numbers: measure torch.view_as_real of them")
         if zero.shape != y.shape:
-            raise _InvalidValue(f"y has shape {tuple(y.shape)}, but the operator returns {tuple(zero.shape)}")
+            raise InvalidInput(f"y has shape {tuple(y.shape)}, but the operator returns {tuple(zero.shape)}")
         return transposed(y)
 
 
@@ -295,8 +293,8 @@ def _check_measurement(y: Tensor, noise: float) -> None:
     """Raise unless y is a tensor of floating-point numbers, and the standard deviation of its noise a number."""
     if not isinstance(y, Tensor) or not isinstance(noise, (int, float)):
         given = f"y is a {type(y).__name__}, noise a {type(noise).__name__}"
-        raise _InvalidType(f"{given}: give a tensor y, and one number for the standard deviation of its noise")
+        raise InvalidInput(f"{given}: give a tensor y, and one number for the standard deviation of its noise")
     if not y.is_floating_point():
-        raise _InvalidValue(f"y has dtype {y.dtype}: give floating-point numbers; pictures are in [-1, 1]")
+        raise InvalidInput(f"y has dtype {y.dtype}: give floating-point numbers; pictures are in [-1, 1]")
     if not 0 <= noise < math.inf:
-        raise _InvalidValue(f"noise = {noise}: a standard deviation must be at least 0, and finite")
+        raise InvalidInput(f"noise = {noise}: a standard deviation must be at least 0, and finite")

@@ -33,7 +33,7 @@ from adhere.core.solvers.inexact_newton import InexactNewton
 from adhere.core.solvers.moment_matching import MomentMatching
 from adhere.core.solvers.plain import Plain
 from adhere.core.transitions import DDIM, DPMSolver2M
-from adhere.errors import _InvalidType, _InvalidValue
+from adhere.errors import InvalidInput
 
 _MOMENT_MATCHING = Sampler(
     MomentMatching(),
@@ -110,15 +110,15 @@ def get_sampler(solver: str | Solver | Sampler) -> Sampler:
         similar = [sampler for sampler in samplers if type(sampler.solver) is type(solver)]
         return replace(similar[0], solver=solver) if similar else Sampler(solver)
     if isinstance(solver, type):
-        raise _InvalidType(f"solver = {solver.__name__} is a class: give an object, {solver.__name__}(...)")
+        raise InvalidInput(f"solver = {solver.__name__} is a class: give an object, {solver.__name__}(...)")
     if not isinstance(solver, str):
-        raise _InvalidType(f"solver = {solver!r}: give a name in adhere.PRESETS, or a solver such as adhere.DDNM()")
+        raise InvalidInput(f"solver = {solver!r}: give a name in adhere.PRESETS, or a solver such as adhere.DDNM()")
     if solver not in PRESETS:
         if solver in _RENAMED_PRESETS:
-            raise _InvalidValue(f"solver '{solver}' is now called '{_RENAMED_PRESETS[solver]}'")
+            raise InvalidInput(f"solver '{solver}' is now called '{_RENAMED_PRESETS[solver]}'")
         near = difflib.get_close_matches(solver, PRESETS, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        raise _InvalidValue(f"unknown solver '{solver}': {hint}choose one of {', '.join(PRESETS)}")
+        raise InvalidInput(f"unknown solver '{solver}': {hint}choose one of {', '.join(PRESETS)}")
     return PRESETS[solver]
 
 
@@ -161,9 +161,9 @@ def sample(
     """
     if not isinstance(denoiser, Denoiser) or not isinstance(constraint, Constraint):
         given = type(denoiser).__name__, type(constraint).__name__
-        raise _InvalidType(f"sample got {given}: give a denoiser, such as a NetworkDenoiser, and a constraint")
+        raise InvalidInput(f"sample got {given}: give a denoiser, such as a NetworkDenoiser, and a constraint")
     if num_inference_steps is not None and type(num_inference_steps) is not int:
-        raise _InvalidType(f"num_inference_steps = {num_inference_steps!r}: give an integer, such as 20")
+        raise InvalidInput(f"num_inference_steps = {num_inference_steps!r}: give an integer, such as 20")
     preset = default_preset(constraint)
     sampler = get_sampler(solver or ("moment_matching_posterior" if preset == _DEFAULT_PRESET else preset))
     generator = check_generator(generator, shape[0])

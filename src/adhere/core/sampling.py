@@ -24,7 +24,7 @@ from adhere.core.noise import Generators, initial_noise
 from adhere.core.schedules import Schedule, log_snr, log_snr_spacing
 from adhere.core.solvers.base import Solver, StochasticSolver
 from adhere.core.transitions import DPMSolver2M, Transition
-from adhere.errors import _InvalidType, _InvalidValue
+from adhere.errors import InvalidInput
 
 _logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def trajectory(
         TypeError: when the solver does not support the constraint.
     """
     if not timesteps or not _is_decreasing_noise(denoiser.schedule, timesteps):
-        raise _InvalidValue(f"timesteps = {list(timesteps)}: give at least one, from high noise to low, each once")
+        raise InvalidInput(f"timesteps = {list(timesteps)}: give at least one, from high noise to low, each once")
     _check_supported(solver, constraint)
     if isinstance(solver, StochasticSolver):
         solver = replace(solver, generator=generator)
@@ -95,7 +95,7 @@ def trajectory(
     for step, t in enumerate(timesteps):
         result = solver(denoiser, constraint, x_t, t, solver_memory)
         if not isinstance(result, tuple) or len(result) != 3:
-            raise _InvalidType(f"{type(solver).__name__} must return (x_t, x0, memory)")
+            raise InvalidInput(f"{type(solver).__name__} must return (x_t, x0, memory)")
         x_t, x0, solver_memory = result
         replacement = yield State(step, len(timesteps), t, x_t, x0, constraint)
         if replacement is not None:
@@ -115,11 +115,11 @@ def _is_decreasing_noise(schedule: Schedule, timesteps: Sequence[float]) -> bool
 def _check_supported(solver: Solver, constraint: Constraint) -> None:
     if not solver.supports(constraint):
         if isinstance(constraint, Unconstrained):
-            raise _InvalidType(f"{type(solver).__name__} needs a constraint: without one, choose the solver plain")
+            raise InvalidInput(f"{type(solver).__name__} needs a constraint: without one, choose the solver plain")
         given = type(constraint).__name__
         if isinstance(constraint, Linear):
             given += f" constraint with {type(constraint.operator).__name__}"
-        raise _InvalidType(f"{type(solver).__name__} does not support {given}: try the solver inexact_newton")
+        raise InvalidInput(f"{type(solver).__name__} does not support {given}: try the solver inexact_newton")
 
 
 @dataclass(frozen=True)

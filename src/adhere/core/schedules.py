@@ -14,7 +14,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from adhere.errors import _InvalidValue
+from adhere.errors import InvalidInput
 
 PredictionType = Literal["epsilon", "sample", "v_prediction", "flow_prediction", "reversed_flow_prediction"]
 
@@ -52,7 +52,7 @@ def log_snr(schedule: Schedule, t: float) -> float:
 def check_signal(alpha_t: float, name: str) -> None:
     """Raise ValueError where alpha_t = 0, since `name` divides by it."""
     if alpha_t == 0:
-        raise _InvalidValue(f"{name} cannot start from pure noise (alpha_t = 0): start at a lower noise level")
+        raise InvalidInput(f"{name} cannot start from pure noise (alpha_t = 0): start at a lower noise level")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class DDPMSchedule:
     def __call__(self, t: float) -> tuple[float, float]:
         index = round(t)
         if index != t or not 0 <= index < len(self.alphas_cumprod):
-            raise _InvalidValue(f"timestep {t}: this schedule has the integers 0 to {len(self.alphas_cumprod) - 1}")
+            raise InvalidInput(f"timestep {t}: this schedule has the integers 0 to {len(self.alphas_cumprod) - 1}")
         a = self.alphas_cumprod[index]
         return math.sqrt(a), math.sqrt(1 - a)
 
@@ -104,7 +104,7 @@ class DDPMSchedule:
         """Return the times of diffusers' `DDIMScheduler.set_timesteps`, kept within the table."""
         count = len(self.alphas_cumprod)
         if not 1 <= num_steps <= count:
-            raise _InvalidValue(f"num_inference_steps = {num_steps}: this schedule allows 1 to {count}")
+            raise InvalidInput(f"num_inference_steps = {num_steps}: this schedule allows 1 to {count}")
         if self.spacing == "leading":
             stride = count // num_steps
             offset = min(self.steps_offset, count - 1 - stride * (num_steps - 1))
@@ -171,7 +171,7 @@ class CosineSchedule:
 
 def _check_num_steps(num_steps: int) -> None:
     if num_steps < 1:
-        raise _InvalidValue(f"num_inference_steps = {num_steps}: at least 1 is needed")
+        raise InvalidInput(f"num_inference_steps = {num_steps}: at least 1 is needed")
 
 
 def predict_x0(prediction_type: PredictionType, out: Tensor, x_t: Tensor, alpha_t: float, sigma_t: float) -> Tensor:

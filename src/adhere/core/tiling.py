@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from adhere.core.denoisers import Denoiser, DenoiserWrapper
-from adhere.errors import _InvalidValue
+from adhere.errors import InvalidInput
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TiledDenoiser(DenoiserWrapper):
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < self.tile_size:
-            raise _InvalidValue(
+            raise InvalidInput(
                 f"overlap = {self.overlap}: it must be at least 0 and below tile_size = {self.tile_size}"
             )
 

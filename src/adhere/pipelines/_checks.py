@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adhere.core.denoisers import Denoiser, DenoiserWrapper
 from adhere.core.schedules import log_snr
-from adhere.errors import AdhereError, OutOfMemory, _InvalidType, _InvalidValue
+from adhere.errors import AdhereError, InvalidInput, OutOfMemory
 
 _logger = logging.getLogger(__name__)
 _HIGH_NOISE = -2.0  # log-SNR in nats: alpha_t < 0.14
@@ -24,11 +24,11 @@ def check_options(
 ) -> None:
     """Raise TypeError if steps are not an integer, ValueError for an unknown output type or tensors for a callback."""
     if num_inference_steps is not None and type(num_inference_steps) is not int:
-        raise _InvalidType(f"num_inference_steps = {num_inference_steps!r}: give an integer, such as 20")
+        raise InvalidInput(f"num_inference_steps = {num_inference_steps!r}: give an integer, such as 20")
     if output_type not in _OUTPUT_TYPES:
-        raise _InvalidValue(f"output_type = '{output_type}': choose one of {', '.join(map(repr, _OUTPUT_TYPES))}")
+        raise InvalidInput(f"output_type = '{output_type}': choose one of {', '.join(map(repr, _OUTPUT_TYPES))}")
     if unknown := sorted(set(tensor_inputs) - set(allowed)):
-        raise _InvalidValue(
+        raise InvalidInput(
             f"callback_on_step_end_tensor_inputs: '{unknown[0]}' is unknown; there are {', '.join(allowed)}"
         )
 

@@ -14,7 +14,7 @@ from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from safetensors import SafetensorError, safe_open
 
 from adhere.core.covariance import StationaryCovariance
-from adhere.errors import AdhereError, _InvalidValue
+from adhere.errors import AdhereError, InvalidInput
 
 REFINER = (
     "this is the refiner of Stable Diffusion XL, which only finishes pictures of the base model and was not trained at "
@@ -74,7 +74,7 @@ def parse_index(text: bytes) -> dict[str, Any]:
     """
     index = json.loads(text.decode("utf-8"))
     if not isinstance(index, dict) or "_class_name" not in index:
-        raise _InvalidValue("there is no _class_name")
+        raise InvalidInput("there is no _class_name")
     return index
 
 

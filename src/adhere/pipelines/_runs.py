@@ -20,7 +20,7 @@ from adhere.core.noise import Generators, initial_noise, randn
 from adhere.core.presets import PRESETS, default_preset, get_sampler
 from adhere.core.sampling import Sampler, State, _States, trajectory
 from adhere.core.solvers.base import Solver
-from adhere.errors import AdhereError, _InvalidType, _InvalidValue
+from adhere.errors import AdhereError, InvalidInput
 from adhere.pipelines._checks import CheckedDenoiser
 from adhere.pipelines.prompts import PromptInputs
 from adhere.tasks.base import Crop, ModelInfo, Task
@@ -66,14 +66,14 @@ class Batch:
                 together with its embeddings.
         """
         if type(num_images) is not int or num_images < 1:
-            raise _InvalidValue(f"num_images_per_prompt = {num_images!r}: give an integer of at least 1")
+            raise InvalidInput(f"num_images_per_prompt = {num_images!r}: give an integer of at least 1")
         tasks = _check_tasks(task)
         texts = [_check_texts("prompt", prompt, embeds[0]), _check_texts("negative_prompt", negative_prompt, embeds[1])]
         given = [*texts, *embeds]
         counts = {len(tasks), *(len(one) for one in given if one is not None)}
         count = max(counts)
         if 0 in counts or not counts <= {1, count}:
-            raise _InvalidValue(
+            raise InvalidInput(
                 f"{len(tasks)} tasks, but prompts for {sorted(counts)}: give one prompt, or one per task"
             )
         positive, negative = (_repeat_texts(text, count, num_images) for text in texts)
@@ -89,15 +89,15 @@ def _check_tasks(task: object) -> list[Task]:
     tasks: list[Task] = []
     for one in task if isinstance(task, (list, tuple)) else [task]:
         if isinstance(one, Constraint):
-            raise _InvalidType("the task is a constraint: write pipe(adhere.Custom(constraint, size=(height, width)))")
+            raise InvalidInput("the task is a constraint: write pipe(adhere.Custom(constraint, size=(height, width)))")
         if isinstance(one, type):
-            raise _InvalidType(f"the task is the class {one.__name__}: give an object, such as adhere.Generate()")
+            raise InvalidInput(f"the task is the class {one.__name__}: give an object, such as adhere.Generate()")
         if not isinstance(one, Task):
             given = type(one).__name__
-            raise _InvalidType(f"the task has the type {given}: give a task, such as adhere.Inpaint(image, mask)")
+            raise InvalidInput(f"the task has the type {given}: give a task, such as adhere.Inpaint(image, mask)")
         tasks.append(one)
     if not tasks:
-        raise _InvalidValue("the list of tasks is empty: give at least one")
+        raise InvalidInput("the list of tasks is empty: give at least one")
     return tasks
 
 
@@ -106,11 +106,11 @@ def _check_texts(name: str, texts: object, embeds: Tensor | None) -> list[str] |
     if texts is None:
         return None
     if embeds is not None:
-        raise _InvalidValue(f"{name} and {name}_embeds are given: give one of them")
+        raise InvalidInput(f"{name} and {name}_embeds are given: give one of them")
     checked: list[str] = []
     for text in texts if isinstance(texts, (list, tuple)) else [texts]:
         if not isinstance(text, str):
-            raise _InvalidType(f"{name} has the type {type(text).__name__}: give a text, or a list of texts")
+            raise InvalidInput(f"{name} has the type {type(text).__name__}: give a text, or a list of texts")
         checked.append(text)
     return checked
 
@@ -233,10 +233,10 @@ class RunOptions:
         if self.latents is None:
             return randn(shape, like, generator)
         if not isinstance(self.latents, Tensor):
-            raise _InvalidType(f"latents have the type {type(self.latents).__name__}: give a torch tensor")
+            raise InvalidInput(f"latents have the type {type(self.latents).__name__}: give a torch tensor")
         expected = (self.num_samples, *shape[1:])
         if self.latents.shape != expected:
-            raise _InvalidValue(f"latents have shape {tuple(self.latents.shape)}: this call needs {expected}")
+            raise InvalidInput(f"latents have shape {tuple(self.latents.shape)}: this call needs {expected}")
         return self.latents[samples].to(like)
 
     def call_back(self, pipe: object, state: State) -> State | None:

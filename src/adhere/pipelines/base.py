@@ -33,7 +33,7 @@ from adhere.core.sampling import Sampler, State, _States
 from adhere.core.schedules import Schedule
 from adhere.core.solvers.base import Solver
 from adhere.core.tiling import TiledDenoiser
-from adhere.errors import _InvalidType, _InvalidValue
+from adhere.errors import InvalidInput
 from adhere.pipelines._checks import CheckedDenoiser, FiniteChecks, check_compilation, check_options, explain_errors
 from adhere.pipelines._runs import Batch, Images, Results, Run, RunOptions, RunPlan, plan_runs, requested_size
 from adhere.pipelines.prompts import PromptInputs
@@ -104,7 +104,7 @@ class ConstrainedPipeline(DiffusionPipeline):
             TypeError: for this base class.
         """
         if cls is ConstrainedPipeline:
-            raise _InvalidType("ConstrainedPipeline is the base of all families: use adhere.load(model)")
+            raise InvalidInput("ConstrainedPipeline is the base of all families: use adhere.load(model)")
         return super().from_pretrained(*args, **kwargs)
 
     @classmethod
@@ -115,7 +115,7 @@ class ConstrainedPipeline(DiffusionPipeline):
             TypeError: for this base class.
         """
         if cls is ConstrainedPipeline:
-            raise _InvalidType("ConstrainedPipeline is the base of all families: use adhere.from_pipe(pipeline)")
+            raise InvalidInput("ConstrainedPipeline is the base of all families: use adhere.from_pipe(pipeline)")
         return super().from_pipe(*args, **kwargs)
 
     # --- What a family defines.
@@ -123,12 +123,12 @@ class ConstrainedPipeline(DiffusionPipeline):
     @property
     def multiple(self) -> int:
         """Heights and widths of pictures must be multiples of this, in pixels."""
-        raise _InvalidType(f"{type(self).__name__} is not a model family: use adhere.load")
+        raise InvalidInput(f"{type(self).__name__} is not a model family: use adhere.load")
 
     @property
     def native_size(self) -> tuple[int, int]:
         """(height, width) in pixels of the pictures the model was trained on."""
-        raise _InvalidType(f"{type(self).__name__} is not a model family: use adhere.load")
+        raise InvalidInput(f"{type(self).__name__} is not a model family: use adhere.load")
 
     def make_denoiser(self, prompts: PromptInputs | None = None, size: tuple[int, int] | None = None) -> Denoiser:
         """Return the network as E[x0 | x_t], with prompts and guidance bound to it.
@@ -140,11 +140,11 @@ class ConstrainedPipeline(DiffusionPipeline):
         Raises:
             AdhereError: for prompts that the model cannot read.
         """
-        raise _InvalidType(f"{type(self).__name__} is not a model family: use adhere.load")
+        raise InvalidInput(f"{type(self).__name__} is not a model family: use adhere.load")
 
     def schedule(self, size: tuple[int, int] | None = None) -> Schedule:
         """Return the noise schedule for pictures of (height, width), native by default."""
-        raise _InvalidType(f"{type(self).__name__} is not a model family: use adhere.load")
+        raise InvalidInput(f"{type(self).__name__} is not a model family: use adhere.load")
 
     def vae_in_float32(self) -> AbstractContextManager[None]:
         """Return a context in which the autoencoder computes in float32 if it would overflow in float16."""
@@ -321,9 +321,7 @@ class ConstrainedPipeline(DiffusionPipeline):
             shape = (num_images_per_prompt, 3, *crop.size)
             check_constraint(crop.constraint, shape, torch.float32, self.execution_device)
         if (output_type == "latent" or latents is not None) and any(len(parts) > 1 for parts in crops):
-            raise _InvalidValue(
-                "a task has several crops, each with its own latents: use output_type='pil', no latents"
-            )
+            raise InvalidInput("a task has several crops, each with its own latents: use output_type='pil', no latents")
         self._interrupt = False
         begin = time.perf_counter()
         with self.vae_in_float32(), self._finite_checks() as checks:

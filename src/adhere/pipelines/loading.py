@@ -43,7 +43,7 @@ from adhere.pipelines.base import ConstrainedPipeline
 from adhere.pipelines.registry import FAMILIES, family_for
 from adhere.pipelines.schedulers import noise_schedule
 
-DEFAULT_MODEL = "adhere-photo"
+_DEFAULT_MODEL = "adhere-photo"
 _MODELS = Path(__file__).parents[1] / "models"
 SHIPPED_MODELS = sorted(index.parent.name for index in _MODELS.glob("*/model_index.json"))
 _COMPONENTS = {"unet_2", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"}  # beside the network
@@ -64,7 +64,7 @@ def load(model: str | Path | None = None, **kwargs: Any) -> ConstrainedPipeline:
     """
     if isinstance(model, DiffusionPipeline):
         raise AdhereError("the model is a pipeline in memory: use adhere.from_pipe(pipeline)")
-    name = str(DEFAULT_MODEL if model is None else model)
+    name = str(_DEFAULT_MODEL if model is None else model)
     shown = " ".join(name.splitlines())
     source = f"model '{shown if len(shown) <= 300 else shown[:100] + '...'}'"
     kwargs = _with_torch_dtype(kwargs, source)

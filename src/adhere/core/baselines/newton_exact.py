@@ -18,7 +18,7 @@ from adhere.core.constraints import Constraint
 from adhere.core.denoisers import Denoiser
 from adhere.core.derivatives import jvp
 from adhere.core.solvers.base import Solver
-from adhere.errors import _InvalidValue
+from adhere.errors import InvalidInput
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class NewtonExact(Solver[None]):
     ) -> tuple[Tensor, Tensor, None]:
         n, limit = x_t[0].numel(), self.max_size
         if n > limit:
-            raise _InvalidValue(f"newton_exact forms J, {n} x {n}: at most {limit} x {limit}; try inexact_newton")
+            raise InvalidInput(f"newton_exact forms J, {n} x {n}: at most {limit} x {limit}; try inexact_newton")
         x0 = denoiser(x_t, t)
         for _ in range(self.num_iterations):
             J = _jacobian(denoiser, x_t, t, x0)

@@ -21,7 +21,7 @@ from adhere.core.noise import Generators, randn
 from adhere.core.schedules import Schedule
 from adhere.core.solvers.base import StochasticSolver
 from adhere.core.transitions import DDIM
-from adhere.errors import _InvalidValue
+from adhere.errors import InvalidInput
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TimeTravel(StochasticSolver[float]):
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
-            raise _InvalidValue(f"repeats = {self.repeats}: a noise level takes at least 1 move")
+            raise InvalidInput(f"repeats = {self.repeats}: a noise level takes at least 1 move")
 
     @abstractmethod
     def move(self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float) -> tuple[Tensor, Tensor]:

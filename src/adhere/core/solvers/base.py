@@ -12,7 +12,7 @@ from adhere.core.constraints import Constraint
 from adhere.core.covariance import StationaryCovariance
 from adhere.core.denoisers import Denoiser
 from adhere.core.noise import Generators
-from adhere.errors import _InvalidValue
+from adhere.errors import InvalidInput
 
 _Memory = TypeVar("_Memory")
 
@@ -59,9 +59,9 @@ class Solver(ABC, Generic[_Memory]):
         for name, bound in least.items():
             value = getattr(self, name)
             if isinstance(bound, int) and (type(value) is not int or value < bound):
-                raise _InvalidValue(f"{name} = {value!r}: it must be an integer of at least {bound}")
+                raise InvalidInput(f"{name} = {value!r}: it must be an integer of at least {bound}")
             if math.isnan(value) or (math.isfinite(bound) and not bound <= value < math.inf):
-                raise _InvalidValue(f"{name} = {value!r}: it must be a finite number of at least {bound:g}")
+                raise InvalidInput(f"{name} = {value!r}: it must be a finite number of at least {bound:g}")
 
     def with_covariance(self, covariance: StationaryCovariance) -> "Solver[_Memory]":
         """Return the solver for a model whose prior has this covariance."""
@@ -89,5 +89,5 @@ class StochasticSolver(Solver[_Memory]):
     @property
     def _source(self) -> Generators:
         if self.generator is None:
-            raise _InvalidValue(f"{type(self).__name__} draws noise: run it by trajectory, or give it a generator")
+            raise InvalidInput(f"{type(self).__name__} draws noise: run it by trajectory, or give it a generator")
         return self.generator
