@@ -495,3 +495,27 @@ def test_a_sum_does_not_depend_on_the_units_of_y(factor):
     area, _ = satisfied_constraint(OPERATORS["area"], seeded(2), 0.1)
     one, other = (Sum((part, area), (1.0, 1.0)).linearize(x0).project(x0) for part in (mask, scaled_mask))
     assert_close(one, other, 1e-4)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_sum_moves_a_picture_no_further_than_its_most_cautious_part_allows(order):
+    """Both parts alone would move it as far as they may."""
+    x0, radii = 3 * normal(seeded(0), 2, *SHAPE), [0.05, 0.5]
+    losses = [Loss(log_cosh, max_step_rms=radius) for radius in radii]
+    for constraint, radius in [*zip(losses, radii, strict=True), (Sum(tuple(losses[::order]), (1.0, 1.0)), 0.05)]:
+        moved = constraint.linearize(x0).project(x0) - x0
+        assert_close(moved.square().flatten(1).mean(1).sqrt(), torch.full((2,), radius, dtype=x0.dtype), 1e-9)
+
+
+def test_parts_of_a_sum_without_noise_have_a_hundredth_of_twice_the_size_of_y_as_noise():
+    """By a dense solution. The two contradict each other, so the result depends on how precise each one is."""
+    x0 = normal(seeded(0), 2, *SHAPE)
+    exact, _ = satisfied_constraint(OPERATORS["area"], seeded(1))
+    noisy, _ = satisfied_constraint(OPERATORS["area"], seeded(2), 0.05)
+    found = Sum((exact, noisy), (1.0, 1.0)).linearize(x0).project(x0)
+    A = matrix_of(OPERATORS["area"], SHAPE).repeat(2, 1)
+    floor = 0.01 * 2 * exact.y.square().mean().sqrt()
+    variances = torch.cat([torch.full((12,), float(noise) ** 2).double() for noise in (floor, 0.05)])
+    y = torch.cat([exact.y.flatten(1), noisy.y.flatten(1)], 1)
+    u = torch.linalg.solve(A @ A.T + variances.diag(), (y - x0.flatten(1) @ A.T).T)
+    assert_close(found.flatten(1), x0.flatten(1) + u.T @ A, 1e-3)  # conjugate residuals stop at 1e-5 of the residual

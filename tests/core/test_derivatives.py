@@ -159,6 +159,27 @@ def test_less_precise_dtypes_take_a_larger_step():
     assert steps == sorted(steps) and steps[0] < steps[-1]
 
 
+@pytest.mark.parametrize("dtype", HALF_PRECISION)
+def test_a_step_in_half_precision_is_neither_twice_nor_a_quarter_of_the_best(dtype):
+    """Of a function as curved as a denoiser at middle noise. The rounding error falls with the step, the other grows.
+
+    The function itself is computed in float64, and its argument and its result are rounded as a network's are.
+    """
+
+    def rounded(x):
+        return (2 * x.to(dtype).double()).sin().to(dtype).double()
+
+    x, v = normal(seeded(0), 2, 4, 1, 32, 32)
+    h, size = finite_difference_step(dtype), v.abs().amax()
+
+    def error(step):
+        difference = (rounded(x + step / size * v) - rounded(x)) * size / step
+        return float((difference - v * 2 * (2 * x).cos()).norm())
+
+    assert error(h) < error(2 * h)
+    assert error(h) < error(h / 4)
+
+
 def test_one_direction_serves_a_whole_batch():
     x, v = normal(seeded(0), 3, 2, 2), normal(seeded(1), 1, 2, 2)
     difference = forward_difference(lambda x: x.square(), x, x.square(), v, 1e-6)

@@ -9,9 +9,9 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adhere.core.constraints import Linear, Linearization, Loss, Unconstrained
+from adhere.core.constraints import Linear, Linearization, Loss, Nonlinear, Sum, Unconstrained
 from adhere.core.covariance import StationaryCovariance
-from adhere.core.filters import Downsample
+from adhere.core.filters import Blur, Downsample
 from adhere.core.latents import Autoencoder, DecodedConstraint, KnownLatents
 from adhere.core.operators import Mask
 from adhere.core.sampling import trajectory
@@ -100,6 +100,57 @@ def test_moment_matching_through_a_linear_decoder_is_the_posterior_denoiser_of_l
         _, z0, memory = solver(prior.denoiser(SCHEDULE), decoded, z_t, time, memory)
         # Rounding errors of about 1e-11 in the differences, over the noise.
         assert_close(z0, exact.denoiser(SCHEDULE)(z_t, time), 1e-6)
+
+
+@few_examples
+@given(seed=SEEDS, level=st.floats(1.0, 3.5))
+def test_a_measurement_without_noise_has_a_noise_of_a_hundredth_through_any_linear_decoder(seed, level):
+    """By the exact posterior, at low noise and through a decoder whose columns are not orthonormal."""
+    g, t = seeded(seed), SCHEDULE.t_from_log_snr(level)
+    model = StationaryCovariance.isotropic(1)
+    prior = Gaussian(normal(g, *LATENT), matrix_of(lambda v: model.product(v, 0.0), LATENT))
+    autoencoder, constraint = injective(g), random_measurement(g, 0.0, m=1)
+    exact = prior.posterior(on_latents(constraint, autoencoder).operator, constraint.y, 0.01)
+    z_t = normal(g, 2, *LATENT)
+    decoded = DecodedConstraint(constraint, autoencoder, backward=True)
+    _, z0, _ = MomentMatching(model)(prior.denoiser(SCHEDULE), decoded, z_t, t, None)
+    # Rounding errors of about 1e-11 in the differences, over the square of the noise.
+    assert_close(z0, exact.denoiser(SCHEDULE)(z_t, t), 1e-5)
+
+
+@torch.no_grad()
+def constraints_on_pictures(g, autoencoder):
+    """Return one constraint of each kind, met by the picture of one latent, with noise 0.02 or none."""
+    x = autoencoder.decode(normal(g, 1, *LATENT))
+    half = Mask(torch.cat([torch.ones(4, 2), torch.zeros(4, 2)], 1).double().view(1, *PICTURE))
+    mask, area, blur = (Linear(A, A(x), noise) for A, noise in ((half, 0.02), (Downsample(2), 0.0), (Blur(1.0), 0.02)))
+    loss = Loss(lambda picture: (picture.mean((1, 2, 3)) - x.mean()).square())
+    return {
+        "mask": mask,
+        "area": area,
+        "blur": blur,
+        "loss": loss,
+        "nonlinear": Nonlinear(lambda picture: torch.tanh(picture)[..., ::2], torch.tanh(x)[..., ::2], 0.02),
+        "sum": Sum((area, mask), (1.0, 2.0)),
+        "sum with a loss": Sum((area, loss), (1.0, 1.0)),
+    }
+
+
+@pytest.mark.parametrize("kind", constraints_on_pictures(seeded(0), injective(seeded(1))))
+@pytest.mark.parametrize("make", [injective, SmoothAutoencoder], ids=["linear", "smooth"])
+def test_every_constraint_is_closer_to_being_met_at_low_noise_through_a_decoder_that_is_not_orthonormal(make, kind):
+    """At three noise levels in turn, after each of them, for every sample; by backpropagation through the decoder."""
+    g = seeded(5)
+    autoencoder, prior = make(g), random_factors(seeded(2), shape=LATENT, rank=2)
+    decoded = DecodedConstraint(constraints_on_pictures(g, autoencoder)[kind], autoencoder, backward=True)
+    denoiser, solver, memory = prior.denoiser(SCHEDULE), MomentMatching(), None
+    for level in (0.5, 2.0, 3.5):
+        t = SCHEDULE.t_from_log_snr(level)
+        alpha_t, sigma_t = SCHEDULE(t)
+        z_t = alpha_t * prior.sample(4, seeded(3)) + sigma_t * normal(seeded(4), 4, *LATENT)
+        _, z0, memory = solver(denoiser, decoded, z_t, t, memory)
+        assert z0.isfinite().all()
+        assert (decoded.residual_norm(z0) < decoded.residual_norm(denoiser(z_t, t))).all()
 
 
 @pytest.mark.parametrize("solver", [MomentMatching(fusion_snr=0.0), DDNM()], ids=["moment_matching", "ddnm"])

@@ -29,6 +29,7 @@ from adhere.core.transitions import DDIM
 from adhere.testing import check_operator, check_solver
 from adhere.testing.priors import FactorMixture
 from tests.core.exact import IdentityAutoencoder, assert_close, last_x0, matrix_of, normal, random_factors, seeded
+from tools.preset_table import PAGE, preset_table
 
 CONSTRAINED = {name: sampler for name, sampler in PRESETS.items() if name != "plain"}
 any_preset = pytest.mark.parametrize("sampler", CONSTRAINED.values(), ids=CONSTRAINED)
@@ -123,6 +124,11 @@ def test_the_stated_numbers_of_evaluations_of_the_presets():
     assert stated["inexact_newton"] == stated["dps"] == stated["mpgd"] == stated["psld"] == 220
     assert stated["ddnm"] == 50 and stated["plain"] == 20
     assert PRESETS["dps"].backward_passes(SCHEDULE) == 200
+
+
+def test_the_page_states_all_settings_of_the_presets():
+    """After a change that was measured: python tools/preset_table.py."""
+    assert preset_table() in PAGE.read_text(encoding="utf-8")
 
 
 class OneByOneDenoiser(CountingDenoiser):

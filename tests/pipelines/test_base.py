@@ -472,6 +472,29 @@ def test_the_network_sees_no_more_than_a_tile(shared_model, monkeypatch):
     assert tiled.images[0].size == (56, 40)
 
 
+def test_what_a_network_gets_wrong_at_the_border_of_a_tile_is_blended_with_what_its_neighbor_sees(
+    shared_model, monkeypatch
+):
+    """A picture of 3 x 4 tiles, and a network that is right but for the outermost pixels of what it is given."""
+    pipe = load(shared_model)
+    pipe.tile_size = 16
+
+    def border(x):
+        out = torch.ones_like(x)
+        out[..., 1:-1, 1:-1] = 0
+        return out
+
+    def x0(network):
+        monkeypatch.setattr(pipe.unet, "forward", lambda x, *args, **options: (network(x),))
+        options = {"num_inference_steps": 1, "solver": "plain", "output_type": "latent"}
+        return pipe(Generate((40, 56)), generator=seeded(0), **options).images
+
+    right, wrong = x0(torch.zeros_like), x0(torch.ones_like)
+    share = (x0(border) - right) / (wrong - right)  # of what is wrong, pixel by pixel
+    torch.testing.assert_close(share[..., 0, :], torch.ones(1, 3, 56))
+    assert 0.1 < share[..., 1:-1, 1:-1].max() < 0.6  # 1 - (2 / 3)^2 where four tiles meet
+
+
 # --- what the machine cannot do
 
 

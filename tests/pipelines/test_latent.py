@@ -3,6 +3,8 @@
 import json
 import logging
 import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ from torch.nn.functional import avg_pool2d
 import adhere
 from adhere import AdhereError, Generate, Inpaint
 from adhere.core.latents import KnownLatents
-from adhere.core.schedules import DDPMSchedule, FlowSchedule
+from adhere.core.presets import PRESETS
+from adhere.core.schedules import DDPMSchedule, FlowSchedule, log_snr, log_snr_spacing
 from adhere.pipelines import schedulers
 from adhere.pipelines.latent import DiffusersVAE, _fill_unknown, _fully_known_cells, _hole_wider_than
 from adhere.pipelines.schedulers import noise_schedule
@@ -194,6 +197,26 @@ def test_only_known_latents_beside_a_wide_hole_are_encoded_again(tmp_path, monke
     assert len(calls) == encodings
 
 
+def test_known_latents_are_encoded_again_at_the_first_noise_level_from_log_snr_minus_2_on(tmp_path, monkeypatch):
+    """Where it was measured to help (docs/experiments/adhere-emoji.md). Here, levels are 0.1 apart."""
+    pipe, calls, counts = built("sd", tmp_path)[1], [], []
+    encode = pipe.vae.encode
+    monkeypatch.setattr(pipe.vae, "encode", lambda x: calls.append(1) or encode(x))
+    mask = np.zeros((64, 128), bool)
+    mask[:, 40:80] = True
+    spacing = partial(log_snr_spacing, log_snr_min=-2.55, log_snr_max=-1.55)
+    sampler = replace(PRESETS["ddnm"], timesteps=spacing, num_steps=11)
+
+    def count(pipe, step, timestep, tensors):
+        counts.append((log_snr(pipe.schedule(), float(timestep)), len(calls)))
+        return tensors
+
+    pipe(Inpaint(noise(64, 128, 3), mask), solver=sampler, callback_on_step_end=count, generator=seeded())
+    before = [level for level, encodings in counts if encodings == 1]
+    assert len(counts) == 11 and calls == [1, 1]
+    assert max(before) == pytest.approx(-2.05, abs=0.06)
+
+
 def two_tasks(mask: np.ndarray, other_mask: np.ndarray) -> list[Inpaint]:
     """Return tasks with different pictures."""
     return [Inpaint(noise(*one.shape, 3, seed=i), one) for i, one in enumerate((mask, other_mask))]
@@ -258,6 +281,18 @@ def test_filling_is_smooth_far_from_known_pixels():
     known[..., :2, :] = 1
     picture = _fill_unknown(known * torch.rand(1, 1, 32, 32, generator=seeded()), known)
     assert avg_pool2d(picture[..., 16:, :], 4).std() < 0.1
+
+
+def test_filling_goes_from_one_known_side_to_the_other_without_steps():
+    """Blocks of one value, from 1 to 8 pixels wide, would have steps of up to 0.5 to 2."""
+    known = torch.zeros(1, 1, 32, 32)
+    known[..., 0] = known[..., -1] = 1
+    y = torch.cat([-torch.ones(1, 1, 32, 16), torch.ones(1, 1, 32, 16)], -1)
+    picture = _fill_unknown(known * y, known)
+    assert torch.equal(known * picture, known * y)
+    steps = picture.diff(dim=-1)
+    assert steps.min() > -1e-6
+    assert steps[..., 1:-1].max() < 0.35
 
 
 # --- offloading

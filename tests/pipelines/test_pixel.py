@@ -160,6 +160,19 @@ def test_a_model_of_several_scales_sees_small_pictures_at_high_noise(model_with,
         hook.remove()
 
 
+def test_a_picture_larger_than_a_tile_is_made_smaller_at_high_noise_before_it_is_cut_into_tiles(model_with):
+    """So a tile of it shows the whole picture at high noise, and no tile is smaller than the network's own size."""
+    folder = model_with()
+    edit_json(folder / "model_index.json", max_downsamplings=2)
+    pipe, seen = load(folder), []
+    pipe.tile_size = 16
+    pipe.unet.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape[-2:])))
+    out = pipe(task(64, 64), num_inference_steps=3, output_type="latent")
+    assert out.nfe == 3 and out.images.shape[-2:] == (64, 64) and out.images.isfinite().all()
+    assert set(seen) == {(16, 16)}
+    assert len(seen) in {1 + 9 + 25, 1 + 25 + 25}  # 16, 32 or 64 pixels wide; tiles overlap by 2
+
+
 def test_a_schedule_that_ends_in_pure_noise_runs(model_with):
     folder = model_with(prediction_type="v_prediction")
     edit_json(folder / "scheduler" / "scheduler_config.json", rescale_betas_zero_snr=True)

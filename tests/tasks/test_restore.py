@@ -132,6 +132,41 @@ def test_the_means_of_the_written_picture_are_the_input_and_so_says_the_residual
     assert np.abs(shown - given).max() < largest * 1e-6
 
 
+@pytest.mark.parametrize(
+    ("multiple", "factor", "size"), [(16, 4, (32, 48)), (16, 3, (48, 48)), (8, 2, (16, 24)), (1, 4, (28, 44))]
+)
+def test_no_more_is_padded_than_the_model_needs(multiple, factor, size):
+    """The sides are the smallest multiples of the model's and of the factor that hold 7 x 11 enlarged pixels."""
+    (crop,) = Upscale(noise(7, 11, 3), factor).crops(FakeModel(multiple))
+    assert crop.size == size
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.1])
+def test_the_noise_of_a_small_picture_is_that_of_its_measurement(sigma):
+    """So the constraint keeps the mean of a sample and of the picture, each as precise as it is."""
+    (crop,) = Upscale(noise(8, 12, 3), 4, noise=sigma).crops(FakeModel(4))
+    linear = crop.constraint
+    assert isinstance(linear, Linear) and linear.noise == sigma
+    x0 = torch.zeros(1, 3, *crop.size)
+    means = Downsample(4)(linear.project(x0, std=0.1))  # A A^T = 1/16
+    torch.testing.assert_close(means, linear.y / (1 + 16 * (sigma / 0.1) ** 2), atol=1e-5, rtol=1e-4)
+
+
+def test_transparency_is_enlarged_smoothly():
+    """As by Pillow's bicubic filter: an edge falls over several pixels and stays where it was."""
+    image = np.full((8, 12, 4), 255, np.uint8)
+    image[:, 6:, 3] = 0
+    task = Upscale(image, 4)
+    (crop,) = task.crops(FakeModel(4))
+    alpha = np.asarray(task.postprocess([torch.zeros(3, *crop.size)], [crop]))[:, :, 3]
+    assert (alpha == alpha[0]).all()
+    row = alpha[0].astype(int)
+    assert row[0] == 255 and row[-1] == 0
+    between = np.flatnonzero((row > 5) & (row < 250))
+    assert len(between) >= 4 and between.min() < 24 <= between.max()
+    assert -np.diff(row).min() < 100
+
+
 def test_with_noise_the_means_of_the_sample_are_kept():
     task = Upscale(image_of("RGB", 8, 12), 4, noise=0.1)
     (crop,) = task.crops(FakeModel(16))
