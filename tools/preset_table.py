@@ -49,6 +49,7 @@ def preset_table() -> str:
 
 
 def main() -> None:
+    """Write the table into the page."""
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     PAGE.write_text(f"{before}{BEGIN}{preset_table()}{END}{after}", encoding="utf-8")
