@@ -210,6 +210,15 @@ def test_a_loss_with_zero_gradient_is_linearized_to_no_measurement():
     assert not flat.residual(x0).any() and not flat.neg_grad(x0).any()
 
 
+def test_a_step_that_leads_away_from_a_loss_is_halved_and_one_that_leads_nowhere_nearer_is_not_made():
+    """Per sample: to 0.3 from 0.1, from 0.4, and from 0.3 itself; steps of 1, 0.1 and 1."""
+    x0 = torch.tensor([0.1, 0.4, 0.3]).double().view(3, 1, 1, 1).expand(3, *SHAPE)
+    step = torch.tensor([1.0, -0.1, 1.0]).double().view(3, 1, 1, 1).expand_as(x0)
+    limited = Loss(log_cosh).limit_step(x0, step)
+    assert_close(limited[:, 0, 0, 0], torch.tensor([0.25, -0.1, 0.0]).double())
+    assert limited.equal(limited[:, :1, :1, :1].expand_as(limited))
+
+
 def test_a_negative_loss_cannot_be_linearized():
     with pytest.raises(ValueError, match=r"returned \[-1.0\].*add a constant"):
         Loss(lambda x0: x0.flatten(1).sum(1) - 1).linearize(torch.zeros(1, *SHAPE))
@@ -320,6 +329,7 @@ def test_only_a_loss_and_what_contains_one_is_nonlinear():
     linear, _ = satisfied_constraint(OPERATORS["area"], seeded(0))
     loss = Loss(log_cosh)
     assert loss.is_nonlinear and Sum((linear, loss), (1.0, 1.0)).is_nonlinear
+    assert Nonlinear(torch.tanh, torch.zeros(1, *SHAPE)).is_nonlinear
     assert not linear.is_nonlinear and not Sum((linear, loss), (1.0, 0.0)).is_nonlinear
 
 

@@ -16,7 +16,9 @@ from adhere.core._linalg import (
     gmres,
     iterations_needed,
     max_norm,
+    minimal_residual_step,
     per_sample,
+    repeat_samples,
     safe_divide,
 )
 from tests.core.exact import assert_close, normal, random_covariance, seeded
@@ -33,6 +35,11 @@ def test_products_and_norms_are_per_sample():
     assert_close(dot(a, b), torch.stack([(p * q).sum() for p, q in zip(a, b, strict=True)]).view(2, 1, 1, 1), 1e-12)
     assert max_norm(a).equal(torch.stack([p.abs().max() for p in a]).view(2, 1, 1, 1))
     assert per_sample(torch.tensor([1.0, 2.0]), a).shape == (2, 1, 1, 1)
+
+
+def test_repeated_samples_are_one_part_after_the_other():
+    parts = [torch.tensor([[1.0]]), torch.tensor([[2.0], [3.0]])]
+    assert repeat_samples(parts, 2).flatten().tolist() == [1, 1, 2, 3]
 
 
 def test_norms_and_quotients_of_zeros_are_finite():
@@ -359,3 +366,22 @@ def test_pairs_without_positive_curvature_are_left_out():
 def test_without_pairs_the_product_is_that_of_the_matrix():
     V_0, v = random_covariance(seeded(0), 4), normal(seeded(1), 3, 4)
     assert bfgs_product(lambda v: v @ V_0, [], v).equal(v @ V_0)
+
+
+# One step ------------------------------------------------------------------------------------------------------------
+
+
+@few_examples
+@given(SEEDS, st.floats(0, 2))
+def test_a_minimal_residual_step_leaves_a_residual_orthogonal_to_its_direction(seed, variance):
+    """Per sample, which is the condition for the least residual; and it returns u, A^T u and V A^T u of one u."""
+    g = seeded(seed)
+    A, V, residual = normal(g, 3, 5), random_covariance(g, 5), normal(g, 2, 3)
+    variances = torch.tensor([[variance], [2 * variance + 0.1]], dtype=torch.float64)
+    u, back, change = minimal_residual_step(lambda x: x @ A.T, lambda y: y @ A, lambda v: v @ V, variances, residual)
+    direction = variances * residual + residual @ A @ V @ A.T
+    remaining = residual - variances * u - change @ A.T
+    assert_close((remaining * direction).sum(1) / direction.norm(dim=1), torch.zeros(2).double(), 1e-12)
+    assert_close(back, u @ A, 1e-12)
+    assert_close(change, back @ V, 1e-12)
+    assert (torch.linalg.vecdot(u, residual).abs() - u.norm(dim=1) * residual.norm(dim=1)).abs().max() < 1e-9

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from adhere.core.baselines.newton_exact import NewtonExact, _jacobian
 from adhere.core.constraints import Linear
+from adhere.core.denoisers import CountingDenoiser
 from adhere.core.operators import Mask
 from adhere.core.schedules import CosineSchedule
 from tests.core.exact import (
@@ -82,3 +83,12 @@ def test_steps_are_within_sigma_and_large_states_are_refused():
     assert_close(largest, torch.full((2,), SCHEDULE(t)[1], dtype=torch.float64), 1e-12)
     with pytest.raises(ValueError, match="forms J, 4 x 4: at most 3 x 3; try inexact_newton"):
         NewtonExact(max_size=3)(denoiser, constraint, x_t, t, None)
+
+
+def test_a_noise_level_takes_one_evaluation_for_each_entry_of_the_state_and_one_for_each_mean():
+    prior, constraint, x_t = left_half_case(0)
+    for solver in (NewtonExact(), NewtonExact(num_iterations=2)):
+        counting = CountingDenoiser(prior.denoiser(SCHEDULE))
+        solver(counting, constraint, x_t, 0.5, None)
+        assert counting.nfe == solver.evaluations([0.0], prior.size) == 1 + 5 * solver.num_iterations
+        assert solver.evaluations([0.0, 1.0], prior.size) == 2 * counting.nfe

@@ -748,6 +748,16 @@ def test_a_loss_never_ends_a_step_further_from_the_constraint_than_it_began():
     assert (loss.residual_norm(x0) <= loss.residual_norm(denoiser(x_t, t)) + 1e-12).all()
 
 
+@pytest.mark.parametrize("power", [0.3, 0.4])
+def test_a_loss_whose_newton_steps_always_overshoot_is_not_increased(power):
+    """The root mean square to the power p: a Newton step leads from r to r (1 / p - 1) on the far side of the root."""
+    loss = Loss(lambda x0: x0.square().flatten(1).mean(1) ** (power / 2))
+    x_t, t = 0.2 * normal(seeded(0), 4, *MIXTURE.shape), SCHEDULE.t_from_log_snr(0.0)
+    denoiser = HalfDenoiser(SCHEDULE)
+    _, x0, _ = MomentMatching()(denoiser, loss, x_t, t, None)
+    assert (loss.residual_norm(x0) <= loss.residual_norm(denoiser(x_t, t))).all()
+
+
 # Host synchronization ------------------------------------------------------------------------------------------------
 
 
