@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from adhere.core.constraints import Constraint, Linear, Linearization, Loss, Nonlinear, Sum, Unconstrained, mask_of
 from adhere.core.filters import Blur, Downsample
+from adhere.core.latents import DecodedConstraint
 from adhere.core.operators import Gray, Identity, InnerProduct, Mask
-from tests.core.exact import Matrix, assert_close, matrix_of, normal, seeded
+from tests.core.exact import IdentityAutoencoder, Matrix, assert_close, matrix_of, normal, seeded
 
 few_examples = settings(max_examples=15, deadline=None)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -331,6 +332,13 @@ def test_only_a_loss_and_what_contains_one_is_nonlinear():
     assert loss.is_nonlinear and Sum((linear, loss), (1.0, 1.0)).is_nonlinear
     assert Nonlinear(torch.tanh, torch.zeros(1, *SHAPE)).is_nonlinear
     assert not linear.is_nonlinear and not Sum((linear, loss), (1.0, 0.0)).is_nonlinear
+
+
+def test_only_a_sum_with_a_decoded_part_needs_decoding():
+    linear, _ = satisfied_constraint(OPERATORS["area"], seeded(0))
+    decoded = DecodedConstraint(linear, IdentityAutoencoder())
+    assert Sum((linear, decoded), (1.0, 1.0)).needs_decoding
+    assert not Sum((linear, decoded), (1.0, 0.0)).needs_decoding and not linear.needs_decoding
 
 
 def test_parts_of_a_sum_without_weight_have_no_influence():

@@ -160,7 +160,7 @@ def test_less_precise_dtypes_take_a_larger_step():
 
 
 @pytest.mark.parametrize("dtype", HALF_PRECISION)
-def test_a_step_in_half_precision_is_neither_twice_nor_a_quarter_of_the_best(dtype):
+def test_a_step_half_or_twice_as_long_in_half_precision_is_not_better_by_more_than_a_tenth(dtype):
     """Of a function as curved as a denoiser at middle noise. The rounding error falls with the step, the other grows.
 
     The function itself is computed in float64, and its argument and its result are rounded as a network's are.
@@ -176,8 +176,7 @@ def test_a_step_in_half_precision_is_neither_twice_nor_a_quarter_of_the_best(dty
         difference = (rounded(x + step / size * v) - rounded(x)) * size / step
         return float((difference - v * 2 * (2 * x).cos()).norm())
 
-    assert error(h) < error(2 * h)
-    assert error(h) < error(h / 4)
+    assert error(h) < 1.1 * min(error(h / 2), error(2 * h))
 
 
 def test_one_direction_serves_a_whole_batch():
