@@ -330,7 +330,7 @@ def test_only_a_loss_and_what_contains_one_is_nonlinear():
     linear, _ = satisfied_constraint(OPERATORS["area"], seeded(0))
     loss = Loss(log_cosh)
     assert loss.is_nonlinear and Sum((linear, loss), (1.0, 1.0)).is_nonlinear
-    assert Nonlinear(torch.tanh, torch.zeros(1, *SHAPE)).is_nonlinear
+    assert Nonlinear(torch.tanh, torch.zeros(1, *SHAPE)).is_nonlinear is True
     assert not linear.is_nonlinear and not Sum((linear, loss), (1.0, 0.0)).is_nonlinear
 
 

@@ -245,6 +245,8 @@ def test_a_fit_finds_the_covariance_of_the_channels_and_the_exponent(p, size):
         ({"white_fraction": 0.0}, r"white_fraction must be in \(0, 1\]"),
         ({"white_fraction": 1.5}, r"white_fraction must be in \(0, 1\]"),
         ({"exponent": -1.0}, "exponent at least 0"),
+        ({"exponent": math.inf}, "exponent at least 0"),
+        ({"min_frequency": math.inf}, "min_frequency above 0"),
         ({"min_frequency": 0.0}, "min_frequency above 0"),
     ],
 )

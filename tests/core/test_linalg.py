@@ -222,6 +222,7 @@ def test_the_iterations_needed_are_at_least_one_and_at_most_the_limit():
     assert iterations_needed(1.0, 0.02, 10) == 1  # a multiple of the identity
     assert iterations_needed(2.0, 0.0, 10) == 10  # no tolerance
     assert iterations_needed(math.inf, 0.02, 10) == 10
+    assert iterations_needed(1.0, 0.0, 10) == 1  # exact after one
     assert [iterations_needed(k, 0.02, 10) for k in (1.03, 2.0, 6.0, 20.0)] == [1, 3, 6, 10]
 
 

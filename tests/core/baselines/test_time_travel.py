@@ -35,6 +35,7 @@ def test_the_first_noise_level_has_one_move_and_the_others_have_repeats():
 def test_no_moves_are_refused_and_a_generator_is_needed():
     with pytest.raises(ValueError, match="repeats = 0: a noise level takes at least 1"):
         RePaint(repeats=0)
+    assert RePaint(repeats=1).num_moves(5) == 5
     prior, half = random_gaussian(seeded(0)), Mask(torch.tensor([1.0, 0.0]).double().expand(1, 1, 2, 2))
     constraint, x_t = Linear(half, half(prior.sample(1, seeded(1)))), normal(seeded(2), 2, *prior.shape)
     with pytest.raises(ValueError, match="RePaint draws noise: run it by trajectory, or give it a generator"):
