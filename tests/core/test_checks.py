@@ -19,6 +19,7 @@ from adhere.core._checks import check_constraint
 from adhere.core.constraints import Constraint, Unconstrained
 from adhere.core.denoisers import CountingDenoiser
 from adhere.core.schedules import CosineSchedule
+from adhere.errors import AdhereError
 from adhere.testing.priors import Gaussian
 from tests.tiny_models import load
 
@@ -223,3 +224,29 @@ def test_checks_of_arguments_raise_what_the_command_prints_in_one_line(package):
     """Other errors are faults of the program, whose tracebacks are printed."""
     for path in Path(adhere.__file__).parent.joinpath(package).rglob("*.py"):
         assert not re.findall(r"raise (?:Value|Type)Error\b", path.read_text(encoding="utf-8")), path
+
+
+def sampled(network, constraint=None):
+    """Return four samples of a raw network under a mask."""
+    D = adhere.NetworkDenoiser.from_alphas_cumprod(network, torch.linspace(0.999, 0.01, 1000))
+    known = (torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    constraint = constraint or adhere.Linear(adhere.Mask(known), 0.5 * known.expand(1, 3, 8, 8))
+    return adhere.sample(D, constraint, shape=(4, 3, 8, 8), generator=torch.Generator().manual_seed(1))
+
+
+def test_samples_that_are_not_finite_are_an_error():
+    with pytest.raises(AdhereError, match="the samples are NaN or infinite"):
+        sampled(lambda x, t: x * float("nan"))
+
+
+@pytest.mark.parametrize("network", [lambda x, t: x[:, :1], lambda x, t: torch.cat([x, x], 1), lambda x, t: x.sum()])
+def test_a_network_must_return_the_shape_of_its_input(network):
+    with pytest.raises(ValueError, match=r"the network returned shape .* for \(4, 3, 8, 8\): they must agree"):
+        sampled(network)
+
+
+def test_a_mask_holds_zeros_and_ones():
+    with pytest.raises(ValueError, match="the mask has values between 0 and 1: round it"):
+        sampled(
+            lambda x, t: 0.1 * x, adhere.Linear(adhere.Mask(torch.full((1, 1, 8, 8), 0.5)), torch.zeros(1, 3, 8, 8))
+        )

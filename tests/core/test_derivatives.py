@@ -161,7 +161,7 @@ def test_less_precise_dtypes_take_a_larger_step():
 
 @pytest.mark.parametrize("dtype", HALF_PRECISION)
 def test_a_step_half_or_twice_as_long_in_half_precision_is_not_better_by_more_than_a_tenth(dtype):
-    """Of a function as curved as a denoiser at middle noise. The rounding error falls with the step, the other grows.
+    """Of a function as nonlinear as a denoiser at middle noise. Rounding errors fall with the step, the others grow.
 
     The function itself is computed in float64, and its argument and its result are rounded as a network's are.
     """

@@ -67,7 +67,7 @@ def test_a_measurement_may_be_a_picture_or_in_float64(tmp_path):
 def test_measurements_that_do_not_fit_the_operator_are_refused():
     with pytest.raises(AdhereError, match="operator is a function: give a LinearOperator"):
         Restore(torch.zeros(1, 3, 8, 8), lambda x: x)  # type: ignore[arg-type]  # pyright: ignore
-    with pytest.raises(AdhereError, match=r"noise = -1(.0)?: give a standard deviation of at least 0"):
+    with pytest.raises(AdhereError, match=r"noise = -1(.0)?: give one number, a standard deviation of at least 0"):
         Restore(torch.zeros(1, 3, 8, 8), Identity(), noise=-1.0)
     with pytest.raises(AdhereError, match=r"A\^T y has shape \(2, 3, 8, 8\): y must measure one RGB picture"):
         Restore(torch.zeros(2, 3, 8, 8), Identity())
@@ -81,7 +81,7 @@ def test_a_measurement_of_another_size_than_the_function_returns_is_refused():
     A = adhere.operator(lambda x: x[..., ::2, ::2], (3, 8, 8))
     with pytest.raises(AdhereError, match=r"y has shape \(1, 3, 5, 5\), but the operator returns \(1, 3, 4, 4\)"):
         Restore(torch.zeros(1, 3, 5, 5), A)
-    with pytest.raises(AdhereError, match=r"y of shape \(1, 3, 8, 9\) does not fit the operator: .* must match"):
+    with pytest.raises(AdhereError, match=r"A\^T cannot be applied to y of shape \(1, 3, 8, 9\): .* must match"):
         Restore(torch.zeros(1, 3, 8, 9), Mask(torch.ones(1, 1, 8, 8)))
 
 
@@ -212,3 +212,8 @@ def test_a_function_that_is_not_linear_is_refused():
     for fn, message in ((lambda x: 0.5 * x + 0.3, r"A\(0\) is not 0"), (lambda x: x**3, "or A is not linear")):
         with pytest.raises(AdhereError, match=message):
             Restore(y, adhere.operator(fn, (3, 8, 8)))
+
+
+def test_an_operator_that_returns_no_tensor_is_refused_in_one_line():
+    with pytest.raises(AdhereError, match=r"A\^T cannot be applied to y of shape \(1, 3, 8, 8\)"):
+        Restore(torch.zeros(1, 3, 8, 8), adhere.operator(lambda x: None, (3, 8, 8)))

@@ -215,7 +215,7 @@ def _command(name: str) -> Callable[[_Verb], _Verb]:
 
 @_command("inpaint")
 def _inpaint(job: "Job", photo: _Photo, mask: _Mask = None, frame: _Frame = None) -> "Report":
-    """Inpaint the white part of a mask. Every other pixel stays bit for bit the same."""
+    """Inpaint the white part of a mask. Every other pixel stays bit for bit the same (up to compression in a JPEG)."""
     from adhere.tasks import Inpaint
 
     job.check(*_files(photo), mask)

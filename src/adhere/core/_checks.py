@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from adhere.core._linalg import dot
 from adhere.core.constraints import Constraint, Linear, Linearization, Nonlinear, Sum
 from adhere.core.noise import randn
+from adhere.core.operators import Mask
 from adhere.errors import InvalidInput
 
 _TOLERANCE = 0.01  # of the adjoint, relative; far above rounding
@@ -64,6 +65,8 @@ def _check_finite(y: Tensor) -> None:
 
 def _check_operator(constraint: Linear, x: Tensor, batch_size: int, generator: Generator) -> None:
     A, y = constraint.operator, constraint.y
+    if isinstance(A, Mask) and not bool(((A.known == 0) | (A.known == 1)).all()):
+        raise InvalidInput("the mask has values between 0 and 1: round it, for example by (mask > 0.5).float()")
     A_x = _apply("A", A, x)
     _check_measurement("A", A_x, y, batch_size)
     largest, at_zero = float(A_x.abs().max()), float(_apply("A", A, torch.zeros_like(x)).abs().max())

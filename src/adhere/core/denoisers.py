@@ -101,6 +101,11 @@ class NetworkDenoiser:
         if not isinstance(out, Tensor):
             given = type(out).__name__
             raise InvalidInput(f"the network returned a {given}, not a tensor: give lambda x, t: net(x, t).sample")
+        if out.shape != x_t.shape:
+            raise InvalidInput(
+                f"the network returned shape {tuple(out.shape)} for {tuple(x_t.shape)}: they must agree; if it also "
+                "predicts variances, give lambda x, t: net(x, t)[:, :3]"
+            )
         return predict_x0(self.prediction_type, out.to(x_t.dtype), x_t, *self.schedule(t))
 
 

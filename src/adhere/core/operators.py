@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from numbers import Real
 from operator import add
 
 import torch
@@ -291,7 +292,7 @@ class _Jacobian(LinearOperator):
 
 def _check_measurement(y: Tensor, noise: float) -> None:
     """Raise unless y is a tensor of floating-point numbers, and the standard deviation of its noise a number."""
-    if not isinstance(y, Tensor) or not isinstance(noise, (int, float)):
+    if not isinstance(y, Tensor) or not isinstance(noise, Real):
         given = f"y is a {type(y).__name__}, noise a {type(noise).__name__}"
         raise InvalidInput(f"{given}: give a tensor y, and one number for the standard deviation of its noise")
     if not y.is_floating_point():

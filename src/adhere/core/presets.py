@@ -33,7 +33,7 @@ from adhere.core.solvers.inexact_newton import InexactNewton
 from adhere.core.solvers.moment_matching import MomentMatching
 from adhere.core.solvers.plain import Plain
 from adhere.core.transitions import DDIM, DPMSolver2M
-from adhere.errors import InvalidInput
+from adhere.errors import AdhereError, InvalidInput
 
 _MOMENT_MATCHING = Sampler(
     MomentMatching(),
@@ -158,6 +158,7 @@ def sample(
         ValueError: for an unknown solver's name, an impossible number of steps, or a measurement that does not fit its
             operator or the shape.
         TypeError: for a generator or a solver of a wrong type, or if the solver does not support the constraint.
+        AdhereError: if the samples are not finite.
     """
     if not isinstance(denoiser, Denoiser) or not isinstance(constraint, Constraint):
         given = type(denoiser).__name__, type(constraint).__name__
@@ -174,4 +175,6 @@ def sample(
     x0 = noise
     for state in sampler.trajectory(denoiser, constraint, noise, generator, num_inference_steps):
         x0 = state.x0
+    if not bool(x0.isfinite().all()):
+        raise AdhereError("the samples are NaN or infinite: check the network's output and the constraint's gradient")
     return x0

@@ -140,12 +140,12 @@ def save_options(info: Mapping[Any, Any], format: str, mode: str) -> tuple[dict[
     left_out = [title for name, title in _TITLES.items() if name in given and name not in held]
     if tuple(map(round, given.get("dpi", ()))) in _DEFAULT_DPI or "exif" in held:  # EXIF has the resolution, too
         left_out = [title for title in left_out if title != _TITLES["dpi"]]
-    if format == "TIFF" and info.get("tiff_compression"):
+    if format == "TIFF":
         has_directories = {EXIF_IFD, GPS_IFD} & set(options.get("tiffinfo", ()))
-        if has_directories:  # Pillow cannot write both
+        if not has_directories:  # Pillow cannot write both
+            options["compression"] = _compression(info.get("tiff_compression", ""), mode)
+        elif info.get("tiff_compression", "raw") != "raw":
             left_out.append("TIFF compression")
-        else:
-            options["compression"] = _compression(info["tiff_compression"], mode)
     return options, [*info.get("left_out", ()), *left_out]
 
 
@@ -179,7 +179,7 @@ def _format_metadata(image: Image.Image) -> dict[str, Any]:
         return {
             "iptc": _iptc_of_tags(tags),
             "geotiff": {tag: (tags.tagtype[tag], tags[tag]) for tag in GEOTIFF_TAGS & set(tags)},
-            "tiff_compression": None if image.info["compression"] == "raw" else image.info["compression"],
+            "tiff_compression": image.info["compression"],
         }
     if image.format == "PNG":
         return {"png_text": _png_text(image), "png_color": _png_color(image.info), "comment": None}
@@ -306,5 +306,5 @@ _WRITERS = {"JPEG": _jpeg_options, "PNG": _png_options, "WEBP": _webp_options, "
 def _compression(old: str, mode: str) -> str:
     """The compression of the old file, or another one if that would change pixels or cannot hold them."""
     old = {"tiff_deflate": "tiff_adobe_deflate", "tiff_zstd": "zstd", "tiff_lzma": "lzma"}.get(old, old)
-    is_usable = old in _LOSSLESS_COMPRESSIONS and (mode == "1" or old not in _BILEVEL_COMPRESSIONS)
+    is_usable = old == "raw" or (old in _LOSSLESS_COMPRESSIONS and (mode == "1" or old not in _BILEVEL_COMPRESSIONS))
     return old if is_usable else "tiff_adobe_deflate"

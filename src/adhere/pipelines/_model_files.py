@@ -62,7 +62,8 @@ def read_index(folder: Path, source: str) -> dict[str, Any]:
     try:
         return parse_index(index.read_bytes())
     except (ValueError, OSError, RecursionError) as error:
-        raise AdhereError(f"{source}: model_index.json cannot be read ({type(error).__name__})") from error
+        reason = textwrap.shorten(str(error), 100) if isinstance(error, InvalidInput) else "it is no valid JSON text"
+        raise AdhereError(f"{source}: model_index.json cannot be read: {reason}") from error
 
 
 def parse_index(text: bytes) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def parse_index(text: bytes) -> dict[str, Any]:
     """
     index = json.loads(text.decode("utf-8"))
     if not isinstance(index, dict) or "_class_name" not in index:
-        raise InvalidInput("there is no _class_name")
+        raise InvalidInput("it has no _class_name; save the pipeline with diffusers' save_pretrained")
     return index
 
 

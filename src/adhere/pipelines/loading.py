@@ -47,7 +47,7 @@ _DEFAULT_MODEL = "adhere-photo"
 _MODELS = Path(__file__).parents[1] / "models"
 SHIPPED_MODELS = sorted(index.parent.name for index in _MODELS.glob("*/model_index.json"))
 _COMPONENTS = {"unet_2", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"}  # beside the network
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def load(model: str | Path | None = None, **kwargs: Any) -> ConstrainedPipeline:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from numbers import Real
 
 import numpy as np
 import torch
@@ -47,17 +48,17 @@ class Restore(Task):
         if not isinstance(self.operator, LinearOperator):
             given = type(self.operator).__name__
             raise AdhereError(f"operator is a {given}: give a LinearOperator, such as adhere.operator(fn, (3, H, W))")
-        if not isinstance(self.noise, (int, float)) or not self.noise >= 0:
-            raise AdhereError(f"noise = {self.noise!r}: give a standard deviation of at least 0, in units of y")
+        if not isinstance(self.noise, Real) or not self.noise >= 0:
+            raise AdhereError(f"noise = {self.noise!r}: give one number, a standard deviation of at least 0")
         if isinstance(self.y, Tensor) and not self.y.is_floating_point():
             raise AdhereError(f"y has dtype {self.y.dtype}: give floating-point numbers; pictures are in [-1, 1]")
         y = self.y.float() if isinstance(self.y, Tensor) else as_picture(self.y).tensor()
         try:
             image = self.operator.adjoint(y)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, AttributeError, TypeError) as error:
             reason = str(error).partition("\n")[0]
             hint = "; add a batch dimension: y[None]" if y.ndim == 3 else ""
-            raise AdhereError(f"y of shape {tuple(y.shape)} does not fit the operator: {reason}{hint}") from error
+            raise AdhereError(f"A^T cannot be applied to y of shape {tuple(y.shape)}: {reason}{hint}") from error
         if image.ndim != 4 or image.shape[:2] != (1, 3):
             raise AdhereError(f"A^T y has shape {tuple(image.shape)}: y must measure one RGB picture, (1, 3, H, W)")
         check_constraint(Linear(self.operator, y, self.noise), image.shape, y.dtype, y.device)
