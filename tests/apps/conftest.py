@@ -1,5 +1,6 @@
 """A working folder with a photo and a mask, and arguments of commands that succeed."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,14 @@ from tests.apps.command import arguments_for
 from tests.picture_files import hole, image_of
 from tests.tiny_latent_models import tiny_sd
 from tests.tiny_models import save_model
+
+
+@pytest.fixture(autouse=True)
+def default_sigint_handler():
+    """Make Ctrl-C work in every test, also in a background job, which ignores it."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture
