@@ -409,3 +409,9 @@ def test_a_blur_without_width_is_refused(sigma):
 def test_a_factor_below_one_is_refused(kind, factor):
     with pytest.raises(ValueError, match=f"factor = {factor}"):
         Downsample(factor, kind)
+
+
+def test_the_adjoint_of_a_function_that_returns_complex_numbers_says_what_to_measure():
+    fourier = operator(torch.fft.rfft2, (1, 4, 4))
+    with pytest.raises(ValueError, match="fn returns complex numbers: measure torch.view_as_real of them"):
+        fourier.adjoint(torch.zeros(1, 1, 4, 3))

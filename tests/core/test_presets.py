@@ -381,6 +381,15 @@ def sample_prior(constraint=None, shape=BATCH, **options):
     return sample(PRIOR.denoiser(SCHEDULE), constraint, shape, dtype=torch.float64, **options)
 
 
+def test_sample_refuses_a_network_that_is_no_denoiser_and_what_is_no_constraint():
+    unchecked = inspect.unwrap(sample)  # without the type checker of the tests
+    constraint = linear_constraint(LEFT_HALF)
+    for denoiser, given in ((torch.nn.Identity(), constraint), (PRIOR.denoiser(SCHEDULE), LEFT_HALF)):
+        names = f"{type(denoiser).__name__} and {type(given).__name__}"
+        with pytest.raises(TypeError, match=f"sample got {names}: give a denoiser"):
+            unchecked(denoiser, given, BATCH)
+
+
 def test_sample_takes_a_name_a_solver_or_a_sampler():
     samples = [sample_prior(solver=one, generator=seeded(0)) for one in ("ddnm", DDNM(), PRESETS["ddnm"])]
     assert samples[0].equal(samples[1]) and samples[0].equal(samples[2])

@@ -161,7 +161,7 @@ def sample(
         AdhereError: if the samples are not finite.
     """
     if not isinstance(denoiser, Denoiser) or not isinstance(constraint, Constraint):
-        given = type(denoiser).__name__, type(constraint).__name__
+        given = f"{type(denoiser).__name__} and {type(constraint).__name__}"
         raise InvalidInput(f"sample got {given}: give a denoiser, such as a NetworkDenoiser, and a constraint")
     if num_inference_steps is not None and type(num_inference_steps) is not int:
         raise InvalidInput(f"num_inference_steps = {num_inference_steps!r}: give an integer, such as 20")
