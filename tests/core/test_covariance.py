@@ -264,3 +264,8 @@ def test_examples_of_white_noise_have_an_exponent_of_at_least_0():
 def test_another_number_of_channels_is_refused():
     with pytest.raises(ValueError, match="states have 4 channels, the covariance has 3"):
         StationaryCovariance.default(3).product(torch.zeros(1, 4, 8, 8), 1.0)
+
+
+def test_an_exponent_of_zero_is_white_noise():
+    model, v = StationaryCovariance(((0.5,),), exponent=0.0), normal(seeded(0), 2, 1, 4, 6)
+    assert_close(model.product(v, 3.0), v / (1 / 0.5 + 3.0), 1e-12)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from adhere.core.baselines.repaint import RePaint
 from adhere.core.constraints import Unconstrained
 from adhere.core.noise import randn
 from adhere.core.sampling import trajectory
@@ -49,3 +50,9 @@ def test_a_stochastic_solver_draws_from_the_generator_of_its_run():
         again = seeded(2) if isinstance(generator, torch.Generator) else [seeded(2), seeded(3)]
         assert state.x_t.equal(x_T + randn(x_T.shape, x_T, again))
     assert solver.generator is None
+
+
+def test_the_generator_is_not_among_the_positional_settings():
+    assert RePaint(3) == RePaint(repeats=3)
+    with pytest.raises(TypeError, match="positional"):
+        RePaint(3, seeded(0))  # pyright: ignore[reportCallIssue]
