@@ -738,6 +738,22 @@ def test_an_affine_loss_gets_the_conditional_mean_of_its_linearization(level):
     assert (distance > 0.4).any()
 
 
+@pytest.mark.parametrize("max_step_rms", [0.1, math.inf])
+def test_the_tilt_under_a_loss_is_a_step_of_limited_length_to_its_root(max_step_rms):
+    """Of an affine loss with V = I / snr, from an expected mean m' that is the remembered one: x_t + alpha_t step."""
+    g, t = seeded(0), SCHEDULE.t_from_log_snr(0.3)
+    w, x_t, m = normal(g, 1, 1, 3, 4), normal(g, 2, 1, 3, 4), normal(g, 2, 1, 3, 4)
+    loss = Loss(lambda x0: ((x0 * w).flatten(1).sum(1) - 5).abs(), max_step_rms)
+    alpha_t, sigma_t = SCHEDULE(t)
+    memory = (m, alpha_t / sigma_t**2 * x_t, (alpha_t / sigma_t) ** 2)
+    recording = RecordingDenoiser(HalfDenoiser(SCHEDULE))
+    MomentMatching(fusion_snr=0.0, noise_floor=0.0)(recording, loss, x_t, t, memory)
+    step = (5 - (m * w).flatten(1).sum(1)).view(2, 1, 1, 1) * w / w.square().sum()
+    rms = step.square().flatten(1).mean(1).sqrt().view(2, 1, 1, 1)
+    assert (rms > 0.2).all()
+    assert_close(recording.calls[0][0], x_t + alpha_t * step * (max_step_rms / rms).clamp(max=1), 1e-10)
+
+
 @pytest.mark.parametrize("power", [0.3, 0.4])
 def test_a_loss_whose_newton_steps_always_overshoot_is_not_increased(power):
     """The root mean square to the power p: a Newton step leads from r to r (1 / p - 1) on the far side of the root."""
