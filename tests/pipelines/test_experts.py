@@ -147,8 +147,7 @@ def test_missing_weights_are_named(folder):
 @pytest.mark.slow
 def test_the_shipped_model_denoises_better_with_it():
     """At sigma = 25/255, on a picture that neither network was trained on."""
-    from skimage import data
-
+    data = pytest.importorskip("skimage.data")
     pipe = load(None)
     x0 = torch.from_numpy(data.coffee()[100:228, 200:328]).permute(2, 0, 1)[None] / 127.5 - 1
     schedule = pipe.schedule()

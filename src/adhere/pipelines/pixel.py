@@ -10,7 +10,7 @@ A second network, `unet_2`, may take over at low noise, as `transformer_2` does 
 """
 
 import math
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
@@ -57,8 +57,8 @@ class PixelPipeline(ConstrainedPipeline, DDIMPipeline):  # pyright: ignore[repor
         unet: UNet2DModel,
         scheduler: SchedulerMixin,
         max_downsamplings: int = 0,
-        unet_2: ResidualDenoiser | None = None,
-        boundary_log_snr: float | None = None,
+        unet_2: Optional[ResidualDenoiser] = None,  # noqa: UP045  # diffusers 0.36 cannot read X | None
+        boundary_log_snr: Optional[float] = None,  # noqa: UP045
     ) -> None:
         _check_network(unet)
         if not isinstance(max_downsamplings, int) or max_downsamplings < 0:
