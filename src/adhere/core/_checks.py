@@ -32,8 +32,7 @@ def check_constraint(constraint: Constraint, shape: Sequence[int], dtype: torch.
         device: of the images.
 
     Raises:
-        ValueError: if something does not hold.
-        TypeError: if A or A^T does not return a tensor.
+        InvalidInput: if something does not hold, or if A or A^T does not return a tensor.
     """
     if isinstance(constraint, Sum):
         for part in constraint.constraints:

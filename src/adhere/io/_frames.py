@@ -84,7 +84,7 @@ def count_pictures(image: Image.Image) -> int:
     return count
 
 
-def check_replaceable(path: str | os.PathLike[str]) -> None:
+def check_one_picture(path: str | os.PathLike[str]) -> None:
     """Check that no picture would be lost if a file with one picture replaced an existing file.
 
     Raises:

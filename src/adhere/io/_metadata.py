@@ -57,16 +57,14 @@ _HELD_BY = {
 _MAX_JPEG_SEGMENT_BYTES = 65_533
 _XMP_HEADER, _IPTC_HEADER = b"http://ns.adobe.com/xap/1.0/\0", b"Photoshop 3.0\0"
 _KNOWN_SEGMENTS = (
-    *(
-        b"JFIF",
-        b"JFXX",
-        b"Exif\0",
-        b"http://ns.adobe.com/xap/",
-        b"ICC_PROFILE\0",
-        b"Photoshop 3.0\0",
-        b"Adobe",
-        b"MPF\0",
-    ),
+    b"JFIF",
+    b"JFXX",
+    b"Exif\0",
+    b"http://ns.adobe.com/xap/",
+    b"ICC_PROFILE\0",
+    b"Photoshop 3.0\0",
+    b"Adobe",
+    b"MPF\0",
 )
 _IPTC_RESOURCE = 0x0404
 _DEFAULT_DPI = {(72, 72), (96, 96)}  # what programs write that know nothing of the resolution

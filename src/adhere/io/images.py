@@ -39,7 +39,7 @@ from torch.nn import functional
 from adhere.errors import AdhereError, AdhereWarning
 from adhere.io._atomic import check_writable, staged_writes
 from adhere.io._crops import Box
-from adhere.io._frames import check_not_raw, check_replaceable, hint_for_unidentified, open_image, select_frame
+from adhere.io._frames import check_not_raw, check_one_picture, hint_for_unidentified, open_image, select_frame
 from adhere.io._metadata import read_metadata, save_options
 from adhere.io._samples import convert_for, fill_unknown, samples_of, to_float, to_pil
 
@@ -210,7 +210,7 @@ def check_output(path: str | Path, force: bool = False, size: tuple[int, int] | 
     if path.suffix.lower() not in _FORMATS:
         given = f"the suffix {path.suffix}" if path.suffix else "a name without suffix"
         raise AdhereError(f"{path}: cannot write {given}; use one of {', '.join(_FORMATS)}")
-    check_replaceable(path)
+    check_one_picture(path)
     format, _ = _FORMATS[path.suffix.lower()]
     if size is not None and max(size) > (max_side := _MAX_SIDE_PIXELS.get(format, max(size))):
         given = f"{path}: the result would have {size[1]}x{size[0]} pixels"

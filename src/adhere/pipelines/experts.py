@@ -1,4 +1,4 @@
-"""Networks for low noise only, the component `unet_2` of a pixel model: `ResidualDenoiser`.
+"""Experts: networks for low noise only, the component `unet_2` of a pixel model; here, `ResidualDenoiser`.
 
 At low noise, a denoiser needs no context, so a convolutional network of a tenth of the parameters of a `UNet2DModel`
 is better at the same cost. `ResidualDenoiser` works at half resolution, on 2x2 pixel-unshuffled RGB with the noise
