@@ -38,13 +38,15 @@ from adhere.core.filters import Blur, Downsample
 from adhere.core.multiscale import MultiscaleDenoiser
 from adhere.core.operators import Gray, Identity, LinearOperator, Mask
 from adhere.core.presets import PRESETS
-from adhere.core.schedules import DDPMSchedule, Schedule
+from adhere.core.schedules import DDPMSchedule
 from adhere.metrics import psnr
 from adhere.pipelines.base import ConstrainedPipeline
+from adhere.pipelines.experts import FFDNet
 from benchmarks.grids import to_tensor
 from benchmarks.photo import center_crop
 from benchmarks.tables import METRICS, Row, embed, load, meta, save
-from training.photo.ffdnet_teacher import TEACHER_SIGMA_MAX, FFDNet
+from training.photo.ffdnet_weights import SIGMA_MAX as FFDNET_SIGMA_MAX
+from training.photo.ffdnet_weights import pretrained_ffdnet
 
 SIDE = 64
 SCHEDULE = DDPMSchedule.from_betas()
@@ -63,7 +65,7 @@ DARK_DISCS = ((40, 88), (88, 40), (64, 64), (30, 40))  # rows and columns of the
 PLAIN_COLORS = ((127, 127, 127), (80, 80, 80), (60, 90, 140))
 SCALES = (0.01, 0.1, 10.0, 100.0)
 METRICS_IN_ORDER = ("psnr", "offset", "change")
-FFDNET_MIN_LOG_SNR = -math.log(2 * TEACHER_SIGMA_MAX)  # pictures in [-1, 1] have twice the noise of those in [0, 1]
+FFDNET_MIN_LOG_SNR = -math.log(2 * FFDNET_SIGMA_MAX)  # pictures in [-1, 1] have twice the noise of those in [0, 1]
 WITH_FFDNET = ", with FFDNet"  # the end of a task's title
 
 
@@ -236,24 +238,10 @@ def scaled(constraint: Linear, factor: float) -> Linear:
     return Linear(Scaled(constraint.operator, factor), factor * constraint.y, factor * constraint.noise)
 
 
-@dataclass(frozen=True)
-class FFDNetDenoiser:
-    """FFDNet as a denoiser of x_t = alpha_t x0 + sigma_t eps, for log-SNR >= FFDNET_MIN_LOG_SNR."""
-
-    network: FFDNet
-    schedule: Schedule
-    dtype: torch.dtype = torch.float32
-
-    def __call__(self, x_t: Tensor, t: float) -> Tensor:
-        alpha_t, sigma_t = self.schedule(t)
-        sigma = x_t.new_full((len(x_t),), sigma_t / alpha_t / 2)
-        return self.network((x_t / alpha_t + 1) / 2, sigma) * 2 - 1
-
-
 def ffdnet() -> FFDNet | None:
     """Return FFDNet, or None if its package is not installed."""
     try:
-        return FFDNet()
+        return pretrained_ffdnet()
     except ModuleNotFoundError:
         return None
 
@@ -275,7 +263,7 @@ class Benchmark:
         network: Denoiser = pipe.make_denoiser()
         if with_expert:
             assert self.expert is not None
-            network = ExpertDenoiser(network, FFDNetDenoiser(self.expert, network.schedule), FFDNET_MIN_LOG_SNR)
+            network = ExpertDenoiser(network, self.expert.as_denoiser(network.schedule), FFDNET_MIN_LOG_SNR)
         denoiser = CountingDenoiser(MultiscaleDenoiser(network, pipe.max_downsamplings, sampler.multiscale_max_log_snr))
         generators = [Generator().manual_seed(seed) for seed in seeds]
         shape = (len(seeds), *x.shape[1:])

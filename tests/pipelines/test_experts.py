@@ -13,7 +13,7 @@ from torch import nn
 import adhere
 from adhere import AdhereError, Inpaint
 from adhere.core.schedules import CosineSchedule, log_snr
-from adhere.pipelines.experts import ResidualDenoiser
+from adhere.pipelines.experts import FFDNet
 from adhere.pipelines.pixel import PixelPipeline
 from tests.core.exact import assert_close, seeded
 from tests.picture_files import hole, noise
@@ -22,9 +22,9 @@ from tests.tiny_models import edit_json, load
 BOUNDARY = 0.3
 
 
-def expert(seed: int = 0) -> ResidualDenoiser:
+def expert(seed: int = 0) -> FFDNet:
     torch.manual_seed(seed)
-    return ResidualDenoiser(8, 1)
+    return FFDNet(8, 3)
 
 
 @pytest.fixture
@@ -86,10 +86,14 @@ def test_odd_sides_are_padded_and_cropped():
     assert denoiser(x_t, denoiser.schedule.t_from_log_snr(2.0)).shape == x_t.shape
 
 
-def test_little_noise_leaves_the_picture_as_it_is():
-    """The skip connection of the preconditioning is one, whatever the weights."""
-    picture = torch.rand(2, 3, 16, 16, generator=seeded(0))
-    assert_close(expert()(picture, torch.tensor([1e-5, 1e-5])), picture, 1e-3)
+def test_the_network_is_a_chain_of_convolutions_on_pixels_and_noise_level():
+    """Written out for one picture: F(x, sigma) on 2x2 squares of pixels as channels."""
+    network, x_t = expert(), torch.rand(1, 3, 8, 6, generator=seeded(0))
+    squares = x_t.reshape(1, 3, 4, 2, 3, 2).permute(0, 1, 3, 5, 2, 4).reshape(1, 12, 4, 3)
+    hidden = torch.cat([torch.full((1, 3, 4, 3), 0.1), squares], 1)
+    first, second, last = network.convs
+    noise = last(second(first(hidden).relu()).relu()).reshape(1, 3, 2, 2, 4, 3).permute(0, 1, 4, 2, 5, 3)
+    assert_close(network(x_t, torch.tensor([0.1])), x_t - noise.reshape(x_t.shape), 1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -98,8 +102,8 @@ def test_half_precision_changes_little(dtype):
     full = network(x_t, sigma)
     half = network.to(dtype)(x_t, sigma)
     assert half.dtype == torch.float32
-    # c_out F(x): |F| is below 10, and each of six layers rounds by eps / 2.
-    assert (half - full).abs().max() <= 0.1 * 10 * 3 * torch.finfo(dtype).eps
+    # F(x) is below 1, and its inputs, weights and sums are rounded by eps / 2 in each of three layers.
+    assert (half - full).abs().max() <= 3 * 3 * torch.finfo(dtype).eps
 
 
 # --- files
@@ -107,7 +111,7 @@ def test_half_precision_changes_little(dtype):
 
 def test_it_is_loaded_saved_and_passed_on_as_any_component(folder, tmp_path):
     pipe = load(folder)
-    assert isinstance(pipe.unet_2, ResidualDenoiser) and pipe.boundary_log_snr == BOUNDARY
+    assert isinstance(pipe.unet_2, FFDNet) and pipe.boundary_log_snr == BOUNDARY
     for name, value in expert().state_dict().items():
         assert pipe.unet_2.state_dict()[name].equal(value), name
     pipe.save_pretrained(tmp_path / "again")
@@ -128,7 +132,7 @@ def test_both_networks_are_compiled(folder, monkeypatch):
     compiled = []
     monkeypatch.setattr(nn.Module, "compile", lambda self, **_: compiled.append(type(self).__name__))
     load(folder).compile()
-    assert compiled == ["UNet2DModel", "ResidualDenoiser"]
+    assert compiled == ["UNet2DModel", "FFDNet"]
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf], ids=str)

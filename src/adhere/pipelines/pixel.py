@@ -24,7 +24,7 @@ from adhere.core.schedules import Schedule
 from adhere.errors import AdhereError
 from adhere.io.images import pad_to_multiple
 from adhere.pipelines.base import ConstrainedPipeline
-from adhere.pipelines.experts import ResidualDenoiser
+from adhere.pipelines.experts import FFDNet
 from adhere.pipelines.prompts import PromptInputs
 from adhere.pipelines.schedulers import noise_schedule
 
@@ -49,7 +49,7 @@ class PixelPipeline(ConstrainedPipeline, DDIMPipeline):  # pyright: ignore[repor
 
     tile_size = 768  # a picture of this side takes about 0.6 GB
     unet: UNet2DModel
-    unet_2: ResidualDenoiser | None
+    unet_2: FFDNet | None
     scheduler: Any
 
     def __init__(
@@ -57,7 +57,7 @@ class PixelPipeline(ConstrainedPipeline, DDIMPipeline):  # pyright: ignore[repor
         unet: UNet2DModel,
         scheduler: SchedulerMixin,
         max_downsamplings: int = 0,
-        unet_2: Optional[ResidualDenoiser] = None,  # noqa: UP045  # diffusers 0.36 cannot read X | None
+        unet_2: Optional[FFDNet] = None,  # noqa: UP045  # diffusers 0.36 cannot read X | None
         boundary_log_snr: Optional[float] = None,  # noqa: UP045
     ) -> None:
         _check_network(unet)
