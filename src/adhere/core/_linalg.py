@@ -64,7 +64,7 @@ def conjugate_residuals(
     only nearly symmetric. The number of iterations is fixed, so that nothing is read back from the device.
 
     Args:
-        matrix: the linear map u -> matrix(u), (B, ...) to (B, ...).
+        matrix: the linear map u -> matrix(u), (B, ...) to (B, ...), as a new tensor, which is changed.
         b: the right-hand side, (B, ...).
         num_iterations: the number of products with the matrix.
         tolerance: a sample no longer changes once |r| <= tolerance |b|.
@@ -80,13 +80,15 @@ def conjugate_residuals(
     converged = tolerance**2 * dot(b, b)
     directions: list[tuple[Tensor, Tensor, Tensor]] = []  # p, matrix(p), |matrix(p)|^2
     for _ in range(num_iterations):
-        p, matrix_p = r, matrix(r)
+        p, matrix_p = r.clone(), matrix(r)
         for q, matrix_q, qq in directions:
             beta = safe_divide(dot(matrix_p, matrix_q), qq)
-            p, matrix_p = torch.addcmul(p, beta, q, value=-1), torch.addcmul(matrix_p, beta, matrix_q, value=-1)
+            p.addcmul_(beta, q, value=-1)
+            matrix_p.addcmul_(beta, matrix_q, value=-1)
         directions.append((p, matrix_p, dot(matrix_p, matrix_p)))
         step = torch.where(dot(r, r) > converged, safe_divide(dot(r, matrix_p), directions[-1][2]), 0)
-        u, r = torch.addcmul(u, step, p), torch.addcmul(r, step, matrix_p, value=-1)
+        u.addcmul_(step, p)
+        r = torch.addcmul(r, step, matrix_p, value=-1)
     return u
 
 

@@ -104,7 +104,7 @@ class StationaryCovariance:
             raise InvalidInput(f"states have {v.shape[1]} channels, the covariance has {len(self.channel_covariance)}")
         S, U = _spectrum(self, v.shape[-2:], v.dtype, v.device)
         g = torch.einsum("cd,nchw->ndhw", U, v)
-        g = torch.fft.irfft2(torch.fft.rfft2(g) * (S / (1 + snr * S)), s=v.shape[-2:])
+        g = torch.fft.irfft2(torch.fft.rfft2(g).mul_(S / (1 + snr * S)), s=v.shape[-2:])
         return torch.einsum("cd,ndhw->nchw", U, g)
 
 

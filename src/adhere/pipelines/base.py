@@ -34,6 +34,7 @@ from adhere.core.schedules import Schedule
 from adhere.core.solvers.base import Solver
 from adhere.core.tiling import TiledDenoiser
 from adhere.errors import InvalidInput
+from adhere.pipelines import _checks
 from adhere.pipelines._checks import CheckedDenoiser, FiniteChecks, check_compilation, check_options, explain_errors
 from adhere.pipelines._runs import Batch, Images, Results, Run, RunOptions, RunPlan, plan_runs, requested_size
 from adhere.pipelines.prompts import PromptInputs
@@ -203,7 +204,7 @@ class ConstrainedPipeline(DiffusionPipeline):
     @property
     def execution_device(self) -> torch.device:
         """The device of the states: that of the network, also while diffusers offloads it."""
-        return self._execution_device
+        return _checks.execution_device(self, getattr(self, self.network))
 
     @property
     def interrupt(self) -> bool:
@@ -322,8 +323,7 @@ class ConstrainedPipeline(DiffusionPipeline):
             check_constraint(crop.constraint, shape, torch.float32, self.execution_device)
         if (output_type == "latent" or latents is not None) and any(len(parts) > 1 for parts in crops):
             raise InvalidInput("a task has several crops, each with its own latents: use output_type='pil', no latents")
-        self._interrupt = False
-        begin = time.perf_counter()
+        self._interrupt, begin = False, time.perf_counter()
         with self.vae_in_float32(), self._finite_checks() as checks:
             to_latent_constraint = partial(self.to_latent_constraint, backward=decoder_backward)
             plans = plan_runs(crops, to_latent_constraint, batch.num_images)

@@ -53,9 +53,9 @@ class FFDNet(ModelMixin, ConfigMixin):
         noise_map = sigma.float().view(-1, 1, 1, 1).expand(-1, _NOISE_CHANNELS, *unshuffled.shape[2:])
         inputs = torch.cat([noise_map, unshuffled], 1).contiguous(memory_format=torch.channels_last)
         with torch.autocast(x_t.device.type, enabled=False):  # bfloat16 would round away noise of sigma = 2/255
-            hidden = relu(self.convs[0](inputs.to(self.dtype)))
+            hidden = relu(self.convs[0](inputs.to(self.dtype)), inplace=True)
         for conv in self.convs[1:-1]:
-            hidden = relu(conv(hidden))
+            hidden = relu(conv(hidden), inplace=True)
         return x_t - pixel_shuffle(self.convs[-1](hidden).float(), 2)
 
     def as_denoiser(self, schedule: Schedule) -> Denoiser:
