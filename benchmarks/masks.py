@@ -1,14 +1,16 @@
 """The masks of the inpainting benchmark, for pictures of 256x256 pixels: True (white) = inpaint.
 
-    python -m benchmarks.masks        # writes benchmarks/masks/{text,strokes,hole}.png
+    python -m benchmarks.masks        # writes benchmarks/masks/{text,strokes,hole,large_hole}.png
 
 text: lines of letters whose strokes are 2 to 5 pixels wide. strokes: smooth random curves 8 pixels wide that cover
-30 %. hole: one square of 48 pixels in the middle. The masks are reproducible, because they use a fixed seed, Python's
-random numbers and Pillow's own font. The tables in the docs were measured with the committed files.
+30 %. hole, large_hole: one square of 48 or 64 pixels in the middle. The masks are reproducible, because they use a
+fixed seed, Python's random numbers and Pillow's own font. The tables in the docs were measured with the
+committed files.
 """
 
 import math
 import random
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +78,7 @@ def hole(side: int = 48) -> Mask:
     return mask
 
 
-MASKS = {"text": text, "strokes": strokes, "hole": hole}
+MASKS = {"text": text, "strokes": strokes, "hole": hole, "large_hole": partial(hole, 64)}
 
 
 def load(name: str) -> Mask:

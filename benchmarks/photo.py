@@ -4,7 +4,7 @@
         [--one-network]
 
 The photographs are astronaut, chelsea, coffee and rocket of scikit-image, the middle 256x256 pixels; the model was not
-trained on them. The masks of benchmarks.masks are a text, strokes over 30 % of the pixels, and a square hole. Known
+trained on them. The masks of benchmarks.masks are a text, strokes over 30 % of the pixels, and two square holes. Known
 pixels are pasted back into every result. The scores are PSNR over the masked pixels, the distance of EfficientNet-Lite0
 features over the whole picture, and the residual before known pixels are pasted back. The baselines are scikit-image's
 biharmonic inpainting and OpenCV's Telea. Denoising is one evaluation of the network at noise 25/255, compared with

@@ -16,7 +16,8 @@ def test_committed_masks_are_the_generated_ones(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "low", "high"), [("text", 0.12, 0.20), ("strokes", 0.295, 0.305), ("hole", 0.035, 0.036)]
+    ("name", "low", "high"),
+    [("text", 0.12, 0.20), ("strokes", 0.295, 0.305), ("hole", 0.035, 0.036), ("large_hole", 0.0625, 0.0625)],
 )
 def test_masked_fraction(name, low, high):
     assert low <= masks.load(name).mean() <= high
