@@ -1,6 +1,8 @@
 """Picture files of every mode for the tests; contents are random, from a fixed seed."""
 
 import io
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +47,13 @@ def encoded(image: Image.Image, format: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """Return the beginning of a PNG file of this size."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    first = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return b"\x89PNG\r\n\x1a\n" + first + struct.pack(">I", 1000) + b"IDAT"
 
 
 def hole(height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:

@@ -9,6 +9,7 @@ from PIL import Image, TiffImagePlugin
 
 from adhere.errors import AdhereWarning
 from adhere.io.images import as_picture, check_output, save_picture
+from adhere.io.masks import as_mask
 from tests.picture_files import image_of, noise, refusal
 
 COLORS = ["red", "lime", "blue"]
@@ -31,6 +32,22 @@ def test_a_frame_must_be_chosen(tmp_path, suffix):
         expected = np.asarray(Image.new("RGB", (1, 1), color))[0, 0]
         assert (as_picture(path, frame).pixels == expected).all()
     assert "has no frame 3; give 0 to 2" in refusal(as_picture, path, 3)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".gif", ".png", ".webp"])
+def test_a_mask_with_several_pictures_has_no_frame_to_choose(tmp_path, suffix):
+    path = file_with_frames(tmp_path, suffix)
+    message = refusal(as_mask, path, (6, 8))
+    assert message == f"{path}: holds 3 pictures; a mask is one picture: save it as a file of its own"
+
+
+@pytest.mark.parametrize("frame", [0, 1, 2])
+def test_each_picture_of_an_mpo_file_is_read_and_the_others_are_named(tmp_path, frame):
+    picture = as_picture(file_with_frames(tmp_path, ".mpo"), frame)
+    expected = np.asarray(Image.new("RGB", (1, 1), COLORS[frame]))[0, 0]
+    assert abs(picture.pixels.astype(int) - expected).max() < 8  # JPEG
+    assert len(picture.metadata["left_out"]) == 1
+    assert "other pictures in the file" in picture.metadata["left_out"][0]
 
 
 def test_a_file_with_one_picture_has_frame_0(tmp_path):
@@ -72,9 +89,9 @@ def test_reduced_copies_in_a_tiff_file_are_no_pictures_of_their_own(tmp_path):
         file.newFrame()
         image_of("RGB", 4, 5).save(file, "TIFF", tiffinfo=copy)
         file.newFrame()
-    picture = as_picture(path)
-    assert picture.size == (8, 10)
-    assert picture.metadata["left_out"] == ("reduced copies and masks in the file",)
+    for picture in (as_picture(path), as_picture(path, 0)):
+        assert picture.size == (8, 10)
+        assert picture.metadata["left_out"] == ("reduced copies and masks in the file",)
     check_output(path, force=True)
 
 
@@ -119,6 +136,12 @@ def test_the_preview_of_a_raw_file_is_not_taken_for_the_picture(tmp_path, name, 
     with Image.open(path) as image:
         if name == "a.tif":
             assert "the image: is a raw file" in refusal(as_picture, image)
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.nef", "a.dng", "a.cr3"])
+def test_other_files_than_tiff_are_read_whatever_their_suffix_is(tmp_path, name):
+    image_of("RGB").save(tmp_path / name, "PNG")
+    assert np.array_equal(as_picture(tmp_path / name).pixels, np.asarray(image_of("RGB")))
 
 
 @pytest.mark.parametrize(

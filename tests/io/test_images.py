@@ -3,8 +3,11 @@
 import io
 import struct
 import tempfile
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -13,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from adhere.errors import AdhereError
+from adhere.errors import AdhereError, AdhereWarning
 from adhere.io import images
-from adhere.io.images import Picture, as_picture, pad_to_multiple
+from adhere.io.images import Picture, as_picture, pad_to_multiple, save_picture
 from adhere.io.masks import as_mask
 from tests.picture_files import HEIGHT, OPTIONS, SIZE, WIDTH, encoded, hole, image_of, noise, refusal, written
 
@@ -275,9 +278,51 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, side, monkeypat
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     (tmp_path / "bomb.png").write_bytes(data)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("it was decoded"))
+    assert "too large; Pillow allows 178,956,970 pixels: make it smaller" in refusal(as_picture, tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     message = refusal(as_picture, tmp_path / "bomb.png")
-    assert "at most 250,000,000" in message
-    assert "make it smaller" in message
+    assert "at most 250,000,000 are allowed: make it smaller" in message
+
+
+def test_the_limit_of_pillow_is_the_callers_and_is_obeyed(tmp_path, monkeypatch):
+    path = written(tmp_path, "RGB", ".png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", HEIGHT * WIDTH // 2)  # Pillow warns above it, and raises above twice
+    as_picture(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert "Pillow allows 200 pixels: make it smaller, or set PIL.Image.MAX_IMAGE_PIXELS" in refusal(as_picture, path)
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
+def test_threads_that_read_pictures_leave_the_process_as_it_was(tmp_path, monkeypatch):
+    """Pillow's limit and the filters of warnings, during the reading and after it; the reader is held while it opens.
+
+    The threads enter one after the other and leave in the same order, which would restore the filters wrongly.
+    """
+    path, opened, filters = written(tmp_path, "RGB", ".png"), Image.open, list(warnings.filters)
+    entered, leave, limits = [Event(), Event()], [Event(), Event()], []
+
+    def held(file, *args, **kwargs):
+        number = len(limits)
+        limits.append(Image.MAX_IMAGE_PIXELS)
+        entered[number].set()
+        assert leave[number].wait(60)
+        warnings.warn_explicit("Corrupt EXIF data", UserWarning, "a.py", 1, module="PIL.TiffImagePlugin")
+        return opened(file, *args, **kwargs)
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 12_345)
+    monkeypatch.setattr(Image, "open", held)
+    with ThreadPoolExecutor(2) as pool:
+        readers = []
+        for one in entered:
+            readers.append(pool.submit(as_picture, path))
+            assert one.wait(60)
+        with pytest.warns(AdhereWarning, match="soft"):  # what other threads warn of is shown
+            as_mask(np.full(SIZE, 128, np.uint8) * hole(), SIZE)
+        for one, reader in zip(leave, readers, strict=True):
+            one.set()
+            assert reader.result(60).size == SIZE
+    assert limits == [12_345, 12_345] and Image.MAX_IMAGE_PIXELS == 12_345
+    assert warnings.filters == filters
 
 
 def test_the_largest_allowed_picture_is_read(tmp_path, monkeypatch):
@@ -294,6 +339,21 @@ def test_values_that_do_not_fit_into_16_bits_are_refused(tmp_path):
     assert "floating-point" in refusal(as_picture, tmp_path / "a.tiff")
     Image.fromarray(np.array([[0, 70_000]], np.int32)).save(tmp_path / "b.tiff")
     assert "0 to 70000" in refusal(as_picture, tmp_path / "b.tiff")
+
+
+@pytest.mark.parametrize("name", ["a.tiff", "a.pgm"])
+def test_that_32_bits_become_16_is_named(tmp_path, name):
+    """A PGM file has 16 bits; Pillow has one mode for both."""
+    values = np.array([[0, 40_000]], np.int32)
+    Image.fromarray(values).save(tmp_path / name)
+    expected = ("16 of the 32 bits per sample",) if name == "a.tiff" else ()
+    for picture in (as_picture(tmp_path / name), as_picture(Image.open(tmp_path / name))):
+        assert np.array_equal(picture.pixels[..., 0], values)
+        assert picture.metadata.get("left_out", ()) == expected
+    with warnings.catch_warnings(record=True) as notes:
+        save_picture(picture.add_metadata(Image.fromarray(picture.pixels[..., 0])), tmp_path / "out.jpg")
+    named = ", ".join([*expected, "8 of the 16 bits per sample"])
+    assert [str(note.message) for note in notes] == [f"not copied to the JPEG file: {named}"]
 
 
 @pytest.mark.parametrize("url", ["https://example.com/a.png", "HTTP://example.com/a.png"])

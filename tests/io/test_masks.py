@@ -53,6 +53,15 @@ def test_soft_masks_are_thresholded_at_one_half():
     assert as_mask(torch.tensor([[0, 0.49, 0.5, 1]], dtype=torch.bfloat16), (1, 4)).tolist() == expected
 
 
+def test_soft_edges_are_only_named_of_a_mask_that_is_accepted():
+    soft = np.full(SIZE, 128, np.uint8)
+    for mask in (soft, Image.fromarray(soft), soft / np.float32(255)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert "nothing to keep" in refusal(as_mask, mask, SIZE)
+            assert "the mask is" in refusal(as_mask, mask, (8, 8))
+
+
 @pytest.mark.parametrize("hidden", [0, 255])
 def test_white_strokes_on_a_transparent_layer_are_inpainted_whatever_color_is_hidden(tmp_path, hidden):
     rgba = np.full((*SIZE, 4), hidden, np.uint8)

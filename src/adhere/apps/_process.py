@@ -44,6 +44,11 @@ def reuse_freed_memory() -> None:
         library.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
+def is_program() -> bool:
+    """Return whether this process is the command, and not that of a caller of `adhere.apps.cli.main`."""
+    return _State.stderr is not None
+
+
 def stopped() -> str:
     """Return the message of a process that is stopped."""
     return f"stopped; {'the files are written' if _State.is_written else 'nothing was written'}"

@@ -10,6 +10,7 @@ import os
 import sys
 import textwrap
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -21,11 +22,10 @@ from PIL import Image
 
 from adhere import __version__
 from adhere.apps import _process
-from adhere.apps._output import print_line
 from adhere.core.presets import get_sampler
-from adhere.errors import AdhereError
+from adhere.errors import AdhereError, AdhereWarning
 from adhere.io._atomic import check_writable, staged_writes
-from adhere.io.images import check_output, encode
+from adhere.io.images import check_output, check_output_size, encode
 from adhere.tasks import Generate, Inpaint, Task
 
 if TYPE_CHECKING:
@@ -151,6 +151,8 @@ class Job:
             AdhereError: if a file cannot be written, the report would replace a picture, or the solver, the device or
                 the dtype does not exist.
         """
+        if _process.is_program():  # adhere.io has a limit of its own
+            Image.MAX_IMAGE_PIXELS = None
         pictures = {_real_path(path) for path in (*inputs, self.output) if path is not None}
         if self.json_file is not None and _real_path(self.json_file) in pictures:
             raise AdhereError(f"--json {self.json_file}: is one of the pictures; give the report a file of its own")
@@ -173,7 +175,8 @@ class Job:
                 written or changed then.
             OutOfMemory: if the picture or the model is too large.
         """
-        check_output(self.output, self.force, size)
+        if size is not None:
+            check_output_size(self.output, size)
         if self.solver == "plain" and not isinstance(task, Generate):
             raise AdhereError("--solver 'plain': ignores all constraints, so only adhere generate accepts it")
         device, dtype = _device_and_dtype(self.device, self.dtype)
@@ -222,7 +225,7 @@ class Job:
 
     def _write(self, image: Image.Image, report: Report) -> Report:
         """Write the picture and the report, or neither; return the report with the time that the picture took."""
-        self._check_outputs()  # again, because sampling can take hours
+        self._check_outputs()  # again, for what has appeared meanwhile: with --force, nothing else would refuse it
         begin = time.perf_counter()
 
         def write_picture(file: IO[bytes]) -> None:
@@ -292,7 +295,7 @@ def _load(model: str | None, device: torch.device, dtype: torch.dtype, **files: 
 def _silence_libraries() -> None:
     """Switch off log messages and progress bars of libraries; errors that matter are raised as AdhereError.
 
-    What this package logs is printed, each message in one line, and so is that a prompt was cut.
+    What this package logs becomes a warning, and so does that a prompt was cut.
     """
     from diffusers.utils.logging import disable_progress_bar
 
@@ -309,7 +312,7 @@ def _silence_libraries() -> None:
 
 
 class _Notes(logging.Handler):
-    """Prints log messages that contain a phrase, each as one line on standard error."""
+    """Turns log messages that contain a phrase into warnings."""
 
     def __init__(self, phrase: str) -> None:
         super().__init__(logging.WARNING)
@@ -317,7 +320,7 @@ class _Notes(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if self.phrase in (message := record.getMessage()):
-            print_line(f"note: {textwrap.shorten(message, 300)}")
+            warnings.warn(textwrap.shorten(message, 300), AdhereWarning, stacklevel=2)
 
 
 def _peak_gb(device: torch.device) -> float | None:

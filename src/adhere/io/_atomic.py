@@ -84,7 +84,7 @@ def staged_writes(
     with ExitStack() as files:
         for path, write in contents.items():
             target = _target(path, force)
-            with _as_adhere_error(target):
+            with _as_write_error(target):
                 part, file = files.enter_context(_temporary_file(target))
                 if force:
                     with suppress(OSError):  # the target is new, or the file system has no modes
@@ -110,7 +110,7 @@ def _rename_all(temporary: Mapping[Path, Path], force: bool) -> None:
     *_, last = temporary  # no rename can fail after the last one
     with ExitStack() as backups, ExitStack() as undo:
         for path, part in temporary.items():
-            with _as_adhere_error(path):
+            with _as_write_error(path):
                 restore = partial(path.unlink, missing_ok=True)
                 if not force:
                     _rename_to_new_name(part, path)
@@ -215,7 +215,7 @@ def _expand_home(path: Path) -> Path:
 
 
 @contextmanager
-def _as_adhere_error(path: Path) -> Iterator[None]:
+def _as_write_error(path: Path) -> Iterator[None]:
     """Convert errors of writing `path` to AdhereError."""
     try:
         yield

@@ -5,12 +5,11 @@ have a main picture. Smaller copies and masks in a TIFF file are not pictures of
 """
 
 import os
-import warnings
 from contextlib import suppress
-from typing import Any
 
 from PIL import Image
 
+from adhere._warnings import ignored_library_warnings
 from adhere.errors import AdhereError
 
 _FORMATS_WITH_FRAMES = {"TIFF", "GIF", "PNG", "WEBP", "AVIF"}
@@ -24,13 +23,20 @@ _RAW_SUFFIXES = {
 _HEIF_SUFFIXES = {".heic", ".heif", ".hif"}
 
 
-def open_image(file: Any) -> Image.Image:
-    """Return a binary file as Pillow opens it, without Pillow's limit of the number of pixels; the caller has one."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        return Image.open(file)
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+class SeveralPictures(AdhereError):
+    """A file holds several pictures, and none was chosen.
+
+    Attributes:
+        count: How many there are.
+    """
+
+    def __init__(self, name: str, count: int, hint: str = "") -> None:
+        hint = hint or (
+            "choose one of PHOTO with --frame N (in Python, adhere.io.images.as_picture(path, frame=N)), counted from "
+            "0, or save it as a file of its own"
+        )
+        super().__init__(f"{name}: holds {count} pictures; {hint}")
+        self.count = count
 
 
 def select_frame(image: Image.Image, name: str, frame: int | None) -> list[str]:
@@ -42,23 +48,23 @@ def select_frame(image: Image.Image, name: str, frame: int | None) -> list[str]:
         frame: Its number from 0; None is the only picture, or the main one.
 
     Raises:
-        AdhereError: The file is a raw file; it holds several pictures and none was chosen; or there is no such frame.
+        SeveralPictures: It holds several pictures and none was chosen.
+        AdhereError: The file is a raw file, or there is no such frame.
     """
     check_not_raw(image, name)
-    if frame is None:
-        count = count_pictures(image)
-        if count > 1 and image.format in _FORMATS_WITH_FRAMES:
-            hint = "choose one of PHOTO with --frame N, counted from 0, or save it as a file of its own"
-            raise AdhereError(f"{name}: holds {count} pictures; {hint}")
-        if getattr(image, "n_frames", 1) == 1 or image.format == "MPO":  # those of MPO are in its metadata
-            return []
-        return ["reduced copies and masks in the file" if image.format == "TIFF" else "other pictures in the file"]
-    total = getattr(image, "n_frames", 1)
-    if frame >= total:
+    total, count = getattr(image, "n_frames", 1), count_pictures(image)
+    if frame is None and count > 1 and image.format in _FORMATS_WITH_FRAMES:
+        raise SeveralPictures(name, count)
+    if frame is not None and frame >= total:
         allowed = f"0 to {total - 1}" if total > 1 else "0, its only picture"
         raise AdhereError(f"{name}: has no frame {frame}; give {allowed}")
-    image.seek(frame)
-    return []
+    if frame:
+        image.seek(frame)
+    if total > count:
+        return ["reduced copies and masks in the file"]
+    is_known = image.format in _FORMATS_WITH_FRAMES  # the frame was chosen
+    is_in_metadata = image.format == "MPO" and not frame  # the first picture names the others
+    return [] if count == 1 or is_known or is_in_metadata else ["other pictures in the file"]
 
 
 def check_not_raw(image: Image.Image, name: str) -> None:
@@ -91,9 +97,8 @@ def check_one_picture(path: str | os.PathLike[str]) -> None:
         AdhereError: The file holds several pictures.
     """
     count = 1
-    with suppress(Exception), warnings.catch_warnings(), open(path, "rb") as file:  # any file may be replaced
-        warnings.simplefilter("ignore")
-        count = count_pictures(open_image(file))
+    with suppress(Exception), ignored_library_warnings(), open(path, "rb") as file:  # any file may be replaced
+        count = count_pictures(Image.open(file))
     if count > 1:
         raise AdhereError(f"{path}: holds {count} pictures, and all but one would be lost; choose another name")
 

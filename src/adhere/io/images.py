@@ -36,10 +36,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
+from adhere._warnings import ignored_library_warnings
 from adhere.errors import AdhereError, AdhereWarning
 from adhere.io._atomic import check_writable, staged_writes
 from adhere.io._crops import Box
-from adhere.io._frames import check_not_raw, check_one_picture, hint_for_unidentified, open_image, select_frame
+from adhere.io._frames import (
+    check_not_raw,
+    check_one_picture,
+    hint_for_unidentified,
+    select_frame,
+)
 from adhere.io._metadata import read_metadata, save_options
 from adhere.io._samples import convert_for, fill_unknown, samples_of, to_float, to_pil
 
@@ -134,15 +140,14 @@ def _read_picture(path: str | Path, frame: int | None) -> Picture:
         raise AdhereError(f"{path}: is a folder; give an image file")
     if not os.path.isfile(path):
         raise AdhereError(f"{path}: no such file; check the name")
-    with _as_adhere_error(path), open(path, "rb") as file:
+    with _as_read_error(path), open(path, "rb") as file:
         return _read_file(file, path, frame)
 
 
 def _read_file(file: Any, name: str, frame: int | None) -> Picture:
     """Read a binary file completely; see `as_picture`."""
-    with _as_adhere_error(name), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # damaged EXIF is dropped
-        image = open_image(file if file.seekable() else BytesIO(file.read()))
+    with _as_read_error(name), ignored_library_warnings():  # damaged EXIF is dropped
+        image = Image.open(file if file.seekable() else BytesIO(file.read()))
         _check_size(image.height, image.width, name)
         return _from_pil(image, name, select_frame(image, name, frame))
 
@@ -171,7 +176,7 @@ def as_picture(
     if isinstance(image, IOBase):
         return _read_file(image, str(getattr(image, "name", "the image")), frame)
     if isinstance(image, Image.Image):
-        with _as_adhere_error("the image"):  # it may not be decoded yet
+        with _as_read_error("the image"):  # it may not be decoded yet
             check_not_raw(image, "the image")
             return _from_pil(image, "the image")
     return _from_array(image)
@@ -193,17 +198,16 @@ def pad_to_multiple(x: Float[Tensor, "B C H W"], multiple: int) -> Float[Tensor,
     return functional.pad(padded, (0, right, 0, 0), mode="reflect" if right < width else "replicate")
 
 
-def check_output(path: str | Path, force: bool = False, size: tuple[int, int] | None = None) -> None:
+def check_output(path: str | Path, force: bool = False) -> None:
     """Check a path before the work that `save_picture` would refuse after it.
 
     Args:
         path: The file to write later.
         force: Whether an existing file may be replaced.
-        size: (H, W) of the picture in pixels, if it is known.
 
     Raises:
-        AdhereError: As for `check_writable`; the path is a URL; the suffix is unknown; an existing file holds several
-            pictures; or the picture would have a side longer than the format allows.
+        AdhereError: As for `check_writable`; the path is a URL; the suffix is unknown; or the existing file holds
+            several pictures.
     """
     path = Path(_local_path(path, "give a file name"))
     check_writable(path, force)
@@ -211,8 +215,20 @@ def check_output(path: str | Path, force: bool = False, size: tuple[int, int] | 
         given = f"the suffix {path.suffix}" if path.suffix else "a name without suffix"
         raise AdhereError(f"{path}: cannot write {given}; use one of {', '.join(_FORMATS)}")
     check_one_picture(path)
+
+
+def check_output_size(path: Path, size: tuple[int, int]) -> None:
+    """Check before the work that a format takes a picture of (H, W) pixels.
+
+    Args:
+        path: The file to write later, as `check_output` accepts it.
+        size: (H, W).
+
+    Raises:
+        AdhereError: The picture would have a side longer than the format allows.
+    """
     format, _ = _FORMATS[path.suffix.lower()]
-    if size is not None and max(size) > (max_side := _MAX_SIDE_PIXELS.get(format, max(size))):
+    if max(size) > (max_side := _MAX_SIDE_PIXELS.get(format, max(size))):
         given = f"{path}: the result would have {size[1]}x{size[0]} pixels"
         raise AdhereError(f"{given}; {format} takes at most {max_side:,} on a side: write a .png")
 
@@ -292,7 +308,7 @@ def _local_path(path: str | Path, hint: str) -> str:
 
 
 @contextmanager
-def _as_adhere_error(name: str) -> Iterator[None]:
+def _as_read_error(name: str) -> Iterator[None]:
     """Convert any error of reading the image `name` to AdhereError."""
     try:
         yield
@@ -301,7 +317,9 @@ def _as_adhere_error(name: str) -> Iterator[None]:
     except PermissionError as error:
         raise AdhereError(f"{name}: no permission to read it; change its permissions") from error
     except Image.DecompressionBombError as error:
-        raise AdhereError(f"{name}: too large; at most {_MAX_PIXELS:,} pixels are allowed: make it smaller") from error
+        allowed = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # it is the caller's, and is obeyed
+        hint = "make it smaller, or set PIL.Image.MAX_IMAGE_PIXELS = None"
+        raise AdhereError(f"{name}: too large; Pillow allows {allowed:,} pixels: {hint}") from error
     except UnidentifiedImageError as error:
         raise AdhereError(f"{name}: {hint_for_unidentified(name)}") from error
     except Exception as error:  # for damaged files Pillow raises nearly anything: SyntaxError, struct.error, ...
@@ -323,16 +341,24 @@ def _from_pil(image: Image.Image, name: str, left_out: Sequence[str] = ()) -> Pi
     if left_out:
         metadata["left_out"] = (*left_out, *metadata.get("left_out", ()))
     pixels, alpha = samples_of(upright, name)
-    if image.mode == "I;16" and getattr(image, "tag_v2", {}).get(258) == (12,):
+    if image.mode == "I;16" and _bits_per_sample(image) == (12,):
         pixels = (pixels.astype(np.uint32) * 65535 // 4095).astype(np.uint16)
     return Picture(pixels, alpha, metadata, format, is_bilevel)
+
+
+def _bits_per_sample(image: Image.Image) -> tuple[int, ...]:
+    """What a TIFF file says; empty for other files."""
+    return getattr(image, "tag_v2", {}).get(258, ())
 
 
 def _lost_in_conversion(image: Image.Image) -> Iterator[str]:
     """The names of what Pillow cannot read of an opened file."""
     rawmodes = [str(tile[3] if isinstance(tile[3], str) else (*tile[3], "")[0]) for tile in getattr(image, "tile", ())]
-    if image.mode != "I;16" and any(mode.partition(";")[2].startswith("16") for mode in rawmodes):
+    bits = [mode.partition(";")[2] for mode in rawmodes]
+    if not image.mode.startswith("I") and any(one.startswith("16") for one in bits):
         yield "8 of the 16 bits per sample"
+    if image.mode == "I" and (image.format is None or _bits_per_sample(image) == (32,)):
+        yield "16 of the 32 bits per sample"
     if image.mode.startswith("I") and "transparency" in image.info:
         yield "the transparent value"
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from adhere.errors import AdhereError, AdhereWarning
 from adhere.io._crops import Box
+from adhere.io._frames import SeveralPictures
 from adhere.io._samples import LUMA_WEIGHTS, luma, quantize, to_float, to_pil
 from adhere.io.images import Picture, as_picture
 
@@ -45,11 +46,16 @@ def as_mask(mask: "np.ndarray | Tensor | Image.Image | str | Path", size: tuple[
         AdhereError: The file cannot be read (see `as_picture`), the mask has another size, type, shape or range of
             values, or it is True for every pixel or for none.
     """
-    if isinstance(mask, str | Path):
-        return _checked(_white(as_picture(mask)), size, str(mask))
-    if isinstance(mask, Image.Image):
-        return _checked(_white(as_picture(mask)), size, "the mask")
-    return _checked(_threshold(_plane(_to_numpy(mask))), size, "the mask")
+    name = str(mask) if isinstance(mask, str | Path) else "the mask"
+    if isinstance(mask, str | Path | Image.Image):
+        white, is_soft = _white(_mask_picture(mask, name))
+    else:
+        white, is_soft = _threshold(_plane(_to_numpy(mask)))
+    checked = _checked(white, size, name)
+    if is_soft:
+        hint = "if a rim of the object stays, enlarge the mask by 1 or 2 pixels"
+        warnings.warn(f"the mask has soft edges, which are cut at one half; {hint}", AdhereWarning, stacklevel=4)
+    return checked
 
 
 def mask_from_alpha(picture: Picture) -> Bool[np.ndarray, "H W"]:
@@ -151,39 +157,45 @@ def _plane(mask: np.ndarray) -> np.ndarray:
     return plane
 
 
-def _threshold(plane: np.ndarray) -> np.ndarray:
-    """A bool copy of a mask of bool, uint8 or float."""
+def _mask_picture(mask: str | Path | Image.Image, name: str) -> Picture:
+    """The picture of a mask, which has no frames to choose from."""
+    try:
+        return as_picture(mask)
+    except SeveralPictures as error:
+        raise SeveralPictures(name, error.count, "a mask is one picture: save it as a file of its own") from error
+
+
+def _threshold(plane: np.ndarray) -> tuple[np.ndarray, bool]:
+    """A bool copy of a mask of bool, uint8 or float, and whether it has soft edges."""
     if plane.dtype == bool:
-        return plane.copy()
+        return plane.copy(), False
     if plane.dtype == np.uint8:
-        _warn_if_soft(plane, 255)
-        return plane >= 128
+        return plane >= 128, _is_soft(plane, 255)
     if not np.issubdtype(plane.dtype, np.floating):
         raise AdhereError(f"the mask is of {plane.dtype}; give bool, uint8 (0 or 255) or float in [0, 1]")
     if plane.size and not (plane.min() >= 0 and plane.max() <= 1):  # also true of NaN
         raise AdhereError(f"the mask's values go from {plane.min()} to {plane.max()}; floats must be in [0, 1]")
-    _warn_if_soft(plane, 1)
-    return plane >= 0.5
+    return plane >= 0.5, _is_soft(plane, 1)
 
 
-def _warn_if_soft(values: np.ndarray, largest: float | int) -> None:
-    """Warn if some values are near one half: the soft edge of an object is then only partly inside the mask."""
-    if ((values > largest / 4) & (values < 3 * largest / 4)).any():
-        hint = "if a rim of the object stays, enlarge the mask by 1 or 2 pixels"
-        warnings.warn(f"the mask has soft edges, which are cut at one half; {hint}", AdhereWarning, stacklevel=6)
+def _is_soft(values: np.ndarray, largest: float | int) -> bool:
+    """Whether some values are near one half: the soft edge of an object is then only partly inside the mask."""
+    return bool(((values > largest / 4) & (values < 3 * largest / 4)).any())
 
 
-def _white(picture: Picture) -> np.ndarray:
-    """The white part (H, W) of a mask image on black, or its transparent part if nothing is white; see `as_mask`."""
+def _white(picture: Picture) -> tuple[np.ndarray, bool]:
+    """The white part (H, W) of a mask image on black, or its transparent part if nothing is white; see `as_mask`.
+
+    Also whether the white part has soft edges.
+    """
     pixels, alpha = picture.pixels, picture.alpha
     gray = pixels[..., 0] if pixels.shape[2] == 1 else pixels @ np.array(LUMA_WEIGHTS, np.float32)
     half = np.iinfo(pixels.dtype).max / 2
     gray = gray if alpha is None else gray * (alpha / np.float32(255))
     white = gray > half
     if alpha is not None and not white.any():
-        return alpha < _ALPHA_THRESHOLD
-    _warn_if_soft(gray, 2 * half)
-    return white
+        return alpha < _ALPHA_THRESHOLD, False
+    return white, _is_soft(gray, 2 * half)
 
 
 def _checked(mask: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:

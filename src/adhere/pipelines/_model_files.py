@@ -3,7 +3,6 @@
 import json
 import re
 import textwrap
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from safetensors import SafetensorError, safe_open
 
+from adhere._warnings import ignored_library_warnings
 from adhere.core.covariance import StationaryCovariance
 from adhere.errors import AdhereError, InvalidInput
 
@@ -42,9 +42,7 @@ _PREDICTION_TYPES = {  # in the header of a file -> diffusers' name
 def as_adhere_error(source: str) -> Iterator[None]:
     """Raise whatever diffusers raises as an AdhereError of one line that names the model."""
     try:
-        with warnings.catch_warnings():
-            # Newer versions of diffusers prefer `dtype`, which older ones do not know.
-            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
+        with ignored_library_warnings():
             yield
     except AdhereError as error:
         message = str(error)
