@@ -19,7 +19,7 @@ from PIL import Image
 from adhere.apps.cli import _EXAMPLES, main
 from adhere.io import images
 from tests.apps.command import ENVIRONMENT, REPORT_LINE, contents_of, error_line, run
-from tests.picture_files import hole, image_of
+from tests.picture_files import hole, image_of, png_header
 from tests.tiny_models import WEIGHTS
 
 
@@ -77,6 +77,14 @@ def test_a_process_prints_its_notes_while_c_libraries_print_nothing(folder, inpa
     first, second = result.stderr.splitlines()
     assert first.startswith("adhere: note: the mask has soft edges")
     assert second == "adhere: note: not copied to the WEBP file: comment"
+
+
+def test_a_process_has_a_limit_of_pixels_of_its_own(folder, inpaint_args):
+    """Pillow's is lower. In a process of a caller, it is the caller's."""
+    for side, message in ((14_000, "damaged or cut short"), (16_000, "at most 250,000,000 are allowed")):
+        Path("photo.png").write_bytes(png_header(side, side))
+        result = subprocess.run(command(*inpaint_args()), capture_output=True, text=True, env=ENVIRONMENT)
+        assert result.returncode == 2 and message in result.stderr, result
 
 
 def test_a_process_with_a_prompt_prints_one_line(folder, verb_args, text_model):

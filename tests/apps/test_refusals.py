@@ -1,8 +1,6 @@
 """Bad input: one line, exit code 2, and no file is written."""
 
 import os
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +11,8 @@ from PIL import Image
 from adhere.apps.cli import _EXAMPLES
 from adhere.core.presets import PRESETS
 from adhere.io import images
-from tests.apps.command import error_line
-from tests.picture_files import encoded, hole, image_of
+from tests.apps.command import error_line, run
+from tests.picture_files import encoded, hole, image_of, png_header
 from tests.tiny_models import edit_json
 
 # --- the command itself
@@ -75,13 +73,6 @@ def test_plain_sampling_is_for_generate_only(folder, inpaint_args):
 # --- pictures and masks
 
 
-def png_header(width: int, height: int) -> bytes:
-    """Return the beginning of a PNG file of this size."""
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    first = struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    return b"\x89PNG\r\n\x1a\n" + first + struct.pack(">I", 1000) + b"IDAT"
-
-
 @pytest.mark.parametrize("argument", ["photo", "mask"])
 @pytest.mark.parametrize(
     ("content", "message"),
@@ -92,7 +83,7 @@ def png_header(width: int, height: int) -> bytes:
         (b"no picture at all", "not an image"),
         (encoded(image_of("RGB"), "PNG")[:-200], "damaged or cut short"),
         (encoded(image_of("RGB"), "JPEG")[:-200], "damaged or cut short"),
-        (png_header(100_000, 100_000), "at most 250,000,000"),
+        (png_header(100_000, 100_000), "too large; Pillow allows 178,956,970 pixels"),
     ],
     ids=["missing", "folder", "empty", "text", "truncated PNG", "truncated JPEG", "100,000 x 100,000"],
 )
@@ -122,6 +113,25 @@ def test_a_picture_with_too_many_pixels(folder, inpaint_args, monkeypatch):
 def test_masks_that_do_not_fit(folder, inpaint_args, mask, message):
     Image.fromarray(mask).save("mask.png")
     assert message in error_line(inpaint_args(), folder)
+
+
+def test_notes_are_not_printed_before_an_error(folder, inpaint_args):
+    """Of the mask, and of the run: neither is about a result, as there is none."""
+    soft = hole().astype(np.uint8) * 255
+    soft[2, 2] = 120
+    Image.fromarray(soft).save("mask.png")
+    assert "no such folder" in error_line(inpaint_args(model="adhere-foto"), folder)
+    result = run(inpaint_args())
+    assert result.exit_code == 0 and "note: the mask has soft edges" in result.stderr
+    Path("out.png").unlink()
+    Image.fromarray(soft * 0 + 128).save("mask.png")
+    assert "nothing to keep" in error_line(inpaint_args(), folder)
+
+
+def test_a_mask_with_several_pictures(folder, inpaint_args):
+    Image.fromarray(hole()).save("mask.tif", save_all=True, append_images=[Image.fromarray(hole())])
+    line = error_line(inpaint_args(mask="mask.tif"), folder)
+    assert "a mask is one picture: save it as a file of its own" in line and "--frame" not in line
 
 
 def test_neither_a_mask_nor_transparency(folder, inpaint_args):

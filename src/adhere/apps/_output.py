@@ -27,12 +27,18 @@ def stream_errors() -> Iterator[None]:
 
 @contextmanager
 def printed_warnings() -> Iterator[None]:
-    """Return a context in which our own warnings are printed as one line each, and those of libraries are not."""
+    """Return a context at whose end our own warnings are printed as one line each; those of libraries are not.
+
+    After an error nothing but the error is printed, since the warnings are about a result that does not exist.
+    """
+    notes: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", AdhereWarning)
-        warnings.showwarning = lambda message, *_: print_line(f"note: {message}")
+        warnings.showwarning = lambda message, *_: notes.append(str(message))
         yield
+    for note in notes:
+        print_line(f"note: {note}")
 
 
 def print_line(message: str) -> None:

@@ -99,7 +99,7 @@ _HELP = {
     "--compile": "Compile the network with torch.compile: faster on many pictures, a minute of waiting for the first.",
     "--json": "Also write a report to this file, as JSON: the printed figures and all settings, with the seed. With -, "
     "the report goes to standard output, and the line with the figures to standard error.",
-    "--force": "Replace files that exist already. Their permissions are kept, and links are followed.",
+    "--force": "Replace files that exist already. Their permissions are kept, and symbolic links are followed.",
 }
 
 
@@ -282,13 +282,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _exit_code(arguments: list[str]) -> int:
     command: Any = typer.main.get_command(_app)
     try:
-        with printed_warnings():
-            with stream_errors():
-                work = _parse(command, arguments)
-            if work is not None:
+        with stream_errors():
+            work = _parse(command, arguments)
+        if work is not None:
+            with printed_warnings():
                 report, prints_json = work()
-                with stream_errors():
-                    _print(report, prints_json)
+            with stream_errors():
+                _print(report, prints_json)
     except _UsageError as error:
         verb = f" {arguments[0]}" if arguments[0] in command.commands else ""
         message: str = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
