@@ -15,11 +15,11 @@ from torch import Tensor
 
 import adhere
 from adhere import Blur, Custom, Downsample, Gray, Linear, LinearOperator, Loss, Mask, Nonlinear, Sum, operator
-from adhere.core._checks import check_constraint
+from adhere.core._checks import check_constraint, check_range, is_out_of_memory
 from adhere.core.constraints import Constraint, Unconstrained
 from adhere.core.denoisers import CountingDenoiser
 from adhere.core.schedules import CosineSchedule
-from adhere.errors import AdhereError
+from adhere.errors import AdhereError, AdhereWarning
 from adhere.testing.priors import Gaussian
 from tests.tiny_models import load
 
@@ -196,7 +196,79 @@ RIGHT: dict[str, Callable[[], Constraint]] = {
 
 @pytest.mark.parametrize("case", RIGHT)
 def test_what_can_be_right_passes(case):
-    check_constraint(RIGHT[case](), (2, *SHAPE), torch.float32, CPU)
+    for check in (check_constraint, check_range):
+        check(RIGHT[case](), (2, *SHAPE), torch.float32, CPU)
+
+
+WAVE = torch.cos(math.pi * (torch.arange(8) + 0.5) / 8).expand(1, *SHAPE)  # noise hardly has any of it
+KNOWN = (torch.arange(8) == 3).float().expand(1, 1, 8, 8).contiguous()
+OPERATORS: dict[str, LinearOperator] = {
+    "image": adhere.Identity(),
+    "means": Downsample(2),
+    "blur": Blur(1.0),
+    "luma": Gray(),
+    "some pixels": Mask(KNOWN),
+    "sums": operator(lambda x: 1e4 * x.sum(1), SHAPE),
+    "differences": operator(lambda x: x.diff(dim=3), SHAPE),
+    "one wave": operator(lambda x: (x * WAVE).sum((1, 2, 3), keepdim=True), SHAPE),
+    "random": A,
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_measurements_of_every_image_in_the_range_are_accepted(name):
+    """Of the brightest one, of one that this operator amplifies most, of noise; also with noise that was not stated."""
+    A = OPERATORS[name]
+    adjoint = A.adjoint(A(X.sign()))
+    for x in (torch.ones_like(X), -torch.ones_like(X), X, adjoint.sign(), WAVE.sign(), torch.zeros_like(X)):
+        noise = 0.2 * torch.randn(A(x).shape, generator=torch.Generator().manual_seed(0)) * A(torch.ones_like(X)).abs()
+        check_range(Linear(A, A(x) + noise), (1, *SHAPE), torch.float32, CPU)
+        check_range(Linear(A, A(x).repeat(2, *[1] * (A(x).ndim - 1))), (2, *SHAPE), torch.float32, CPU)
+    hot = A(X).index_fill(A(X).ndim - 1, torch.tensor([0]), 3.0 * float(A(X).abs().max()))
+    check_range(Linear(A, hot, 3.0 * float(A(X).abs().max())), (1, *SHAPE), torch.float32, CPU)
+
+
+@pytest.mark.parametrize("name", sorted(OPERATORS.keys() - {"one wave"}))  # of which an image may have much or little
+def test_measurements_of_bytes_are_refused(name, shared_model):
+    """By a task and by a pipeline; `sample` only warns, since its states may have any range."""
+    y = OPERATORS[name]((torch.linspace(0, 192, 192) % 7 * 40).view(1, *SHAPE))
+    constraint = Linear(OPERATORS[name], y)
+    with pytest.raises(ValueError, match=r"^y goes from \S+ to \S+, which is far more than A gives for images in \["):
+        adhere.Restore(y, OPERATORS[name])
+    for refused in (constraint, Sum((Linear(Blur(1.0), X), constraint), (1.0, 1.0))):
+        with pytest.raises(ValueError, match="measure images in"):
+            load(shared_model)(Custom(refused, (8, 8)))
+    with pytest.warns(AdhereWarning, match=r"^if the denoiser is of images in \[-1, 1\]: y goes from"):
+        adhere.sample(denoiser(), constraint, (1, *SHAPE), num_inference_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lack"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"), True),
+        (RuntimeError("unsupported memory format option Preserve"), False),
+        (RuntimeError("only 2 of 3 memory cells fit: out of memory cells"), False),
+        (ValueError("CUDA error: out of memory"), False),
+    ],
+)
+def test_only_lack_of_memory_is_taken_for_it(error, is_lack):
+    def fail(_: Tensor) -> Tensor:
+        raise error
+
+    assert is_out_of_memory(error) == is_lack
+    expected = type(error) if is_lack else ValueError
+    for failing in (lambda: Linear(Given(fail), Y), lambda: Linear(Given(sense, fail), Y)):
+        with pytest.raises(expected, match=None if is_lack else "cannot be applied to"):
+            check_constraint(failing(), (1, *SHAPE), torch.float32, CPU)
+
+
+def test_torch_says_that_memory_is_lacking_as_we_read_it():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    assert is_out_of_memory(caught.value)
 
 
 def test_float32_measurements_serve_runs_in_float64():

@@ -280,6 +280,7 @@ def _usable_device(name: str) -> torch.device:
 
 def _load(model: str | None, device: torch.device, dtype: torch.dtype, **files: str) -> "ConstrainedPipeline":
     """The model on the device; `files` says which of its files are read."""
+    from adhere.pipelines._checks import explain_errors
     from adhere.pipelines.loading import load
 
     _silence_libraries()
@@ -288,7 +289,8 @@ def _load(model: str | None, device: torch.device, dtype: torch.dtype, **files: 
     except ModuleNotFoundError as error:
         hint = "pip install 'adhere[text]'"
         raise AdhereError(f"model '{model}' needs the package {error.name}, which is not installed: {hint}") from error
-    pipe.to(device)  # type: ignore[attr-defined]
+    with explain_errors():
+        pipe.to(device)  # type: ignore[attr-defined]
     return pipe
 
 

@@ -1,9 +1,10 @@
 """Checks of a measurement against its operator, once before a run, on one random image.
 
-They take two products with A and one with A^T, and no evaluation of the network. Constraints through a decoder are
+They take a few products with A and with A^T, and no evaluation of the network. Constraints through a decoder are
 checked where their pictures are known (`ConstrainedPipeline`), since a decoding would cost as much as an evaluation.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,10 +13,26 @@ from torch import Generator, Tensor
 from adhere.core._linalg import dot
 from adhere.core.constraints import Constraint, Linear, Linearization, Nonlinear, Sum
 from adhere.core.noise import randn
-from adhere.core.operators import Mask
+from adhere.core.operators import LinearOperator, Mask
 from adhere.errors import InvalidInput
 
 _TOLERANCE = 0.01  # of the adjoint, relative; far above rounding
+
+
+_OUT_OF_MEMORY = (  # in errors of torch that are no torch.OutOfMemoryError
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",  # on Windows
+    "CUDA error: out of memory",
+    "MPS backend out of memory",
+    "Cannot allocate memory (12)",  # a file that is mapped
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory has run out, and not whether a message is about memory, such as its layout."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _OUT_OF_MEMORY)
 
 
 def check_constraint(constraint: Constraint, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
@@ -49,6 +66,63 @@ def check_constraint(constraint: Constraint, shape: Sequence[int], dtype: torch.
             _check_measurement("f", _apply("f", constraint.f, x), y, shape[0])
         else:
             _check_operator(constraint, x, shape[0], generator)
+
+
+def check_range(constraint: Constraint, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
+    """Raise unless a constraint may measure pictures in [-1, 1]; the arguments are those of `check_constraint`.
+
+    Raises:
+        InvalidInput: if y is far larger than A x for any picture x in [-1, 1]; see `excess_of_range`.
+    """
+    if reason := excess_of_range(constraint, shape, dtype, device):
+        raise InvalidInput(reason)
+
+
+def excess_of_range(
+    constraint: Constraint, shape: Sequence[int], dtype: torch.dtype, device: torch.device, factor: float = 2.0
+) -> str | None:
+    """Return in one line that y is too large for images in [-1, 1], such as bytes are, or None.
+
+    With n entries that A sees and m measurements, |A x| <= |A| sqrt(n), and the noise adds about noise sqrt(m). The
+    operator norm |A| is only estimated, by power iteration, if y is large beside A of two images.
+
+    Args:
+        constraint: `Linear`, or a `Sum` with such parts, that `check_constraint` accepts; others are not checked.
+        shape: of the run's images, (B, ...).
+        dtype: of the images.
+        device: of the images.
+        factor: how far beyond the bound y may be.
+    """
+    if isinstance(constraint, Sum):
+        parts = (excess_of_range(part, shape, dtype, device, factor) for part in constraint.constraints)
+        return next(filter(None, parts), None)
+    if not isinstance(constraint, Linear) or isinstance(constraint, Linearization):
+        return None
+    A, y = constraint.operator, constraint.y
+    x = torch.ones((1 if len(y) == 1 else shape[0], *shape[1:]), dtype=dtype, device=device)
+    signs = randn(x.shape, x, Generator(device).manual_seed(0)).sign()
+    allowed = factor * max(float(A(x).abs().max()), float(A(signs).abs().max()))
+    if float(y.abs().max()) <= allowed + factor * constraint.noise:
+        return None
+    largest = math.sqrt(x[0].numel() * float((A.adjoint(A(signs)) != 0).double().mean()))  # |x|, as far as A sees it
+    bound = _operator_norm(A, signs) * largest + constraint.noise * math.sqrt(y[0].numel())
+    if float(y.flatten(1).norm(dim=1).max()) <= factor * bound:
+        return None
+    return (
+        f"y goes from {float(y.min()):.4g} to {float(y.max()):.4g}, which is far more than A gives for images in "
+        f"[-1, 1] (about {allowed / factor:.2g} at most): measure images in [-1, 1], such as bytes / 127.5 - 1"
+    )
+
+
+def _operator_norm(A: LinearOperator, x: Tensor, num_iterations: int = 10) -> float:
+    """Return an estimate of the largest singular value of A, from below, by power iteration from x."""
+    norm = 0.0
+    for _ in range(num_iterations):
+        u = A(x / x.norm())
+        norm, x = float(u.norm()), A.adjoint(u)
+        if not norm:
+            break
+    return norm
 
 
 def _check_finite(y: Tensor) -> None:
@@ -91,9 +165,9 @@ def _apply(name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor
     try:
         out = function(x)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        reason = str(error).partition("\n")[0]
-        if "memory" in reason:
+        if is_out_of_memory(error):
             raise
+        reason = str(error).partition("\n")[0]
         raise InvalidInput(f"{name} cannot be applied to {tuple(x.shape)} {x.dtype}: {reason}") from error
     if not isinstance(out, Tensor):
         raise InvalidInput(

@@ -5,6 +5,7 @@ The command line, the pipelines, the benchmarks and the tests against exact prio
 
 import difflib
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from adhere._hints import keyword_hints
-from adhere.core._checks import check_constraint
+from adhere.core._checks import check_constraint, excess_of_range
 from adhere.core.baselines.ding import DING, Decoupled
 from adhere.core.baselines.dps import DPS
 from adhere.core.baselines.freedom import FreeDoM
@@ -33,7 +34,7 @@ from adhere.core.solvers.inexact_newton import InexactNewton
 from adhere.core.solvers.moment_matching import MomentMatching
 from adhere.core.solvers.plain import Plain
 from adhere.core.transitions import DDIM, DPMSolver2M
-from adhere.errors import AdhereError, InvalidInput
+from adhere.errors import AdhereError, AdhereWarning, InvalidInput
 
 _MOMENT_MATCHING = Sampler(
     MomentMatching(),
@@ -159,6 +160,9 @@ def sample(
             operator or the shape.
         TypeError: for a generator or a solver of a wrong type, or if the solver does not support the constraint.
         AdhereError: if the samples are not finite.
+
+    Warns:
+        AdhereWarning: if the shape is that of pictures, and y far larger than A can give for pictures in [-1, 1].
     """
     if not isinstance(denoiser, Denoiser) or not isinstance(constraint, Constraint):
         given = f"{type(denoiser).__name__} and {type(constraint).__name__}"
@@ -171,6 +175,9 @@ def sample(
     first = generator if isinstance(generator, torch.Generator) else generator[0]
     like = torch.empty(0, dtype=dtype, device=device or first.device)
     check_constraint(constraint, shape, like.dtype, like.device)
+    is_picture = len(shape) == 4 and shape[1] in (1, 3)  # of any range
+    if is_picture and (reason := excess_of_range(constraint, shape, like.dtype, like.device, factor=10.0)):
+        warnings.warn(f"if the denoiser is of images in [-1, 1]: {reason}", AdhereWarning, stacklevel=2)
     noise = randn(shape, like, generator)
     x0 = noise
     for state in sampler.trajectory(denoiser, constraint, noise, generator, num_inference_steps):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adhere.core._checks import is_out_of_memory
 from adhere.core.denoisers import Denoiser, DenoiserWrapper
 from adhere.core.schedules import log_snr
 from adhere.errors import AdhereError, InvalidInput, OutOfMemory
@@ -156,8 +157,7 @@ def explain_errors() -> Iterator[None]:
                 f"this device does not compute in half precision ({message.splitlines()[0]}): load with "
                 "torch_dtype=torch.float32"
             ) from error
-        phrases = ("out of memory", "not enough memory", "allocate memory")
-        if isinstance(error, MemoryError) or any(phrase in message for phrase in phrases):
+        if is_out_of_memory(error):
             raise OutOfMemory(
                 "out of memory; cheaper are a smaller batch or picture, pipe.enable_model_cpu_offload(), "
                 "pipe.vae.enable_tiling(), torch_dtype=torch.bfloat16"

@@ -13,8 +13,9 @@ from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from safetensors import SafetensorError, safe_open
 
 from adhere._warnings import ignored_library_warnings
+from adhere.core._checks import is_out_of_memory
 from adhere.core.covariance import StationaryCovariance
-from adhere.errors import AdhereError, InvalidInput
+from adhere.errors import AdhereError, InvalidInput, OutOfMemory
 
 REFINER = (
     "this is the refiner of Stable Diffusion XL, which only finishes pictures of the base model and was not trained at "
@@ -48,6 +49,8 @@ def as_adhere_error(source: str) -> Iterator[None]:
         message = str(error)
         raise AdhereError(message if message.startswith(source) else f"{source}: {message}") from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(f"{source}: out of memory; give a smaller model, or torch_dtype=torch.float16") from error
         reason = textwrap.shorten(str(error) or type(error).__name__, 300)
         raise AdhereError(f"{source} cannot be loaded: {reason}") from error
 

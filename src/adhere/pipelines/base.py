@@ -23,7 +23,7 @@ from diffusers.utils.outputs import BaseOutput
 from torch import Generator, Tensor
 
 from adhere._hints import keyword_hints
-from adhere.core._checks import check_constraint
+from adhere.core._checks import check_constraint, check_range
 from adhere.core.constraints import Constraint
 from adhere.core.covariance import StationaryCovariance
 from adhere.core.denoisers import CountingDenoiser, Denoiser
@@ -320,7 +320,8 @@ class ConstrainedPipeline(DiffusionPipeline):
         crops = [one.crops(self, requested_size(self, height, width)) for one in batch.tasks]
         for crop in (crop for parts in crops for crop in parts):
             shape = (num_images_per_prompt, 3, *crop.size)
-            check_constraint(crop.constraint, shape, torch.float32, self.execution_device)
+            for check in (check_constraint, check_range):
+                check(crop.constraint, shape, torch.float32, self.execution_device)
         if (output_type == "latent" or latents is not None) and any(len(parts) > 1 for parts in crops):
             raise InvalidInput("a task has several crops, each with its own latents: use output_type='pil', no latents")
         self._interrupt, begin = False, time.perf_counter()

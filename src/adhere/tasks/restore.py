@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from adhere._hints import keyword_hints
-from adhere.core._checks import check_constraint
+from adhere.core._checks import check_constraint, check_range, is_out_of_memory
 from adhere.core.constraints import Linear
 from adhere.core.filters import Downsample
 from adhere.core.operators import LinearOperator, Unpad
@@ -35,7 +35,8 @@ class Restore(Task):
         noise: the standard deviation of the measurement's noise, in units of y.
 
     Raises:
-        AdhereError: if y and A do not fit together, or A is not an operator on RGB pictures.
+        AdhereError: if y and A do not fit together, A is not an operator on RGB pictures, or y is far larger than A
+            can give for a picture in [-1, 1].
     """
 
     y: ImageInput | Tensor = field(repr=False)
@@ -56,12 +57,15 @@ class Restore(Task):
         try:
             image = self.operator.adjoint(y)
         except (ValueError, RuntimeError, AttributeError, TypeError) as error:
+            if is_out_of_memory(error):
+                raise
             reason = str(error).partition("\n")[0]
             hint = "; add a batch dimension: y[None]" if y.ndim == 3 else ""
             raise AdhereError(f"A^T cannot be applied to y of shape {tuple(y.shape)}: {reason}{hint}") from error
         if image.ndim != 4 or image.shape[:2] != (1, 3):
             raise AdhereError(f"A^T y has shape {tuple(image.shape)}: y must measure one RGB picture, (1, 3, H, W)")
-        check_constraint(Linear(self.operator, y, self.noise), image.shape, y.dtype, y.device)
+        for check in (check_constraint, check_range):
+            check(Linear(self.operator, y, self.noise), image.shape, y.dtype, y.device)
         object.__setattr__(self, "measurement", y)
         object.__setattr__(self, "size", (image.shape[-2], image.shape[-1]))
 
