@@ -133,10 +133,9 @@ BANDS = {
 def test_presets_stay_as_close_to_the_exact_posterior_as_they_were_measured() -> None:
     """Means over five operators with one image and 64 samples each, at noise 0.05. The floor is a second exact draw.
 
-    Of the settings, halved and taken 1.5 times, these leave the bands: temperature and log_snr_max of both presets, half
-    of num_steps, and log_snr_min times 1.5 of the posterior preset. fusion_snr, jacobian_products, num_iterations,
-    tolerance, noise_floor and eta move a score by 1.2 of its standard deviations at most: the table of all settings
-    (`tests/core/test_presets.py`) notices those.
+    Of the settings, halved and taken 1.5 times, these leave the bands: temperature, log_snr_max, half of num_steps, and
+    log_snr_min times 1.5 of the posterior preset. fusion_snr, jacobian_products, num_iterations, tolerance, noise_floor
+    and eta move a score by 1.2 of its standard deviations at most: the table of all settings notices those.
     """
     prior, floor = emoji_prior(), []
     found: dict[tuple[str, str], list[float]] = {(name, score): [] for name, bands in BANDS.items() for score in bands}

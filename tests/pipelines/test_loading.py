@@ -3,11 +3,13 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import socket
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -216,7 +218,20 @@ def test_truncated_weights_are_refused(model_with, kept):
     folder = model_with()
     whole = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(whole[: kept if isinstance(kept, int) else int(kept * len(whole))])
-    assert "cannot be loaded" in refusal(folder)
+    assert f"{WEIGHTS} cannot be loaded: damaged or cut short (" in refusal(folder)
+
+
+def test_a_pointer_of_git_lfs_is_named(model_with):
+    folder = model_with()
+    (folder / WEIGHTS).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert "damaged or cut short (a pointer of git lfs); download" in refusal(folder)
+
+
+def test_damaged_weights_of_a_variant_that_is_not_read_do_no_harm(model_with):
+    folder = model_with()
+    (folder / WEIGHTS).with_suffix(".fp16.safetensors").write_bytes(b"damaged")
+    load(folder)
+    assert "fp16.safetensors cannot be loaded: damaged" in refusal(folder, variant="fp16")
 
 
 def test_weights_of_another_shape_name_the_entry(model_with):
@@ -313,9 +328,15 @@ def test_a_pickled_file_is_refused_unopened(tmp_path, suffix):
 
 def test_broken_single_files_are_refused(tmp_path, folder, file):
     (tmp_path / "empty.safetensors").write_bytes(b"")
-    assert "cannot be loaded" in refusal(tmp_path / "empty.safetensors")
+    assert "the file cannot be loaded: damaged or cut short (header" in refusal(tmp_path / "empty.safetensors")
     file.write_bytes(file.read_bytes()[:-1000])
-    assert "cannot be loaded" in refusal(file, config=str(folder))
+    assert "the file cannot be loaded: damaged or cut short" in refusal(file, config=str(folder))
+
+
+@pytest.mark.parametrize("url", ["https://huggingface.co/a/b", "https:/huggingface.co/a/b", "hf://a/b"])
+def test_a_url_is_to_be_downloaded_first(file, url):
+    assert refusal(url).startswith(f"model '{url}': is a URL; download the model first")
+    assert f": config '{url}': is a URL; download the model first" in refusal(file, config=url)
 
 
 # --- the hub
@@ -335,11 +356,48 @@ def test_a_hub_that_cannot_be_reached_is_reported_at_once_in_one_line(offline, t
     assert "not in the local cache, and the hub cannot be reached" in message
 
 
-def test_a_model_in_the_local_cache_needs_no_network(offline, folder, tmp_path):
+@pytest.fixture
+def snapshot(offline, folder, tmp_path) -> Path:
+    """Return the folder of the model nobody/tiny in the local cache of the hub."""
     cached = tmp_path / "models--nobody--tiny"
     shutil.copytree(folder, cached / "snapshots" / ("0" * 40))
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text("0" * 40)
+    return cached / "snapshots" / ("0" * 40)
+
+
+def test_errors_of_a_hub_id_are_those_of_a_folder(snapshot, tmp_path):
+    """Weights that are damaged, and weights of a variant only."""
+    cache, file = {"cache_dir": str(tmp_path)}, snapshot / "vae" / "diffusion_pytorch_model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100])
+    assert refusal("nobody/tiny", **cache).startswith(f"model 'nobody/tiny': vae/{file.name} cannot be loaded: damaged")
+    file.write_bytes(whole)
+    for file in list(snapshot.rglob("*.safetensors")):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    for variant in ({}, {"variant": "bf16"}):
+        message = refusal("nobody/tiny", **cache, **variant)
+        assert re.search(r"^model 'nobody/tiny': \w+/ has only the variant 'fp16'.*--variant fp16", message)
+        assert message == refusal(snapshot, **variant).replace(str(snapshot), "nobody/tiny")
+    load("nobody/tiny", **cache, variant="fp16")
+
+
+def test_a_hub_that_is_reached_lists_its_files(snapshot, tmp_path, monkeypatch):
+    """Of a variant that is not downloaded, the cache has no file."""
+    for file in snapshot.rglob("*.safetensors"):
+        file.unlink()
+    monkeypatch.setattr(loading, "_hub_is_reachable", lambda: True)
+    monkeypatch.setattr(DiffusionPipeline, "download", lambda *_, **__: str(snapshot))
+    monkeypatch.setattr(loading, "_load_component", lambda *_: exec("raise OSError('no weights')"))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(snapshot / "model_index.json"))
+    names = ["unet/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors"]
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: names)
+    assert "unet/ has only the variant 'fp16'" in refusal("nobody/tiny", cache_dir=str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: exec("raise OSError('no network')"))
+    assert "cannot be loaded: no weights" in refusal("nobody/tiny", cache_dir=str(tmp_path))
+
+
+def test_a_model_in_the_local_cache_needs_no_network(snapshot, folder, tmp_path):
     pipe = load("nobody/tiny", cache_dir=str(tmp_path))
     assert type(pipe) is SDPipeline
     assert same_weights(pipe, load(folder))

@@ -1,5 +1,6 @@
 """Pixel-space models in every layout that diffusers saves: what they sample, what it costs, where NaN is noticed."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -280,6 +281,19 @@ def test_a_model_states_its_temperature_and_its_spectrum(model_with):
     assert (pipe.temperature, pipe.prior_covariance) == (0.5, StationaryCovariance(rows, exponent=1.0))
     same, other = (one(task(), num_inference_steps=3, generator=seeded(0), output_type="pt") for one in (plain, pipe))
     assert not torch.allclose(same.images, other.images)
+
+
+def test_what_a_model_states_survives_saving_and_from_pipe(model_with, tmp_path):
+    folder, stated = model_with(), {"_temperature": 0.5, "_prior_spectrum": SPECTRUM, "_guidance_scale": 2.5}
+    load(folder).save_pretrained(tmp_path / "plain")
+    assert not stated.keys() & json.loads((tmp_path / "plain" / "model_index.json").read_text()).keys()
+    edit_json(folder / "model_index.json", **stated)
+    pipe = load(folder)
+    pipe.save_pretrained(tmp_path / "saved")
+    for same in (load(tmp_path / "saved"), adhere.from_pipe(pipe), PixelPipeline.from_pipe(pipe)):
+        assert same.temperature == 0.5
+        assert same.prior_spectrum == pipe.prior_spectrum is not None
+        assert vars(same)["default_guidance_scale"] == 2.5
 
 
 @pytest.mark.parametrize(

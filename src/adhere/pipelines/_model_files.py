@@ -3,7 +3,7 @@
 import json
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -141,13 +141,11 @@ def check_weights(folder: Path, index: dict[str, Any], variant: str | None, sour
         if not (part / "config.json").is_file():
             raise AdhereError(f"{source}: {name}/config.json is missing; save the pipeline with save_pretrained")
         if any(part.glob("*.safetensors")):
-            variants = variants_in(part)
-            if variants and not {None, variant} & variants:
-                one = sorted(map(str, variants))[0]
-                raise AdhereError(
-                    f"{source}: {name}/ has only the variant '{one}' of its weights: give variant='{one}' "
-                    f"(--variant {one} on the command line)"
-                )
+            files = [file.name for file in part.iterdir()]
+            check_variants(name, files, variant, source)
+            chosen = variant if variant in variants_of(files) else None
+            for file in (file for file in files if chosen in variants_of([file])):
+                check_header(part / file, f"{source}: {name}/{file}")
             continue
         if any(file for pattern in ("*.bin", "*.pt", "*.ckpt") for file in part.glob(pattern)):
             raise AdhereError(
@@ -155,7 +153,7 @@ def check_weights(folder: Path, index: dict[str, Any], variant: str | None, sour
                 "convert them with diffusers' save_pretrained(safe_serialization=True)"
             )
         raise AdhereError(f"{source}: no weights (*.safetensors) in {name}/")
-    there = set().union(*map(variants_in, parts))
+    there = variants_of(file.name for part in parts for file in part.iterdir())
     if variant is not None and variant not in there:
         names = ", ".join(f"'{one}'" for one in sorted(there - {None}, key=str)) or "none"
         raise AdhereError(f"{source}: no weights of the variant '{variant}'; there is {names}: leave variant out")
@@ -169,9 +167,34 @@ def check_configurations(folder: Path, index: dict[str, Any]) -> None:
             raise AdhereError(f"config '{folder}' has no configuration of '{name}'; give a complete diffusers folder")
 
 
-def variants_in(part: Path) -> set[str | None]:
-    """Return the variants of the weights of a component, such as 'fp16'; None is the one without a name."""
-    return {match["variant"] for file in part.iterdir() if (match := _WEIGHTS.fullmatch(file.name))}
+def check_variants(part: str, files: Iterable[str], variant: str | None, source: str) -> None:
+    """Raise AdhereError if a component has weights, but neither the plain ones nor those of the variant."""
+    variants = variants_of(files)
+    if variants and not {None, variant} & variants:
+        one = sorted(map(str, variants))[0]
+        raise AdhereError(
+            f"{source}: {part}/ has only the variant '{one}' of its weights: give variant='{one}' (--variant {one} on "
+            "the command line)"
+        )
+
+
+def check_header(file: Path, shown: str) -> None:
+    """Raise AdhereError if the header of a .safetensors file cannot be read, or does not fit the size of the file."""
+    try:
+        with safe_open(file, "pt"):
+            pass
+    except SafetensorError as error:
+        with open(file, "rb") as opened:
+            is_pointer = opened.read(64).startswith(b"version https://git-lfs")
+        reason = "a pointer of git lfs" if is_pointer else str(error).removeprefix("Error while deserializing header: ")
+        raise AdhereError(
+            f"{shown} cannot be loaded: damaged or cut short ({reason}); download or copy it again"
+        ) from error
+
+
+def variants_of(files: Iterable[str]) -> set[str | None]:
+    """Return the variants of weights among names of files, such as 'fp16'; None is the one without a name."""
+    return {match["variant"] for file in files if (match := _WEIGHTS.fullmatch(file))}
 
 
 def base_class(class_name: str) -> str:

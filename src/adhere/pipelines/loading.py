@@ -6,9 +6,11 @@ weights are refused before they are opened.
 
 import importlib
 import inspect
+import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +22,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.utils.import_utils import is_accelerate_available
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors import SafetensorError
 
 from adhere.errors import AdhereError
 from adhere.pipelines import experts
@@ -28,7 +31,9 @@ from adhere.pipelines._model_files import (
     as_adhere_error,
     base_class,
     check_configurations,
+    check_header,
     check_index,
+    check_variants,
     check_weights,
     class_of,
     is_model,
@@ -37,7 +42,7 @@ from adhere.pipelines._model_files import (
     prior_spectrum_in,
     read_index,
     scheduler_settings_in,
-    variants_in,
+    variants_of,
 )
 from adhere.pipelines.base import ConstrainedPipeline
 from adhere.pipelines.registry import FAMILIES, family_for
@@ -70,6 +75,10 @@ def load(model: str | Path | None = None, **kwargs: Any) -> ConstrainedPipeline:
     kwargs = _with_torch_dtype(kwargs, source)
     if "device" in kwargs:
         raise AdhereError(f"{source}: load has no argument 'device': write adhere.load(model).to({kwargs['device']!r})")
+    config = kwargs.get("config")
+    for place, text in ((source, name), (f"{source}: config '{config}'", str(config))):
+        if "://" in text or re.match("https?:/", text):  # Path("https://a") is "https:/a"
+            raise AdhereError(f"{place}: is a URL; download the model first, or give its hub id, organization/name")
     with as_adhere_error(source):  # a folder may be unreadable, a name too long for a file
         path = _MODELS / name if name in SHIPPED_MODELS else Path(name).expanduser()
         is_file, is_folder = path.is_file(), path.is_dir()
@@ -118,6 +127,7 @@ def from_pipe(pipeline: DiffusionPipeline, **components: Any) -> ConstrainedPipe
     settings = inspect.signature(family.__init__).parameters.keys() - parts.keys()
     pipe = family(**parts, **{name: pipeline.config[name] for name in settings & pipeline.config.keys()})
     pipe.check_network()
+    pipe.copy_statements(pipeline)
     return pipe
 
 
@@ -155,7 +165,8 @@ def _from_folder_or_hub(
         given = {name: entry for name, entry in index.items() if name not in kwargs}
         with as_adhere_error(source):
             check_weights(location, given, kwargs.get("variant"), source)
-    with as_adhere_error(source):
+    hub_errors = nullcontext() if isinstance(location, Path) else _hub_errors(location, index, kwargs, source)
+    with as_adhere_error(source), hub_errors:
         absent = {name: None for name, entry in index.items() if entry == [None, None]}  # diffusers needs them named
         kwargs = absent | kwargs
         if not {"quantization_config", "device_map"} & kwargs.keys():
@@ -170,6 +181,26 @@ def _from_folder_or_hub(
     if prior_spectrum is not None:
         pipe.prior_spectrum = prior_spectrum
     return _finish(pipe, source)
+
+
+@contextmanager
+def _hub_errors(name: str, index: dict[str, Any], kwargs: dict[str, Any], source: str) -> Iterator[None]:
+    """Raise the errors of loading a hub id as those of a folder: that only a variant is there, or a file is damaged."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError):
+        with suppress(OSError):
+            cached = Path(huggingface_hub.hf_hub_download(name, "model_index.json", **_hub_options(kwargs))).parent
+            files = [path.relative_to(cached) for path in cached.rglob("*.safetensors")]
+            if not kwargs.get("local_files_only"):
+                chosen = {key: kwargs[key] for key in ("revision", "token") if key in kwargs}
+                files = [Path(file) for file in huggingface_hub.list_repo_files(name, **chosen)]
+            for part in (part for part, entry in index.items() if is_model(entry) and part not in kwargs):
+                names = [file.name for file in files if file.parent.name == part]
+                check_variants(part, names, kwargs.get("variant"), source)
+                for file in cached.joinpath(part).glob("*.safetensors"):
+                    check_header(file, f"{source}: {part}/{file.name}")
+        raise
 
 
 def _finish(pipe: Any, source: str) -> ConstrainedPipeline:
@@ -193,6 +224,7 @@ def _from_single_file(file: Path, source: str, kwargs: dict[str, Any]) -> Any:
         raise AdhereError(f"{source}: a single file must be .safetensors; pickled weights can run code when loaded")
     config = None if kwargs.get("config") is None else str(kwargs["config"])
     with as_adhere_error(source):
+        check_header(file, "the file")
         index, folder = {}, None if config is None else Path(config).expanduser()
         if folder is not None and folder.is_dir():
             index, config = read_index(folder, f"config '{config}'"), str(folder)
@@ -239,11 +271,13 @@ def _hub_is_reachable() -> bool:
         return False
 
 
+def _hub_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
+
+
 def _read_index_from_hub(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
-    names = ("revision", "token", "cache_dir", "local_files_only")
-    chosen = {name: kwargs[name] for name in names if name in kwargs}
     try:
-        index = huggingface_hub.hf_hub_download(name, "model_index.json", **chosen)
+        index = huggingface_hub.hf_hub_download(name, "model_index.json", **_hub_options(kwargs))
     except LocalEntryNotFoundError as error:
         raise AdhereError("not in the local cache, and the hub cannot be reached; give a folder") from error
     return parse_index(Path(index).read_bytes())
@@ -252,7 +286,7 @@ def _read_index_from_hub(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
 def _load_component(location: str | Path, entry: list[str], name: str, kwargs: dict[str, Any]) -> Any:
     """Return one component; a file that lacks some of its weights is refused, where the libraries only warn."""
     library, class_name = entry
-    if isinstance(location, Path) and kwargs.get("variant") not in variants_in(location / name):
+    if isinstance(location, Path) and kwargs.get("variant") not in variants_of(os.listdir(location / name)):
         kwargs = {key: value for key, value in kwargs.items() if key != "variant"}  # the plain weights, as in diffusers
     options = [
         "use_safetensors",
