@@ -1,6 +1,8 @@
 """The laws of every operator, what each computes according to another library, and operators made from functions."""
 
+import inspect
 import math
+import re
 
 import pytest
 import torch
@@ -415,3 +417,18 @@ def test_the_adjoint_of_a_function_that_returns_complex_numbers_says_what_to_mea
     fourier = operator(torch.fft.rfft2, (1, 4, 4))
     with pytest.raises(ValueError, match=r"fn returns complex numbers: measure torch\.view_as_real"):
         fourier.adjoint(torch.zeros(1, 1, 4, 3))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 3, 8, 8), r"shape = (1, 3, 8, 8): leave out the batch, (3, 8, 8)"),
+        ((3, 0, 8), "shape = (3, 0, 8): give that of one image, such as (3, 64, 64)"),
+        ((3, 8.0, 8), "shape = (3, 8.0, 8): give that of one image"),
+        (64, "shape = 64: give that of one image"),
+    ],
+)
+def test_the_shape_of_an_operator_is_that_of_one_image(shape, message):
+    unchecked = inspect.unwrap(operator)  # without the type checker of the tests
+    with pytest.raises(TypeError, match=re.escape(message)):
+        unchecked(lambda x: x, shape)

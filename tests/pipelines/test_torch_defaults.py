@@ -1,5 +1,6 @@
 """Programs may set torch's default dtype and device, as scientific ones do: a run gives the same picture to the bit."""
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,6 +44,20 @@ def restore_defaults() -> Iterator[None]:
 def picture(pipe: Any, task: adhere.tasks.Task, **options: Any) -> torch.Tensor:
     options = {"num_inference_steps": 2, "output_type": "pt"} | options
     return pipe(task, generator=torch.Generator("cpu").manual_seed(0), **options).images
+
+
+def test_loading_says_nothing_about_the_default_dtype(model_with, caplog):
+    folder = model_with()
+    torch.set_default_dtype(torch.float64)
+    diffusers_logger = logging.getLogger("diffusers")
+    diffusers_logger.addHandler(caplog.handler)  # it does not propagate
+    try:
+        pipes = [load(folder), adhere.load("adhere-photo"), adhere.load("adhere-emoji")]
+    finally:
+        diffusers_logger.removeHandler(caplog.handler)
+    assert not caplog.messages
+    models = [part for pipe in pipes for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    assert {model.dtype for model in models} == {torch.float32}
 
 
 @pytest.mark.parametrize("name", TASKS)

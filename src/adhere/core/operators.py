@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from numbers import Real
+from numbers import Integral, Real
 from operator import add
 
 import torch
@@ -184,7 +184,14 @@ def operator(fn: Callable[[Tensor], Tensor], shape: Sequence[int]) -> LinearOper
     Args:
         fn: maps images (B, *shape) to measurements (B, ...), sample by sample; linear and differentiable.
         shape: of one image, (C, H, W), without the batch.
+
+    Raises:
+        TypeError: for a shape with other entries than positive integers, or with a batch.
     """
+    if isinstance(shape, int) or not all(isinstance(side, Integral) and int(side) > 0 for side in shape):
+        raise InvalidInput(f"shape = {shape!r}: give that of one image, such as (3, 64, 64)")
+    if len(shape) == 4 and shape[0] == 1:
+        raise InvalidInput(f"shape = {tuple(shape)}: leave out the batch, {tuple(shape[1:])}")
     return _FunctionOperator(fn, tuple(shape))
 
 

@@ -305,6 +305,8 @@ def _load_component(location: str | Path, entry: list[str], name: str, kwargs: d
     for key in {"torch_dtype", "dtype"} & chosen.keys():
         given = chosen[key]
         dtype = chosen[key] = given.get(name, given.get("default", dtype)) if isinstance(given, dict) else given
+    if "dtype" not in chosen:
+        chosen["torch_dtype"] = dtype  # otherwise diffusers loads in torch's default dtype
     model_class = getattr(importlib.import_module(library), class_name)
     loaded, info = model_class.from_pretrained(location, subfolder=name, output_loading_info=True, **chosen)
     if missing := sorted(info["missing_keys"]):
