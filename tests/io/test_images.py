@@ -1,6 +1,7 @@
 """Reading pictures: every format, mode and orientation; and the files that are refused."""
 
 import io
+import os
 import struct
 import tempfile
 import warnings
@@ -339,6 +340,28 @@ def test_values_that_do_not_fit_into_16_bits_are_refused(tmp_path):
     assert "floating-point" in refusal(as_picture, tmp_path / "a.tiff")
     Image.fromarray(np.array([[0, 70_000]], np.int32)).save(tmp_path / "b.tiff")
     assert "0 to 70000" in refusal(as_picture, tmp_path / "b.tiff")
+
+
+@pytest.mark.parametrize("name", ["a.ppm", "a.xbm", "a.tga", "a.pcx", "a.sgi", "a.dds", "a.jp2"])
+def test_formats_that_are_only_read(tmp_path, name):
+    """What Pillow keeps about the samples of a file that is not decoded yet differs between them."""
+    image = image_of("1" if name == "a.xbm" else "RGB")
+    image.save(tmp_path / name)  # JPEG 2000 is lossless by default
+    expected = np.asarray(image.convert("L"))[..., None] if name == "a.xbm" else np.asarray(image)
+    assert np.array_equal(as_picture(tmp_path / name).pixels, expected)
+
+
+def test_what_is_no_regular_file_is_named(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    assert "is a pipe or a device; give an image file" in refusal(as_picture, tmp_path / "pipe")
+    assert "is a pipe or a device" in refusal(as_picture, "/dev/zero")
+    assert "cannot be read (Too many levels of symbolic links)" in refusal(as_picture, tmp_path / "loop")
+    assert "cannot be read (File name too long)" in refusal(as_picture, "x" * 5000)
+    assert "cannot be read (embedded null byte)" in refusal(as_picture, "a\0b")
+    for path in (tmp_path / "dangling", tmp_path / "none", tmp_path / "none" / "a.png"):
+        assert f"{path}: no such file; check the name" in refusal(as_picture, path)
 
 
 @pytest.mark.parametrize("name", ["a.tiff", "a.pgm"])

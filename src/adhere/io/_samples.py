@@ -1,5 +1,7 @@
 """Samples of pictures as arrays, tensors and PIL images: the conversions that reading, pasting and saving share."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from PIL import Image
@@ -58,6 +60,24 @@ def samples_of(image: Image.Image, name: str) -> tuple[np.ndarray, np.ndarray | 
         return samples.reshape(image.height, image.width, -1), None
     samples = np.array(image.convert(mode + "A"))  # (H, W, 2 or 4)
     return samples[..., :-1].copy(), samples[..., -1].copy()
+
+
+def bits_per_sample(image: Image.Image) -> tuple[int, ...]:
+    """What a TIFF file says; empty for other files."""
+    return getattr(image, "tag_v2", {}).get(258, ())
+
+
+def lost_in_conversion(image: Image.Image) -> Iterator[str]:
+    """The names of what Pillow cannot read of an opened file."""
+    arguments = [tile[3] for tile in getattr(image, "tile", ())]  # a text, a tuple or None, by the format
+    rawmodes = [str(one[0] if isinstance(one, tuple) and one else one) for one in arguments]
+    bits = [mode.partition(";")[2] for mode in rawmodes]
+    if not image.mode.startswith("I") and any(one.startswith("16") for one in bits):
+        yield "8 of the 16 bits per sample"
+    if image.mode == "I" and (image.format is None or bits_per_sample(image) == (32,)):
+        yield "16 of the 32 bits per sample"
+    if image.mode.startswith("I") and "transparency" in image.info:
+        yield "the transparent value"
 
 
 def _integer_samples(image: Image.Image, name: str) -> np.ndarray:

@@ -20,6 +20,7 @@ height. A path that begins with `~` is expanded to the user's home folder.
 import io
 import os
 import re
+import stat
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -47,7 +48,15 @@ from adhere.io._frames import (
     select_frame,
 )
 from adhere.io._metadata import read_metadata, save_options
-from adhere.io._samples import convert_for, fill_unknown, samples_of, to_float, to_pil
+from adhere.io._samples import (
+    bits_per_sample,
+    convert_for,
+    fill_unknown,
+    lost_in_conversion,
+    samples_of,
+    to_float,
+    to_pil,
+)
 
 _MAX_PIXELS = 250_000_000  # larger pictures are refused before they are decoded
 _MAX_SIDE_PIXELS = {"JPEG": 65_500, "WEBP": 16_383}
@@ -136,12 +145,23 @@ def _read_picture(path: str | Path, frame: int | None) -> Picture:
     """Read an image file completely, so that a truncated file is detected here; see `as_picture`."""
     hint = "download it first, for example with diffusers.utils.load_image(url), which returns a PIL image"
     path = _local_path(path, hint)
-    if os.path.isdir(path):
-        raise AdhereError(f"{path}: is a folder; give an image file")
-    if not os.path.isfile(path):
-        raise AdhereError(f"{path}: no such file; check the name")
+    _check_readable(path)
     with _as_read_error(path), open(path, "rb") as file:
         return _read_file(file, path, frame)
+
+
+def _check_readable(path: str) -> None:
+    """Raise AdhereError unless a path is that of a file; opening a pipe could wait without end."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError as error:
+        raise AdhereError(f"{path}: no such file; check the name") from error
+    except (OSError, ValueError) as error:
+        raise AdhereError(f"{path}: cannot be read ({getattr(error, 'strerror', error)}); check the name") from error
+    if stat.S_ISDIR(mode):
+        raise AdhereError(f"{path}: is a folder; give an image file")
+    if not stat.S_ISREG(mode):
+        raise AdhereError(f"{path}: is a pipe or a device; give an image file, or - as PHOTO for standard input")
 
 
 def _read_file(file: Any, name: str, frame: int | None) -> Picture:
@@ -332,7 +352,7 @@ def _from_pil(image: Image.Image, name: str, left_out: Sequence[str] = ()) -> Pi
     if image.format in ("EPS", "WMF"):  # decoding these would start another program
         raise AdhereError(f"{name}: {image.format} is a drawing, not a photograph; export it as PNG")
     format, is_bilevel = image.format, image.mode == "1"
-    left_out = (*left_out, *_lost_in_conversion(image))
+    left_out = (*left_out, *lost_in_conversion(image))
     image.load()
     upright = image
     with suppress(Exception):  # a picture with damaged EXIF can still be used
@@ -341,26 +361,9 @@ def _from_pil(image: Image.Image, name: str, left_out: Sequence[str] = ()) -> Pi
     if left_out:
         metadata["left_out"] = (*left_out, *metadata.get("left_out", ()))
     pixels, alpha = samples_of(upright, name)
-    if image.mode == "I;16" and _bits_per_sample(image) == (12,):
+    if image.mode == "I;16" and bits_per_sample(image) == (12,):
         pixels = (pixels.astype(np.uint32) * 65535 // 4095).astype(np.uint16)
     return Picture(pixels, alpha, metadata, format, is_bilevel)
-
-
-def _bits_per_sample(image: Image.Image) -> tuple[int, ...]:
-    """What a TIFF file says; empty for other files."""
-    return getattr(image, "tag_v2", {}).get(258, ())
-
-
-def _lost_in_conversion(image: Image.Image) -> Iterator[str]:
-    """The names of what Pillow cannot read of an opened file."""
-    rawmodes = [str(tile[3] if isinstance(tile[3], str) else (*tile[3], "")[0]) for tile in getattr(image, "tile", ())]
-    bits = [mode.partition(";")[2] for mode in rawmodes]
-    if not image.mode.startswith("I") and any(one.startswith("16") for one in bits):
-        yield "8 of the 16 bits per sample"
-    if image.mode == "I" and (image.format is None or _bits_per_sample(image) == (32,)):
-        yield "16 of the 32 bits per sample"
-    if image.mode.startswith("I") and "transparency" in image.info:
-        yield "the transparent value"
 
 
 def _from_array(image: object) -> Picture:

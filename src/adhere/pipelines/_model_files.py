@@ -5,6 +5,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ _PREDICTION_TYPES = {  # in the header of a file -> diffusers' name
     "epsilon": "epsilon",
     "v": "v_prediction",
     "v_prediction": "v_prediction",
+}
+_STATEMENTS = {  # entries of model_index.json that diffusers does not know -> attributes of a pipeline
+    "_guidance_scale": "default_guidance_scale",
+    "_temperature": "temperature",
+    "_prior_spectrum": "prior_spectrum",
 }
 
 
@@ -124,6 +130,20 @@ def prior_spectrum_in(index: dict[str, Any], source: str) -> StationaryCovarianc
             f"{source}: '_prior_spectrum' in model_index.json cannot be read ({error}): give 'channel_covariance', a "
             "list of rows, and 'exponent'"
         ) from error
+
+
+def statements_of(pipe: object) -> dict[str, Any]:
+    """Return what a pipeline's model states about itself, as entries of model_index.json."""
+    stated = {entry: vars(pipe)[name] for entry, name in _STATEMENTS.items() if vars(pipe).get(name) is not None}
+    return {key: asdict(one) if isinstance(one, StationaryCovariance) else one for key, one in stated.items()}
+
+
+def copy_statements(source: object, target: Any) -> Any:
+    """Return a pipeline with what the model of another one, which is the same, states about itself."""
+    for name in _STATEMENTS.values():
+        if name in vars(source):
+            setattr(target, name, vars(source)[name])
+    return target
 
 
 def is_model(entry: Any) -> bool:

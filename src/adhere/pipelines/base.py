@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, TypedDict, Unpack, overload
 
@@ -36,15 +36,10 @@ from adhere.core.tiling import TiledDenoiser
 from adhere.errors import InvalidInput
 from adhere.pipelines import _checks
 from adhere.pipelines._checks import CheckedDenoiser, FiniteChecks, check_compilation, check_options, explain_errors
+from adhere.pipelines._model_files import copy_statements, statements_of
 from adhere.pipelines._runs import Batch, Images, Results, Run, RunOptions, RunPlan, plan_runs, requested_size
 from adhere.pipelines.prompts import PromptInputs
 from adhere.tasks.base import Task
-
-_STATEMENTS = {  # entries of model_index.json that diffusers does not know -> attributes
-    "_guidance_scale": "default_guidance_scale",
-    "_temperature": "temperature",
-    "_prior_spectrum": "prior_spectrum",
-}
 
 
 @dataclass
@@ -123,15 +118,7 @@ class ConstrainedPipeline(DiffusionPipeline):
         """
         if cls is ConstrainedPipeline:
             raise InvalidInput("ConstrainedPipeline is the base of all families: use adhere.from_pipe(pipeline)")
-        pipe = super().from_pipe(*args, **kwargs)
-        pipe.copy_statements(args[0] if args else kwargs["pipeline"])
-        return pipe
-
-    def copy_statements(self, pipeline: DiffusionPipeline) -> None:
-        """Take over what the model of another pipeline states about itself, such as its temperature."""
-        for name in _STATEMENTS.values():
-            if name in vars(pipeline):
-                setattr(self, name, vars(pipeline)[name])
+        return copy_statements(args[0] if args else kwargs["pipeline"], super().from_pipe(*args, **kwargs))
 
     # --- What a family defines.
 
@@ -419,8 +406,4 @@ class ConstrainedPipeline(DiffusionPipeline):
         config = json.loads(super().to_json_string())
         diffusers_class = next(c.__name__ for c in type(self).__mro__ if not issubclass(c, ConstrainedPipeline))
         config["_class_name"] = self.saved_as or diffusers_class
-        stated = {entry: vars(self).get(name) for entry, name in _STATEMENTS.items()}
-        if isinstance(spectrum := stated["_prior_spectrum"], StationaryCovariance):
-            stated["_prior_spectrum"] = asdict(spectrum)
-        config |= {entry: value for entry, value in stated.items() if value is not None}
-        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+        return json.dumps(config | statements_of(self), indent=2, sort_keys=True) + "\n"

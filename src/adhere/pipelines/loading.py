@@ -36,6 +36,7 @@ from adhere.pipelines._model_files import (
     check_variants,
     check_weights,
     class_of,
+    copy_statements,
     is_model,
     number_in,
     parse_index,
@@ -127,8 +128,7 @@ def from_pipe(pipeline: DiffusionPipeline, **components: Any) -> ConstrainedPipe
     settings = inspect.signature(family.__init__).parameters.keys() - parts.keys()
     pipe = family(**parts, **{name: pipeline.config[name] for name in settings & pipeline.config.keys()})
     pipe.check_network()
-    pipe.copy_statements(pipeline)
-    return pipe
+    return copy_statements(pipeline, pipe)
 
 
 def _refuse_refiner(settings: Mapping[str, Any], source: str) -> None:
