@@ -1,6 +1,7 @@
 """What the files of a model say: each mistake is one line, and a checkpoint's own word is used."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -221,6 +222,38 @@ def test_a_scheduler_that_is_given_is_kept(sd, tmp_path):
     given = PNDMScheduler(steps_offset=1)
     file = file_with(sd, tmp_path / "m.safetensors", ("v_pred",))
     assert load(file, config=sd, scheduler=given).scheduler is given
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("unet", {"sample_size": "x"}, "sample_size = 'x' in the network's config.json: give a whole number above 0"),
+        ("unet", {"sample_size": [1, 2, 3]}, "sample_size = [1, 2, 3]"),
+        ("unet", {"sample_size": -4}, "sample_size = -4"),
+        ("unet", {"sample_size": 1.5}, "sample_size = 1.5"),
+        ("unet", {"block_out_channels": []}, "cannot be loaded"),
+        ("scheduler", {"beta_start": -1, "beta_schedule": "linear"}, "alphas_cumprod holds 2 to"),
+        ("scheduler", {"beta_start": 2.0}, "alphas_cumprod holds -1 to"),
+        ("scheduler", {"beta_end": math.nan}, "alphas_cumprod holds"),
+        ("scheduler", {"trained_betas": [0.0] * 1000}, "alphas_cumprod holds 1 to 1: it must decrease, from below 1"),
+        ("scheduler", {"trained_betas": []}, "alphas_cumprod holds nothing"),
+        ("scheduler", {"num_train_timesteps": 0}, "alphas_cumprod holds nothing"),
+    ],
+)
+@pytest.mark.parametrize("family", ["pixel", "sd"])
+def test_configurations_that_cannot_be_are_refused_when_a_model_is_loaded(
+    folder, model_with, file, changes, message, family
+):
+    model = folder if family == "sd" else model_with()
+    edit_json(model / file / ("config.json" if file == "unet" else "scheduler_config.json"), **changes)
+    assert message in refusal(model)
+
+
+@pytest.mark.parametrize(("size", "native"), [(None, 256), (0, 256), ([16, 8], (16, 8)), (8, 8)])
+def test_the_native_size_of_a_pixel_model_is_a_side_or_two(model_with, size, native):
+    folder = model_with()
+    edit_json(folder / "unet" / "config.json", sample_size=size)
+    assert load(folder).native_size == (native if isinstance(native, tuple) else (native, native))
 
 
 @pytest.mark.parametrize("part", ["vae", "unet", "text_encoder", "tokenizer", "scheduler", "unet/config.json"])

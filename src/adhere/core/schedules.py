@@ -9,6 +9,7 @@ timesteps at which a run evaluates the network (`uniform_spacing`, `log_snr_spac
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -55,6 +56,9 @@ def check_signal(alpha_t: float, name: str) -> None:
         raise InvalidInput(f"{name} cannot start from pure noise (alpha_t = 0): start at a lower noise level")
 
 
+_ROUNDING = 1e-6  # schedulers of diffusers that avoid a 0 at the end replace it by 6e-8
+
+
 @dataclass(frozen=True)
 class DDPMSchedule:
     """A variance-preserving table: alpha_t^2 = alphas_cumprod[t] for t = 0, 1, ..., T - 1.
@@ -65,6 +69,9 @@ class DDPMSchedule:
             the number of steps; 'leading' does not, which matters when there are few steps.
         steps_offset: added to the times of 'leading', as in diffusers.
 
+    Raises:
+        ValueError: if the table is empty, increases somewhere, or leaves 0 <= alphas_cumprod < 1.
+
     Source: Ho et al., *Denoising diffusion probabilistic models* (2020); spacings: Lin et al., *Common diffusion noise
     schedules and sample steps are flawed* (2024), table 2.
     """
@@ -72,6 +79,12 @@ class DDPMSchedule:
     alphas_cumprod: tuple[float, ...] = field(repr=False)
     spacing: Literal["leading", "trailing", "linspace"] = "trailing"
     steps_offset: int = 0
+
+    def __post_init__(self) -> None:
+        table = self.alphas_cumprod
+        if not table or not all(0 <= a < 1 for a in table) or any(b > a + _ROUNDING for a, b in pairwise(table)):
+            given = f"{table[0]:g} to {table[-1]:g}" if table else "nothing"
+            raise InvalidInput(f"alphas_cumprod holds {given}: it must decrease, from below 1 to 0 at the lowest")
 
     @classmethod
     def from_betas(

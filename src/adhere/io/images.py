@@ -143,8 +143,7 @@ class _ImageWithMetadata(Image.Image):
 
 def _read_picture(path: str | Path, frame: int | None) -> Picture:
     """Read an image file completely, so that a truncated file is detected here; see `as_picture`."""
-    hint = "download it first, for example with diffusers.utils.load_image(url), which returns a PIL image"
-    path = _local_path(path, hint)
+    path = _local_path(path, "download it first (in Python, diffusers.utils.load_image(url) returns a PIL image)")
     _check_readable(path)
     with _as_read_error(path), open(path, "rb") as file:
         return _read_file(file, path, frame)

@@ -38,6 +38,10 @@ _PREDICTION_TYPES = {  # in the header of a file -> diffusers' name
     "v": "v_prediction",
     "v_prediction": "v_prediction",
 }
+_LOADING_ERRORS = (
+    *(OSError, ValueError, RuntimeError, LookupError, ArithmeticError, TypeError, AttributeError),
+    SafetensorError,
+)
 _STATEMENTS = {  # entries of model_index.json that diffusers does not know -> attributes of a pipeline
     "_guidance_scale": "default_guidance_scale",
     "_temperature": "temperature",
@@ -54,7 +58,7 @@ def as_adhere_error(source: str) -> Iterator[None]:
     except AdhereError as error:
         message = str(error)
         raise AdhereError(message if message.startswith(source) else f"{source}: {message}") from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except _LOADING_ERRORS as error:
         if is_out_of_memory(error):
             raise OutOfMemory(f"{source}: out of memory; give a smaller model, or torch_dtype=torch.float16") from error
         reason = textwrap.shorten(str(error) or type(error).__name__, 300)

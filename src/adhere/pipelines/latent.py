@@ -125,7 +125,7 @@ class LatentPipeline(ConstrainedPipeline):
 
     @property
     def native_size(self) -> tuple[int, int]:
-        size = getattr(self, self.network).config["sample_size"]
+        size = getattr(self, self.network).config["sample_size"] or 64  # as in diffusers
         height, width = (size, size) if isinstance(size, int) else size
         return height * self.vae_scale_factor, width * self.vae_scale_factor
 

@@ -208,10 +208,20 @@ def _finish(pipe: Any, source: str) -> ConstrainedPipeline:
     with as_adhere_error(source):
         noise_schedule(pipe.scheduler)
         pipe.check_network()
+        _check_native_size(pipe)
     for name in (pipe.network, "unet_2", "vae"):
         if (module := getattr(pipe, name, None)) is not None:
             module.to(memory_format=torch.channels_last)  # a third faster on CPUs
     return pipe
+
+
+def _check_native_size(pipe: ConstrainedPipeline) -> None:
+    with suppress(TypeError, ValueError):
+        height, width = pipe.native_size
+        if all(isinstance(side, int) and side > 0 for side in (height, width)):
+            return
+    given = getattr(pipe, pipe.network).config.get("sample_size")
+    raise AdhereError(f"sample_size = {given!r} in the network's config.json: give a whole number above 0, or two")
 
 
 def _from_single_file(file: Path, source: str, kwargs: dict[str, Any]) -> Any:

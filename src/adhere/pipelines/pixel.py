@@ -87,8 +87,9 @@ class PixelPipeline(ConstrainedPipeline, DDIMPipeline):  # pyright: ignore[repor
     @property
     def native_size(self) -> tuple[int, int]:
         r = self.unshuffle_factor
-        side = int(self.unet.config["sample_size"] or 256 // r) * r
-        return side, side
+        size = self.unet.config["sample_size"] or 256 // r
+        height, width = (size, size) if isinstance(size, int) else size
+        return height * r, width * r
 
     def schedule(self, size: tuple[int, int] | None = None) -> Schedule:
         return noise_schedule(self.scheduler)[0]
