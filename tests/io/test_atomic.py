@@ -237,3 +237,26 @@ def test_a_tilde_that_names_no_user_is_part_of_the_file_name(tmp_path, monkeypat
     with staged_writes({Path("~no-such-user.png"): writer(b"1")}) as commit:
         commit()
     assert contents_of(tmp_path) == {"~no-such-user.png": b"1"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of files are those of POSIX")
+@pytest.mark.parametrize("size", [100, 100_000])  # below the size of a buffer, which fails once more when it is closed
+def test_a_file_that_does_not_fit_is_one_error_and_leaves_nothing(tmp_path, size):
+    """Files of this process are limited to 50 bytes meanwhile, which writing to a full disk looks like."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    (tmp_path / "a").write_bytes(b"old")
+
+    def stage() -> None:
+        with staged_writes({tmp_path / "a": lambda file: file.write(b"x" * size)}, force=True) as commit:
+            commit()
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50, before[1]))
+    try:
+        message = refusal(stage)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert message.startswith(f"nothing was written, as {tmp_path / 'a'} could not be (File too large)")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"old"

@@ -157,11 +157,18 @@ def _temporary_file(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
     """Yield a new file in the folder of `path`, locked by this process, and its name; removed at the end."""
     with _temporary_name(path) as part, ExitStack() as stack:
         while True:
-            file = stack.enter_context(open(part, "x+b"))
+            file = open(part, "x+b")  # noqa: SIM115
+            stack.callback(_close, file)
             _lock(file)
             if part.exists():
                 break  # otherwise another process has removed it as a leftover before it was locked
         yield part, file
+
+
+def _close(file: IO[bytes]) -> None:
+    """Close a file; if its disk is full, that tries to write again what was reported when it was flushed."""
+    with suppress(OSError):
+        file.close()
 
 
 @contextmanager
