@@ -232,7 +232,7 @@ def test_measurements_of_every_image_in_the_range_are_accepted(name):
 def test_measurements_of_bytes_are_refused(name, shared_model):
     """By a task and by a pipeline; `sample` only warns, since its states may have any range."""
     y = OPERATORS[name]((torch.linspace(0, 192, 192) % 7 * 40).view(1, *SHAPE))
-    constraint = Linear(OPERATORS[name], y)
+    constraint = Linear(OPERATORS[name], y.requires_grad_())
     with pytest.raises(ValueError, match=r"^y goes from \S+ to \S+, which is far more than A gives for images in \["):
         adhere.Restore(y, OPERATORS[name])
     for refused in (constraint, Sum((Linear(Blur(1.0), X), constraint), (1.0, 1.0))):

@@ -1,6 +1,8 @@
 """New pictures: sizes, and the constraints of custom tasks, layouts, silhouettes and styles."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -163,3 +165,27 @@ def test_bad_input_is_refused_when_the_task_is_made(tmp_path):
     assert "0 to 255" in refusal(Silhouette, hole(), background=(0, 0, 256))
     assert "no such file" in refusal(Silhouette, tmp_path / "missing.png")
     assert "no such file" in refusal(Style, tmp_path / "missing.png")
+
+
+WRONG_TYPES = """
+import numpy as np
+from adhere import AdhereError, Generate, Layout, Silhouette
+
+picture = np.eye(16, dtype=np.uint8) * 255
+calls = [(Layout, "cells", "a"), (Layout, "cells", 1.5), (Layout, "noise", "a"), (Layout, "noise", None)]
+calls += [(Silhouette, "background", value) for value in ((0, 0), "red", 3, ("a", 0, 0))]
+calls += [(Generate, "size", value) for value in (2.5, float("nan"), "a", (8,), (8.0, 8))]
+for task, name, value in calls:
+    try:
+        task(*([] if task is Generate else [picture]), **{name: value})
+    except AdhereError as error:
+        assert str(error).startswith(f"{name} = {value!r}: "), error
+    else:
+        raise AssertionError((task, name, value))
+"""
+
+
+def test_arguments_of_a_wrong_type_are_named():
+    """In a process of its own, without the type checker of the tests."""
+    result = subprocess.run([sys.executable, "-c", WRONG_TYPES], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -1,5 +1,7 @@
 """Inpainting, from any kind of input to a picture of the same kind; random samples stand in for the model's."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -104,9 +106,9 @@ def test_the_default_context_of_a_small_mask_gives_crops_of_about_the_native_siz
     assert crop.size == size
 
 
-@pytest.mark.parametrize("context", [0, -1])
-def test_a_context_below_one_pixel_is_refused(context):
-    assert f"context = {context}" in refusal(noise(8, 8, 3), hole(8, 8), context)
+@pytest.mark.parametrize("context", [0, -1, 1.5, "a", math.nan])
+def test_a_context_that_is_no_number_of_pixels_is_refused(context):
+    assert f"context = {context!r}: at least 1 pixel" in refusal(noise(8, 8, 3), hole(8, 8), context)
 
 
 def test_every_way_to_give_a_picture_and_a_mask_means_the_same(tmp_path):

@@ -78,6 +78,7 @@ def check_range(constraint: Constraint, shape: Sequence[int], dtype: torch.dtype
         raise InvalidInput(reason)
 
 
+@torch.no_grad()
 def excess_of_range(
     constraint: Constraint, shape: Sequence[int], dtype: torch.dtype, device: torch.device, factor: float = 2.0
 ) -> str | None:
@@ -98,7 +99,7 @@ def excess_of_range(
         return next(filter(None, parts), None)
     if not isinstance(constraint, Linear) or isinstance(constraint, Linearization):
         return None
-    A, y = constraint.operator, constraint.y
+    A, y = constraint.operator, constraint.y.detach()
     x = torch.ones((1 if len(y) == 1 else shape[0], *shape[1:]), dtype=dtype, device=device)
     signs = randn(x.shape, x, Generator(device).manual_seed(0)).sign()
     allowed = factor * max(float(A(x).abs().max()), float(A(signs).abs().max()))

@@ -101,7 +101,8 @@ class FullImageTask(Task):
 
     def __post_init__(self) -> None:
         size = (self.size, self.size) if isinstance(self.size, int) else self.size
-        if size is not None and not (len(size) == 2 and all(isinstance(side, int) for side in size)):
+        is_pair = isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(side, int) for side in size)
+        if size is not None and not is_pair:
             raise AdhereError(f"size = {self.size!r}: give (height, width) in pixels, such as (512, 512)")
         if size is not None:
             check_sampled_size(size)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from numbers import Real
 
 import numpy as np
 import torch
@@ -80,10 +81,10 @@ class Layout(FullImageTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.cells < 1:
-            raise AdhereError(f"cells = {self.cells}: at least 1 along the shorter side; 4 to 16 are usual")
-        if not self.noise >= 0:
-            raise AdhereError(f"noise = {self.noise:g}: a standard deviation must be at least 0; 0.1 is usual")
+        if not isinstance(self.cells, int) or self.cells < 1:
+            raise AdhereError(f"cells = {self.cells!r}: at least 1 along the shorter side; 4 to 16 are usual")
+        if not isinstance(self.noise, Real) or not self.noise >= 0:
+            raise AdhereError(f"noise = {self.noise!r}: a standard deviation must be at least 0; 0.1 is usual")
         object.__setattr__(self, "picture", as_picture(self.image))
 
     def constraint_for(self, model: ModelInfo, size: tuple[int, int]) -> Constraint:
@@ -122,8 +123,9 @@ class Silhouette(FullImageTask):
         if object_mask.all() or not object_mask.any():
             covers = "everything" if object_mask.all() else "nothing"
             raise AdhereError(f"the silhouette covers {covers}; paint the object white (or leave it opaque)")
-        if not all(0 <= value <= 255 for value in self.background):
-            raise AdhereError(f"background = {self.background}: red, green and blue must be from 0 to 255")
+        values = self.background if isinstance(self.background, (tuple, list)) else ()
+        if len(values) != 3 or not all(isinstance(value, Real) and 0 <= value <= 255 for value in values):
+            raise AdhereError(f"background = {self.background!r}: red, green and blue must be from 0 to 255")
         object.__setattr__(self, "object_mask", object_mask)
 
     @torch.inference_mode(False)  # the tensors take part in autograd

@@ -53,8 +53,8 @@ class Inpaint(Task):
     mask_array: Bool[np.ndarray, "h w"] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.context is not None and self.context < 1:
-            raise AdhereError(f"context = {self.context}: at least 1 pixel around the mask is needed")
+        if self.context is not None and (not isinstance(self.context, int) or self.context < 1):
+            raise AdhereError(f"context = {self.context!r}: at least 1 pixel around the mask is needed")
         picture = as_picture(self.image)
         mask = mask_from_alpha(picture) if self.mask is None else as_mask(self.mask, picture.size)
         if self.mask is not None and _is_black_and_white(picture.pixels) and _is_photograph(self.mask):
