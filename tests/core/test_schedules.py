@@ -162,7 +162,7 @@ def test_t_from_log_snr_inverts_a_continuous_schedule(schedule, target):
 @given(target=st.floats(-12, 12))
 def test_t_from_log_snr_of_a_table_is_the_nearest_time(target):
     distances = [abs(0.5 * math.log(a / (1 - a)) - target) for a in DDPM.alphas_cumprod]
-    assert distances[round(DDPM.t_from_log_snr(target))] == pytest.approx(min(distances), abs=1e-9)
+    assert distances[round(DDPM.t_from_log_snr(target))] == pytest.approx(min(distances), abs=1e-12)  # measured: 0
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=name_of)
@@ -173,7 +173,7 @@ def test_log_snr_spacing_goes_from_one_bound_to_the_other(schedule, num_steps, s
     assert _is_decreasing_noise(schedule, times)
     assert times[0] == schedule.t_from_log_snr(start)
     if num_steps > 1:
-        assert times[-1] == pytest.approx(schedule.t_from_log_snr(end))
+        assert times[-1] == pytest.approx(schedule.t_from_log_snr(end), rel=1e-11)
     assert len(times) == num_steps or (isinstance(schedule, DDPMSchedule) and len(times) < num_steps)
 
 
@@ -188,7 +188,7 @@ def test_log_snr_spacing_beyond_a_table_is_uniform_within_it(schedule):
 
 def test_log_snr_spacing_is_uniform_in_log_snr():
     lambdas = [log_snr(CosineSchedule(), t) for t in log_snr_spacing(CosineSchedule(), 9, -2.0, 3.0)]
-    assert [b - a for a, b in pairwise(lambdas)] == pytest.approx([5 / 8] * 8)
+    assert [b - a for a, b in pairwise(lambdas)] == pytest.approx([5 / 8] * 8, rel=1e-12)
 
 
 def test_is_decreasing_noise():
