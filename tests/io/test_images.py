@@ -354,7 +354,7 @@ def test_formats_that_are_only_read(tmp_path, name):
 def test_what_is_no_regular_file_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
-    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "dangling").symlink_to("missing")
     assert "is a pipe or a device; give an image file" in refusal(as_picture, tmp_path / "pipe")
     assert "is a pipe or a device" in refusal(as_picture, "/dev/zero")
     assert "cannot be read (Too many levels of symbolic links)" in refusal(as_picture, tmp_path / "loop")
