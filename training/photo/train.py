@@ -3,6 +3,7 @@
     python -m training.photo.fetch --to data/photo
     python -m training.photo.train --data data/photo --run data/photo/run --minutes 60
     python -m training.photo.train --data data/photo --run data/photo/run --minutes 20 --crop 128 --batch 4 --cooldown
+    python -m training.photo.train --run data/photo/high --start src/adhere/models/adhere-photo/unet --log-snr -0.8
 
 The network is a `UNet2DModel` with attention in the middle block only. Its input is RGB in [-1, 1], pixel-unshuffled
 2x2 to 12 channels. Pixel unshuffling is orthogonal, so white noise stays white and the diffusion process equals that of
@@ -52,6 +53,7 @@ SCALE_WEIGHTS = {  # short side in pixels: relative probability; larger scales a
     1024: 0.5,
     1536: 0.3,
 }
+PYRAMID_SHARE = 0.5  # of the crops; the others are from gcompris/, which has more subjects and fewer pixels
 TEST_NOISE_STD = 25 / 255  # on images in [0, 1]
 
 
@@ -86,21 +88,27 @@ class RandomCrops:
     """Random augmented crops of the images that training.photo.fetch wrote.
 
     Args:
-        folder: The data folder, with the images in `folder`/pyramid.
+        folder: The data folder, with the images in `folder`/pyramid and `folder`/gcompris.
         seed: Seed of all random numbers.
+        size: Height and width of the crops in pixels; smaller images are left out.
 
     Raises:
         SystemExit: If there are no images.
     """
 
-    def __init__(self, folder: Path, seed: int):
+    def __init__(self, folder: Path, seed: int, size: int):
         files = sorted((folder / "pyramid").glob("*.png"))
         if not files:
             raise SystemExit(f"no images in {folder / 'pyramid'}: run python -m training.photo.fetch --to {folder}")
-        self.images = [np.asarray(Image.open(file)) for file in files]
-        short_sides = np.array([min(image.shape[:2]) for image in self.images])
-        weights = np.array([SCALE_WEIGHTS[int(side)] for side in short_sides])
-        self.probabilities = weights / weights.sum()
+        pyramid = [np.asarray(Image.open(file)) for file in files]
+        others = [np.asarray(Image.open(file).convert("RGB")) for file in sorted((folder / "gcompris").glob("*.png"))]
+        others = [image for image in others if min(image.shape[:2]) >= size]
+        weights = np.array([SCALE_WEIGHTS[min(image.shape[:2])] for image in pyramid])
+        share = PYRAMID_SHARE if others else 1.0
+        self.images = pyramid + others
+        self.probabilities = np.append(
+            share * weights / weights.sum(), [(1 - share) / max(len(others), 1)] * len(others)
+        )
         self.rng = np.random.default_rng(seed)
 
     def _crop(self, size: int) -> np.ndarray:
@@ -263,7 +271,10 @@ def v_losses(network: nn.Module, weighting: LossWeighting, x0: Tensor, t: Tensor
 def train(args: argparse.Namespace) -> None:
     """Train until the time is over, or SIGTERM or SIGINT arrives; then save."""
     torch.set_flush_denormal(True)
-    training = PhotoTraining(new_network(), args.run, args.lr, args.ema)
+    network = new_network()
+    if args.start is not None:
+        network.load_state_dict(UNet2DModel.from_pretrained(args.start, torch_dtype=torch.float32).state_dict())
+    training = PhotoTraining(network, args.run, args.lr, args.ema)
     weighting = LossWeighting(
         new_scheduler().alphas_cumprod,
         mean_log_snr=args.log_snr,
@@ -272,7 +283,7 @@ def train(args: argparse.Namespace) -> None:
         log_snr_min=-3.5,
         log_snr_max=4.6,
     )
-    crops = RandomCrops(args.data, seed=training.step)
+    crops = RandomCrops(args.data, training.step, args.crop)
     torch.manual_seed(training.step)
     losses_by_log_snr: dict[int, list[float]] = {}  # the log-SNR rounded to an integer
 
@@ -323,6 +334,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/photo"), help="folder that training.photo.fetch wrote")
     parser.add_argument("--run", type=Path, default=Path("data/photo/run"), help="folder of the training run")
+    parser.add_argument("--start", type=Path, help="folder of a unet to begin with, if the run folder is empty")
     parser.add_argument("--minutes", type=float, default=60, help="duration of the training")
     parser.add_argument("--crop", type=int, default=64, help="height and width of the crops, a multiple of 16 pixels")
     parser.add_argument("--batch", type=int, default=16, help="crops per step")
