@@ -81,7 +81,7 @@ class Problem:
     @property
     def noise(self) -> float:
         """The standard deviation of the noise, at least NOISE_FLOOR."""
-        return max(self.constraint.noise, NOISE_FLOOR)
+        return max(float(self.constraint.noise), NOISE_FLOOR)
 
 
 class AzulaSchedule(azula.noise.Schedule):

@@ -32,10 +32,11 @@ from skimage import data
 from torch import Generator, Tensor
 
 import adhere
-from adhere.core.constraints import Constraint, Linear, Loss, Nonlinear
+from adhere.core.constraints import Constraint, Linear, Loss
 from adhere.core.denoisers import CountingDenoiser, Denoiser, ExpertDenoiser
 from adhere.core.filters import Blur, Downsample
 from adhere.core.multiscale import MultiscaleDenoiser
+from adhere.core.nonlinear import Nonlinear
 from adhere.core.operators import Gray, Identity, LinearOperator, Mask
 from adhere.core.presets import PRESETS
 from adhere.core.schedules import DDPMSchedule

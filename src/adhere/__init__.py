@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 __version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
-    from adhere.core.constraints import Constraint, Linear, Loss, Nonlinear, Sum
+    from adhere.core.constraints import Constraint, Linear, Loss, Sum
     from adhere.core.denoisers import NetworkDenoiser
     from adhere.core.filters import Blur, Downsample
+    from adhere.core.nonlinear import Nonlinear
     from adhere.core.operators import Gray, Identity, LinearOperator, Mask, operator
     from adhere.core.presets import PRESETS, sample
     from adhere.core.sampling import Sampler
@@ -78,9 +79,10 @@ __all__ = [
 ]
 
 _MODULES = {
-    "adhere.core.constraints": ("Constraint", "Linear", "Loss", "Nonlinear", "Sum"),
+    "adhere.core.constraints": ("Constraint", "Linear", "Loss", "Sum"),
     "adhere.core.denoisers": ("NetworkDenoiser",),
     "adhere.core.filters": ("Blur", "Downsample"),
+    "adhere.core.nonlinear": ("Nonlinear",),
     "adhere.core.operators": ("Gray", "Identity", "LinearOperator", "Mask", "operator"),
     "adhere.core.presets": ("PRESETS", "sample"),
     "adhere.core.sampling": ("Sampler",),

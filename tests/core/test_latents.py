@@ -9,10 +9,11 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adhere.core.constraints import Linear, Linearization, Loss, Nonlinear, Sum, Unconstrained
+from adhere.core.constraints import Linear, Linearization, Loss, Sum, Unconstrained
 from adhere.core.covariance import StationaryCovariance
 from adhere.core.filters import Blur, Downsample
 from adhere.core.latents import Autoencoder, DecodedConstraint, KnownLatents
+from adhere.core.nonlinear import Nonlinear
 from adhere.core.operators import Mask
 from adhere.core.sampling import trajectory
 from adhere.core.schedules import CosineSchedule

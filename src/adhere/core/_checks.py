@@ -11,8 +11,9 @@ import torch
 from torch import Generator, Tensor
 
 from adhere.core._linalg import dot
-from adhere.core.constraints import Constraint, Linear, Linearization, Nonlinear, Sum
+from adhere.core.constraints import Constraint, Linear, Linearization, Sum
 from adhere.core.noise import randn
+from adhere.core.nonlinear import Nonlinear
 from adhere.core.operators import LinearOperator, Mask
 from adhere.errors import InvalidInput
 

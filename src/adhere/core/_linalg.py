@@ -148,7 +148,7 @@ def bfgs_product(product: Callable[[Tensor], Tensor], pairs: Sequence[tuple[Tens
 def gmres(
     product: Callable[[Tensor], Tensor],
     operator: Callable[[Tensor], Tensor],
-    damping: float,
+    damping: float | Tensor,
     residual: Tensor,
     num_iterations: int,
     preconditioner: Callable[[Tensor], Tensor] | None = None,
@@ -162,7 +162,7 @@ def gmres(
     Args:
         product: the linear map q -> V A^T q, from measurements to images.
         operator: the linear map A, from images to measurements.
-        damping: the multiple of the identity.
+        damping: the multiple of the identity, or one number for each entry.
         residual: the right-hand side, (B, ...).
         num_iterations: the number of products, at least 1.
         preconditioner: applied from the right; it need not be linear.
@@ -182,7 +182,7 @@ def gmres(
     for j in range(num_iterations):
         v = basis[j] if preconditioner is None else preconditioner(basis[j])
         products.append(product(v))
-        w = torch.add(operator(products[j]), v, alpha=damping)
+        w = operator(products[j]) + damping * v
         norm_before = dot(w, w).sqrt()
         for i, q in enumerate(basis):
             h = dot(q, w)

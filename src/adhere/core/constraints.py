@@ -1,9 +1,8 @@
 """Constraints on the clean image x0: the negative gradient of a cost C(x0), and how far x0 is from satisfying it.
 
-`Linear` is y = A x0 + noise, `Nonlinear` is y = f(x0) + noise, `Loss` is any differentiable function of x0, and `Sum`
-combines several constraints.
-`adhere.core.latents.DecodedConstraint` applies a constraint on pictures to latents. Gradients go through A or the loss
-only, never through the denoising network.
+`Linear` is y = A x0 + noise, `Loss` is any differentiable function of x0, and `Sum` combines several constraints.
+`adhere.core.nonlinear.Nonlinear` is y = f(x0) + noise, and `adhere.core.latents.DecodedConstraint` applies a constraint
+on pictures to latents. Gradients go through A or the loss only, never through the denoising network.
 
 A new constraint is a subclass of `Constraint` with the methods `neg_grad` and `residual_norm`, and with `linearize` if
 it is nearly linear.
@@ -21,8 +20,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from adhere.core._linalg import clip_rms, dot, max_norm, per_sample, repeat_samples, safe_divide
-from adhere.core.derivatives import vjp
-from adhere.core.operators import InnerProduct, LinearOperator, Mask, _check_measurement, _Jacobian, _Stacked
+from adhere.core.operators import (
+    InnerProduct,
+    LinearOperator,
+    Mask,
+    _check_measurement,
+    _same_noise,
+    _solve_normal,
+    _Stacked,
+)
 from adhere.errors import InvalidInput
 
 _MAX_RMS_DISTANCE = 10.0  # more than any two images differ by; bounds Newton's step where a loss is nearly flat
@@ -101,12 +107,15 @@ class Unconstrained(Constraint):
 class Linear(Constraint):
     """y = A x0 + noise n with white n: C = |y - A x0|^2 / 2 and e = A^T (y - A x0).
 
+    If each entry has a noise of its own, its square in C and in the residual norm has the weight 1 / (1 + noise^2/s^2)
+    with s twice the root mean square of y: the precision of y - A x0, up to a factor, for images of variance s^2.
+
     Attributes:
         operator: A.
         y: the measurement, (B or 1, ...) and floating point, as A returns it for images in [-1, 1]. Entries that a mask
             hides are set to zero.
-        noise: the standard deviation of the measurement's noise, in units of y, at least 0. At 0, samples meet y
-            exactly.
+        noise: the standard deviation of the measurement's noise, in units of y, at least 0: one number, or a tensor
+            that broadcasts to y with one for each entry. Where it is 0, samples meet y exactly.
         max_step_rms: solvers change x0 by at most this root mean square at once; infinity for a true linear constraint.
 
     Raises:
@@ -116,7 +125,7 @@ class Linear(Constraint):
 
     operator: LinearOperator
     y: Tensor
-    noise: float = 0.0
+    noise: float | Tensor = 0.0
     max_step_rms: float = field(default=math.inf, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -131,16 +140,31 @@ class Linear(Constraint):
         return self.y - self.operator(x0)
 
     def neg_grad(self, x0: Tensor) -> Tensor:
-        return self.operator.adjoint(self.residual(x0))
+        return self.operator.adjoint(self._weight * self.residual(x0))
+
+    @cached_property
+    def _weight(self) -> float | Tensor:
+        """The weight of each entry in C."""
+        if not isinstance(self.noise, Tensor):
+            return 1.0
+        return 1 / (1 + (self.noise / max(self._scale, torch.finfo(self.y.dtype).tiny)).square())
 
     @cached_property
     def _num_measured(self) -> Float[Tensor, "..."]:
         """The number of entries that are measured, at least 1, of each sample: (B or 1,)."""
         return self.operator.measurement_support(self.y).flatten(1).sum(1).clamp_min(1).to(self.y)
 
+    @cached_property
+    def _total_weight(self) -> Float[Tensor, "..."]:
+        """The sum of the weights of the entries that are measured, above 0, of each sample: (B or 1,)."""
+        if not isinstance(self._weight, Tensor):
+            return self._num_measured
+        total = (self._weight * self.operator.measurement_support(self.y)).flatten(1).sum(1)
+        return torch.where(total > 0, total, 1)
+
     def residual_norm(self, x0: Tensor) -> Float[Tensor, " b"]:
         """Return the root mean square of y - A x0 over the measured entries; under a mask, over the known ones."""
-        return self.residual(x0).flatten(1).norm(dim=1) / self._num_measured.sqrt()
+        return (self._weight**0.5 * self.residual(x0)).flatten(1).norm(dim=1) / self._total_weight.sqrt()
 
     @cached_property
     def _scale(self) -> float:
@@ -154,7 +178,7 @@ class Linear(Constraint):
         if not others:
             return self
         linear = [other for other in others if isinstance(other, Linear) and type(other) is type(self)]
-        if len(linear) < len(others) or any(other.noise != self.noise for other in linear):
+        if len(linear) < len(others) or not all(_same_noise(other.noise, self.noise) for other in linear):
             return None
         operator = self.operator.stack([other.operator for other in linear], repeats)
         if operator is None:
@@ -166,8 +190,24 @@ class Linear(Constraint):
 
         Without noise, this is the nearest image that meets the measurement, whatever `std` is.
         """
-        u = self.operator.solve_normal(self.residual(x0), (self.noise / std) ** 2)
+        u = _solve_normal(self.operator, self.residual(x0), (self.noise / std) ** 2)
         return x0 + clip_rms(self.operator.adjoint(u), self.max_step_rms)
+
+    def project_exact(self, x0: Tensor) -> Tensor:
+        """Return the nearest image that meets the entries without noise; x0 if all have noise."""
+        return x0 if self._exact is None else self._exact.project(x0)
+
+    @cached_property
+    def _exact(self) -> "Linear | None":
+        """The constraint of the entries without noise."""
+        if not isinstance(self.noise, Tensor):
+            return self if self.noise == 0 else None
+        exact = (self.noise == 0).to(self.y)
+        if not exact.any():
+            return None
+        A = self.operator
+        operator = Mask(exact * A.known) if isinstance(A, Mask) else Mask(exact) @ A
+        return Linear(operator, exact * self.y, max_step_rms=self.max_step_rms)
 
 
 @dataclass(frozen=True)
@@ -274,59 +314,6 @@ class Loss(Constraint):
         return values
 
 
-@dataclass(frozen=True)
-class Nonlinear(Constraint):
-    """y = f(x0) + noise n with white n: C = |y - f(x0)|^2 / 2.
-
-    Attributes:
-        f: differentiable, maps x0 (B, ...) to measurements (B, ...), sample by sample.
-        y: the measurement, (B or 1, ...).
-        noise: the standard deviation of the measurement's noise, in units of y, at least 0.
-        max_step_rms: solvers change x0 by at most this root mean square at once.
-
-    Raises:
-        ValueError: if noise < 0, or unless max_step_rms > 0.
-    """
-
-    f: Callable[[Tensor], Tensor]
-    y: Tensor
-    noise: float = 0.0
-    max_step_rms: float = 0.3
-
-    def __post_init__(self) -> None:
-        _check_measurement(self.y, self.noise)
-        if not self.max_step_rms > 0:
-            raise InvalidInput(f"max_step_rms = {self.max_step_rms}: it must be above 0; 0.3 is usual")
-
-    def neg_grad(self, x0: Tensor) -> Tensor:
-        measured, transposed = vjp(self.f, x0)
-        return transposed(self.y - measured)
-
-    def residual_norm(self, x0: Tensor) -> Float[Tensor, " b"]:
-        """Return the root mean square of y - f(x0)."""
-        return (self.y - self.f(x0)).flatten(1).square().mean(1).sqrt()
-
-    @property
-    def is_nonlinear(self) -> bool:
-        return True
-
-    def linearize(self, x0: Tensor) -> Linearization:
-        measured, transposed = vjp(self.f, x0, retain_graph=True)
-        if measured.shape != (len(x0), *self.y.shape[1:]):
-            raise InvalidInput(
-                f"f of x0 {tuple(x0.shape)} has shape {tuple(measured.shape)}, y has {tuple(self.y.shape)}: they must "
-                "agree but for the batch"
-            )
-        if not transposed(torch.ones_like(measured)).isfinite().all():
-            raise InvalidInput("the gradient of f is not finite (as of a square root at 0): add a small constant")
-        operator = _Jacobian(self.f, x0, measured, transposed)
-        noise, residual = self.noise, (self.y - measured).detach()
-        return Linearization(operator, residual, noise, origin=x0, max_step_rms=self.max_step_rms)
-
-    def limit_step(self, x0: Tensor, step: Tensor) -> Tensor:
-        return _backtrack(self, x0, step)
-
-
 def _backtrack(constraint: Constraint, x0: Tensor, step: Tensor, max_halvings: int = 4) -> Tensor:
     """Return the step, halved per sample until x0 + step is no further from the constraint than x0, or zero."""
     before = constraint.residual_norm(x0)
@@ -364,6 +351,10 @@ class Sum(Constraint):
             )
         if not all(0 <= weight < math.inf for weight in self.weights) or not any(self.weights):
             raise InvalidInput(f"weights = {self.weights}: each must be finite and at least 0, one of them above 0")
+        if any(isinstance(one, Linear) and isinstance(one.noise, Tensor) for one in self.constraints):
+            raise InvalidInput(
+                "a constraint with noise per entry cannot be part of a Sum: give one number as its noise"
+            )
 
     def neg_grad(self, x0: Tensor) -> Tensor:
         return reduce(add, [w * c.neg_grad(x0) for c, w in zip(self.constraints, self.weights, strict=True)])
@@ -396,7 +387,7 @@ class Sum(Constraint):
         is_linear = not any(isinstance(part, Linearization) for part in parts)
         measured = [part.y.expand(len(x0), *part.y.shape[1:]) if is_linear else part.residual(x0) for part in parts]
         scales = [1.0 if isinstance(part, Linearization) else part._scale for part in parts]
-        noises = [max(part.noise, self.noise_floor * scale) for part, scale in zip(parts, scales, strict=True)]
+        noises = [max(float(part.noise), self.noise_floor * scale) for part, scale in zip(parts, scales, strict=True)]
         scales = [max(noises) / noise * math.sqrt(w) for noise, (_, w) in zip(noises, self._active, strict=True)]
         shapes = tuple(tuple(y.shape[1:]) for y in measured)
         operator = _Stacked(tuple(part.operator for part in parts), tuple(scales), shapes)

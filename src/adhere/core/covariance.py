@@ -69,6 +69,10 @@ class StationaryCovariance:
             return cls(((0.202, 0.144, 0.126), (0.144, 0.186, 0.170), (0.126, 0.170, 0.210)), exponent=2.6)
         return cls.isotropic(1, variance=0.2, exponent=2.6) if channels == 1 else cls.isotropic(channels)
 
+    def mean_variance(self, snr: float) -> float:
+        """Return about the mean of the eigenvalues of V_w: exactly if all those of S are equal."""
+        return self._mean_variance / (1 + snr * self._mean_variance)
+
     def condition_number(self, snr: float) -> float:
         """Return an upper bound of the condition number of V_w.
 

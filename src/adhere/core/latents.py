@@ -24,7 +24,7 @@ from torch import Tensor
 from adhere.core._linalg import repeat_samples
 from adhere.core.constraints import Constraint, Linear, Linearization
 from adhere.core.derivatives import finite_difference_step, forward_difference, vjp
-from adhere.core.operators import LinearOperator
+from adhere.core.operators import LinearOperator, _at_least
 
 
 @runtime_checkable
@@ -135,7 +135,7 @@ class DecodedConstraint(Constraint):
         x, transposed = _decode_with_transpose(self.autoencoder, z, self.backward)
         linear = self.inner.linearize(x)
         operator = _DecodedOperator(linear.operator, self.autoencoder, z, x, transposed)
-        noise = max(linear.noise, self.noise_floor)
+        noise = _at_least(linear.noise, self.noise_floor)
         return Linearization(operator, linear.residual(x), noise, origin=z, max_step_rms=linear.max_step_rms)
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 from torch.nn.functional import pad
 
-from adhere.core._linalg import conjugate_residuals, constants, repeat_samples
+from adhere.core._linalg import conjugate_residuals, constants, dot, per_sample, repeat_samples, safe_divide
 from adhere.core.derivatives import finite_difference_step, forward_difference, vjp
 from adhere.errors import InvalidInput
 
@@ -297,12 +297,59 @@ class _Jacobian(LinearOperator):
         return self.transposed(y)
 
 
-def _check_measurement(y: Tensor, noise: float) -> None:
-    """Raise unless y is a tensor of floating-point numbers, and the standard deviation of its noise a number."""
-    if not isinstance(y, Tensor) or not isinstance(noise, Real):
+def _at_least(noise: float | Tensor, floor: float) -> float | Tensor:
+    """Return the standard deviations of a measurement's noise, raised to `floor` where they are smaller."""
+    return noise.clamp_min(floor) if isinstance(noise, Tensor) else max(noise, floor)
+
+
+def _same_noise(noise: float | Tensor, other: float | Tensor) -> bool:
+    """Return whether the noise of two constraints is the same; a number and a tensor never are."""
+    if isinstance(noise, Tensor) and isinstance(other, Tensor):
+        return noise is other or torch.equal(noise, other)
+    return not isinstance(noise, Tensor) and not isinstance(other, Tensor) and noise == other
+
+
+def _squared_gain(A: LinearOperator, y: Tensor) -> Tensor:
+    """Return |A^T y|^2 / |y|^2 of each sample, which broadcasts with a measurement y; 0 where y is 0."""
+    back = A.adjoint(y)
+    return per_sample(safe_divide(dot(back, back).flatten(), dot(y, y).flatten()), y)
+
+
+def _solve_normal(
+    A: LinearOperator, r: Tensor, damping: float | Tensor, num_iterations: int = 30, tolerance: float = 1e-5
+) -> Tensor:
+    """Return what `A.solve_normal` returns, where damping may also have one number for each entry of r."""
+    per_entry = isinstance(damping, Tensor) and damping.numel() > (len(damping) if damping.ndim == r.ndim else 1)
+    if not per_entry or isinstance(A, (Identity, Mask)):
+        return A.solve_normal(r, damping, num_iterations, tolerance)
+    p = (damping + _squared_gain(A, r)).rsqrt()  # otherwise precise and imprecise entries need many iterations
+    matrix = lambda u: p * (A(A.adjoint(p * u)) + damping * (p * u))  # noqa: E731
+    return p * conjugate_residuals(matrix, p * r, num_iterations, tolerance)
+
+
+def _check_noise(y: Tensor, noise: Tensor) -> None:
+    """Raise unless a tensor holds a standard deviation for each entry of y."""
+    if not noise.is_floating_point() or not bool((noise >= 0).all() and noise.isfinite().all()):
+        raise InvalidInput("noise: standard deviations must be floating-point numbers of at least 0, and finite")
+    try:
+        fits = torch.broadcast_shapes(noise.shape, y.shape)[1:] == y.shape[1:]
+    except RuntimeError:
+        fits = False
+    if not fits or noise.device != y.device:
+        raise InvalidInput(
+            f"noise has shape {tuple(noise.shape)} on {noise.device}, y has {tuple(y.shape)} on {y.device}: give one "
+            "number, or a tensor that broadcasts to y"
+        )
+
+
+def _check_measurement(y: Tensor, noise: float | Tensor) -> None:
+    """Raise unless y is a tensor of floating-point numbers, and the standard deviation of its noise one or several."""
+    if not isinstance(y, Tensor) or not isinstance(noise, (Real, Tensor)):
         given = f"y is a {type(y).__name__}, noise a {type(noise).__name__}"
         raise InvalidInput(f"{given}: give a tensor y, and one number for the standard deviation of its noise")
     if not y.is_floating_point():
         raise InvalidInput(f"y has dtype {y.dtype}: give floating-point numbers; pictures are in [-1, 1]")
-    if not 0 <= noise < math.inf:
+    if isinstance(noise, Tensor):
+        _check_noise(y, noise)
+    elif not 0 <= noise < math.inf:
         raise InvalidInput(f"noise = {noise}: a standard deviation must be at least 0, and finite")

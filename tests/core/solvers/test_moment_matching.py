@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from adhere.core._linalg import bfgs_product
-from adhere.core.constraints import Linear, Loss, Nonlinear, Sum, Unconstrained
+from adhere.core.constraints import Linear, Loss, Sum, Unconstrained
 from adhere.core.covariance import StationaryCovariance
 from adhere.core.denoisers import CountingDenoiser
 from adhere.core.filters import Blur, Downsample
 from adhere.core.latents import DecodedConstraint
 from adhere.core.noise import initial_noise
+from adhere.core.nonlinear import Nonlinear
 from adhere.core.operators import Gray, Identity, InnerProduct, LinearOperator, Mask
 from adhere.core.presets import PRESETS, sample
 from adhere.core.sampling import trajectory
@@ -111,6 +112,50 @@ def test_the_mean_of_a_stationary_gaussian_is_exact_at_the_first_noise_level(A, 
         same_x_t, mean, _ = solver(prior.denoiser(SCHEDULE), constraint, x_t, t, None)
         assert same_x_t is x_t
         assert_close(mean, exact(x_t, t), ROUND_OFF)
+
+
+def with_noise_per_entry(constraint, seed=0):
+    """Return the constraint with standard deviations from 0.03 to 7 per entry, those of a soft mask."""
+    y = constraint.y
+    return replace(constraint, noise=0.03 * 250 ** torch.rand(y.shape, generator=seeded(seed), dtype=y.dtype))
+
+
+def exact_mean(prior, constraint, x_t, t):
+    """Return E[x0 | x_t, y] of a Gaussian prior, for noise per entry."""
+    alpha_t, sigma_t = SCHEDULE(t)
+    A, V = matrix_of(constraint.operator, SHAPE), prior.eigenvectors[0]
+    S = V @ torch.diag(prior.eigenvalues[0]) @ V.T
+    precision = torch.linalg.inv(S) + (alpha_t / sigma_t) ** 2 * torch.eye(len(S)).double()
+    weights = constraint.noise.flatten() ** -2
+    information = torch.linalg.solve(S, prior.means[0].flatten()) + alpha_t / sigma_t**2 * x_t.flatten(1)
+    information = information + (constraint.y.flatten(1) * weights) @ A
+    return torch.linalg.solve(precision + A.T @ (weights[:, None] * A), information.T).T.view_as(x_t)
+
+
+@any_operator
+def test_with_noise_per_entry_the_mean_of_a_stationary_gaussian_is_exact(A):
+    solver, prior, constraint, original = gaussian_case(A, 0.1)
+    constraint = with_noise_per_entry(constraint)
+    denoiser, memory = prior.denoiser(SCHEDULE), None
+    for level in (-3.0, -1.0, 1.0, 3.0):
+        t = SCHEDULE.t_from_log_snr(level)
+        x_t = noisy(original, t)
+        _, mean, memory = solver(denoiser, constraint, x_t, t, memory)
+        assert_close(mean, exact_mean(prior, constraint, x_t, t), 1e-8)
+
+
+@pytest.mark.parametrize("operator", ["mask", "identity"])
+def test_the_default_number_of_iterations_is_enough_for_a_soft_mask(operator):
+    """The default number leaves an error of at most 10 % of the correction, at every level; measured: 6 %."""
+    _, prior, constraint, original = gaussian_case(OPERATORS[operator], 0.1)
+    constraint = with_noise_per_entry(constraint)
+    solver, denoiser = MomentMatching(StationaryCovariance.default(3), fusion_snr=0.0), prior.denoiser(SCHEDULE)
+    for level in (-3.0, -1.0, 1.0, 3.0):
+        t = SCHEDULE.t_from_log_snr(level)
+        x_t = noisy(original, t)
+        _, mean, _ = solver(denoiser, constraint, x_t, t, None)
+        exact = exact_mean(prior, constraint, x_t, t)
+        assert (mean - exact).norm() < 0.1 * (exact - denoiser(x_t, t)).norm()
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.3])
@@ -457,6 +502,27 @@ def test_samples_do_not_depend_on_the_units_of_the_measurement(dtype, operator, 
     reference = samples_in_units(A, 1.0, noise, dtype)
     for factor in (0.01, 3.0, 100.0):
         assert (samples_in_units(A, factor, noise, dtype) - reference).square().mean().sqrt() < bound
+
+
+@pytest.mark.parametrize("operator", SCALED)
+@pytest.mark.parametrize("name", ["moment_matching", "inexact_newton", "ddnm"])
+def test_units_of_a_power_of_two_change_nothing_with_noise_per_entry(operator, name):
+    A, denoiser = SCALED[operator], MIXTURE.denoiser(SCHEDULE)
+    constraint = with_noise_per_entry(measured(A, MIXTURE.sample(1, seeded(1)), 0.1))
+    samples = [
+        sample(
+            denoiser,
+            scaled,
+            (2, *MIXTURE.shape),
+            solver=name,
+            num_inference_steps=4,
+            generator=seeded(2),
+            dtype=torch.float64,
+        )
+        for factor in (1.0, 1 / 128, 64.0)
+        for scaled in [Linear(Scaled(A, factor), factor * constraint.y, factor * constraint.noise)]
+    ]
+    assert all(other.equal(samples[0]) for other in samples[1:])
 
 
 @pytest.mark.parametrize("operator", SCALED)

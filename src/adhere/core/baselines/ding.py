@@ -23,6 +23,7 @@ from torch import Tensor
 from adhere.core.constraints import Constraint, Linear, mask_of
 from adhere.core.denoisers import Denoiser
 from adhere.core.noise import Generators, randn
+from adhere.core.operators import _at_least
 from adhere.core.schedules import Schedule
 from adhere.core.solvers.base import StochasticSolver
 from adhere.core.transitions import Transition
@@ -58,12 +59,10 @@ class DING(StochasticSolver[tuple[Tensor, Tensor, float]]):
             mu, eta = _step(denoiser.schedule, *memory, t)
             alpha_t, _ = denoiser.schedule(t)
             predicted_noise = x_t - alpha_t * denoiser(x_t, t)  # sigma_t eps(z)
-            std = alpha_t * max(constraint.noise, self.noise_floor)
+            std = alpha_t * _at_least(constraint.noise, self.noise_floor)
             gamma = eta**2 / (eta**2 + std**2)
             n = randn(x_t.shape, x_t, self._source)
-            posterior = (
-                (1 - gamma) * mu + gamma * (alpha_t * constraint.y + predicted_noise) + std * math.sqrt(gamma) * n
-            )
+            posterior = (1 - gamma) * mu + gamma * (alpha_t * constraint.y + predicted_noise) + std * gamma**0.5 * n
             x_t = known * posterior + (1 - known) * (mu + eta * n)
         x0 = denoiser(x_t, t)
         return x_t, x0, (x_t, x0, t)

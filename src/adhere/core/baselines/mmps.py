@@ -18,6 +18,7 @@ from adhere.core._linalg import clip_rms, gmres
 from adhere.core.constraints import Constraint, Linear, Linearization
 from adhere.core.denoisers import Denoiser
 from adhere.core.derivatives import vjp
+from adhere.core.operators import _at_least, _solve_normal
 from adhere.core.schedules import check_signal
 from adhere.core.solvers.base import Solver
 
@@ -75,12 +76,12 @@ def _conditional_mean(
         num_iterations: the number of products.
         noise_floor: the smallest measurement noise, in image units.
     """
-    A, noise = linear.operator, max(linear.noise, noise_floor)
+    A, noise = linear.operator, _at_least(linear.noise, noise_floor)
     damping = noise**2 * alpha_t / sigma_t**2  # (1) divided by sigma_t^2 / alpha_t, so that J stands for V_t
     preconditioner = None
     if not (isinstance(linear, Linearization) or A.is_tight):  # the products of a linearization may take a decoding
         variance = 1 / (1 / _PRECONDITIONER_VARIANCE + (alpha_t / sigma_t) ** 2)  # of x0 given x_t, per pixel
-        preconditioner = partial(A.solve_normal, damping=noise**2 / variance, tolerance=0.01)
+        preconditioner = partial(_solve_normal, A, damping=noise**2 / variance, tolerance=0.01)
     covariance_times_u = gmres(
         lambda q: product(A.adjoint(q)), A, damping, linear.residual(x0), num_iterations, preconditioner
     )

@@ -19,7 +19,9 @@ From the previous conditional mean m, which belonged to (eta_m, snr_m),
     (noise^2 I + A V_w A^T) u = y - A x0 - noise^2 u_0,     m = x0 + V_w A^T u                                      (5)
 
 The next noise level gets m, eta_m = eta + A^T (u_0 + u) and snr_m = snr. For a Gaussian prior with posterior covariance
-V_w, the tilt changes nothing. (4) and (5) are solved in closed form or by a fixed number of conjugate residuals.
+V_w, the tilt changes nothing. (4) and (5) are solved in closed form or by a fixed number of conjugate residuals. If
+each entry has a noise of its own, (5) is first scaled on both sides by (noise^2 + v)^(-1/2), with v the mean variance
+in V_w.
 
 Jacobian products. At some noise levels, d = V s along s = A^T u is measured by a forward difference of the denoiser,
 one evaluation each (Tweedie's second-order formula, V = (sigma_t^2 / alpha_t) J). V is then the BFGS update of V_w with
@@ -64,6 +66,7 @@ from adhere.core.constraints import Constraint, Linear, Linearization
 from adhere.core.covariance import StationaryCovariance
 from adhere.core.denoisers import Denoiser
 from adhere.core.derivatives import jvp
+from adhere.core.operators import _at_least, _solve_normal, _squared_gain
 from adhere.core.schedules import Schedule, check_signal, log_snr
 from adhere.core.solvers.base import Solver
 
@@ -174,14 +177,17 @@ class MomentMatching(Solver[_Memory]):
         variance, residual = self._variance_and_residual(linear, linear, x0)
         pairs: list[tuple[Tensor, Tensor]] = []
         V = partial(bfgs_product, partial(covariance.product, snr=snr), pairs)
-        matrix = lambda u: variance * u + A(V(A.adjoint(u)))  # noqa: E731
-        solve = partial(conjugate_residuals, matrix, residual - variance * u_0, count, tolerance=0.0)
-        step = A.adjoint(solve())
+        p: Tensor | float = 1.0
+        if isinstance(linear.noise, Tensor):  # otherwise precise and imprecise entries need many iterations
+            p = (variance + covariance.mean_variance(snr) * _squared_gain(A, residual)).rsqrt()
+        matrix = lambda u: p * (variance * (p * u) + A(V(A.adjoint(p * u))))  # noqa: E731
+        solve = partial(conjugate_residuals, matrix, p * (residual - variance * u_0), count, tolerance=0.0)
+        step = A.adjoint(p * solve())
         for product in products:
             pairs.append((step, product(step)))
-            step = A.adjoint(solve())
+            step = A.adjoint(p * solve())
         mean = x0 + clip_rms(V(step), linear.max_step_rms)
-        return linear.project(mean) if linear.noise == 0 else mean, step
+        return linear.project_exact(mean), step
 
     def _nonlinear_mean(
         self, constraint: Constraint, linear: Linear, x0: Tensor, u: Tensor | float, V: _Product, products: _Products
@@ -210,7 +216,7 @@ class MomentMatching(Solver[_Memory]):
             shortened = clip_rms(change, linear.max_step_rms)
             fraction = safe_divide(dot(shortened, change), dot(change, change)).flatten()
             return per_sample(fraction, u_0) * u_0, per_sample(fraction, tilt) * tilt
-        u_0 = snr * A.solve_normal(residual, snr * variance, self.num_iterations, tolerance=0.01)
+        u_0 = snr * _solve_normal(A, residual, snr * variance, self.num_iterations, tolerance=0.01)
         return u_0, A.adjoint(u_0)
 
     def _variance_and_residual(self, constraint: Constraint, linear: Linear, x0: Tensor) -> tuple[Tensor, Tensor]:
@@ -220,7 +226,6 @@ class MomentMatching(Solver[_Memory]):
         """
         residual = linear.residual(x0)
         if constraint.needs_decoding:  # its linearization has a floor of its own, and A^T takes an encoding
-            return residual.new_full((), max(linear.noise, self.noise_floor) ** 2), residual
-        back = linear.operator.adjoint(residual)
-        gain = safe_divide(dot(back, back).flatten(), dot(residual, residual).flatten())
-        return per_sample((self.noise_floor**2 * gain).clamp_min(linear.noise**2), residual), residual
+            return torch.as_tensor(_at_least(linear.noise, self.noise_floor) ** 2).to(residual), residual
+        floor = self.noise_floor**2 * _squared_gain(linear.operator, residual)
+        return floor.clamp_min(linear.noise**2), residual
