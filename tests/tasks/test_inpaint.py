@@ -283,3 +283,80 @@ def test_a_black_and_white_picture_and_a_soft_mask_are_not_suspected():
     assert Inpaint(picture, soft).mask_array.any()
     assert Inpaint(picture, hole(40, 60)).mask_array.any()
     assert Inpaint(noise(40, 60, 3), soft).mask_array.any()
+
+
+# --- selections and soft masks
+
+
+def test_boxes_and_a_color_replace_a_mask():
+    picture = noise(24, 31, 3)
+    picture[20, 30] = (1, 2, 250)
+    task = Inpaint(picture, boxes=[(3, 4, 5, 6)], color=(1, 2, 250), tolerance=0, grow=1)
+    expected = np.zeros((24, 31), bool)
+    expected[4:10, 2:9] = expected[3:11, 3:8] = expected[19:22, 30] = expected[20, 29] = True
+    assert np.array_equal(task.mask_array, expected)
+    assert np.array_equal(np.asarray(repaired(task))[~expected], picture[~expected])
+
+
+def test_a_soft_mask_has_known_noisy_and_unknown_pixels():
+    weights = np.zeros((24, 31), np.float32)
+    weights[5, 5:12] = [0.03, 1 / 16, 0.2, 0.5, 0.9, 15 / 16, 1]
+    task = Inpaint(noise(24, 31, 3), weights, soft=True, context=40)
+    (crop,) = task.crops(FakeModel())
+    assert isinstance(crop.constraint, Linear)
+    assert isinstance(crop.constraint.operator, Mask)
+    known, std = crop.constraint.operator.known[0, 0].numpy(), np.asarray(crop.constraint.noise)[0, 0]
+    assert known[5, 5:12].tolist() == [1, 1, 1, 1, 1, 0, 0]
+    np.testing.assert_allclose(std[5, 5:10], [0, 0, 0.125, 0.5, 4.5], rtol=1e-5)
+    assert known.sum() == known.size - 2
+    assert (std > 0).sum() == 3
+    assert np.array_equal(task.mask_array, weights > 1 / 16)
+
+
+def test_inside_a_soft_mask_the_result_is_the_sample():
+    picture, weights = noise(24, 31, 3), np.zeros((24, 31), np.float32)
+    weights[4:20, 6:25] = 0.5
+    task = Inpaint(picture, weights, soft=True)
+    crops = task.crops(FakeModel())
+    samples = [torch.rand(3, *crop.size) * 2 - 1 for crop in crops]
+    out = np.asarray(task.postprocess(samples, crops)).astype(np.float32)
+    rows, columns = crops[0].box
+    expected = np.asarray((samples[0] * 127.5 + 127.5).permute(1, 2, 0))
+    assert np.array_equal(out[weights == 0], picture[weights == 0])
+    np.testing.assert_allclose(
+        out[rows, columns][weights[rows, columns] > 0], expected[weights[rows, columns] > 0], atol=0.51
+    )
+
+
+def test_without_soft_a_mask_is_cut_at_half_and_its_crops_have_no_noise():
+    weights = np.zeros((24, 31), np.float32)
+    weights[5, 5:8] = [0.3, 0.5, 0.9]
+    with pytest.warns(UserWarning, match="cut at one half"):
+        task = Inpaint(noise(24, 31, 3), weights)
+    assert task.mask_array.sum() == 2
+    assert all(crop.constraint.noise == 0.0 for crop in task.crops(FakeModel()))
+
+
+def test_transparency_as_a_soft_mask():
+    pixels = np.dstack([noise(24, 31, 3), np.full((24, 31), 255, np.uint8)])
+    pixels[5, 5:8, 3] = [0, 128, 250]
+    task = Inpaint(pixels, soft=True)
+    np.testing.assert_allclose(task.weights[5, 5:8], [1, 127 / 255, 5 / 255], rtol=1e-5)
+    assert (np.asarray(repaired(task))[..., 3] == 255).all()
+    inverted = Inpaint(pixels, invert=True)
+    assert np.array_equal(np.asarray(repaired(inverted))[..., 3], pixels[..., 3])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"boxes": [(40, 0, 2, 2)]}, "box 40,0,2,2: is outside the picture"),
+        ({"boxes": [(0, 0, 31, 24)]}, "nothing to keep"),
+        ({"color": (3, 4, 256)}, "from 0 to 255"),
+        ({"grow": -1}, "grow = -1"),
+        ({"feather": 20_000}, "feather = 20000"),
+    ],
+)
+def test_bad_selections_are_refused(options, message):
+    options = {"boxes": [(0, 0, 2, 2)]} | options
+    assert message in refusal(noise(24, 31, 3), **options)

@@ -43,8 +43,14 @@ def _region_boxes(mask: np.ndarray, cell_size: int) -> list[Box]:
     return [_bounds(mask, runs, cell_size) for runs in _components(cells)]
 
 
-def _components(cells: Bool[np.ndarray, "h w"]) -> list[list[Run]]:
-    """The runs of each connected component of the cells; those that touch at a side or a corner are connected."""
+def _components(cells: Bool[np.ndarray, "h w"], by_corners: bool = True) -> list[list[Run]]:
+    """Return the runs of each connected component of the cells.
+
+    Args:
+        cells: (h, w), True = part of a component.
+        by_corners: Whether cells that touch only at a corner are connected; those that touch at a side always are.
+    """
+    reach = 0 if by_corners else 1
     edges = np.diff(np.pad(cells, ((0, 0), (1, 1))).astype(np.int8), axis=1)
     rows, starts = np.nonzero(edges == 1)
     stops = np.nonzero(edges == -1)[1]
@@ -56,11 +62,11 @@ def _components(cells: Bool[np.ndarray, "h w"]) -> list[list[Run]]:
         row, start, stop = run
         if current and row > current[-1][0]:
             above, current = current, deque()
-        while above and (above[0][0] < row - 1 or above[0][2] < start):
+        while above and (above[0][0] < row - 1 or above[0][2] < start + reach):
             above.popleft()  # it touches neither this run nor the next ones
         components[label], label_of[run] = [run], label
         for other in above:
-            if other[1] > stop:
+            if other[1] > stop - reach:
                 break
             if label_of[other] != label_of[run]:
                 small, large = sorted((label_of[other], label_of[run]), key=lambda one: len(components[one]))

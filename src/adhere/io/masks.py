@@ -5,7 +5,7 @@ part of a picture. Soft masks are thresholded at one half. Sizes are (H, W); mes
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -46,16 +46,30 @@ def as_mask(mask: "np.ndarray | Tensor | Image.Image | str | Path", size: tuple[
         AdhereError: The file cannot be read (see `as_picture`), the mask has another size, type, shape or range of
             values, or it is True for every pixel or for none.
     """
-    name = str(mask) if isinstance(mask, str | Path) else "the mask"
-    if isinstance(mask, str | Path | Image.Image):
-        white, is_soft = _white(_mask_picture(mask, name))
-    else:
-        white, is_soft = _threshold(_plane(_to_numpy(mask)))
-    checked = _checked(white, size, name)
+    white, is_soft = _read(mask, size, _white, _threshold)
+    checked = _checked(white, _name(mask))
     if is_soft:
         hint = "if a rim of the object stays, enlarge the mask by 1 or 2 pixels"
-        warnings.warn(f"the mask has soft edges, which are cut at one half; {hint}", AdhereWarning, stacklevel=4)
+        warnings.warn(f"the mask has soft edges, which are cut at one half; {hint}", AdhereWarning, stacklevel=5)
     return checked
+
+
+def _as_weights(
+    mask: "np.ndarray | Tensor | Image.Image | str | Path", size: tuple[int, int]
+) -> Float[np.ndarray, "H W"]:
+    """Return a soft mask: what `as_mask` reads, before it is cut at one half.
+
+    Args:
+        mask: As for `as_mask`.
+        size: (H, W) of the picture to inpaint.
+
+    Returns:
+        float32 (H, W): 0 = keep, 1 = inpaint.
+
+    Raises:
+        AdhereError: As for `as_mask`, but the mask may be full or empty.
+    """
+    return _read(mask, size, _white_weights, _plane_weights)[0]
 
 
 def mask_from_alpha(picture: Picture) -> Bool[np.ndarray, "H W"]:
@@ -139,6 +153,28 @@ def paste_known_float(
     return pasted
 
 
+def _name(mask: object) -> str:
+    return str(mask) if isinstance(mask, str | Path) else "the mask"
+
+
+def _read(
+    mask: "np.ndarray | Tensor | Image.Image | str | Path",
+    size: tuple[int, int],
+    of_picture: Callable[[Picture], tuple[np.ndarray, bool]],
+    of_plane: Callable[[np.ndarray], tuple[np.ndarray, bool]],
+) -> tuple[np.ndarray, bool]:
+    """The mask (H, W) of any input, which must have the size of the picture, and whether soft edges were cut."""
+    if isinstance(mask, str | Path | Image.Image):
+        plane, is_soft = of_picture(_mask_picture(mask, _name(mask)))
+    else:
+        plane, is_soft = of_plane(_plane(_to_numpy(mask)))
+    if plane.shape != tuple(size):
+        (height, width), (h, w) = size, plane.shape
+        hint = f"resize the mask to {width} x {height}"
+        raise AdhereError(f"{_name(mask)}: the mask is {w} x {h}, the picture is {width} x {height}; {hint}")
+    return plane, is_soft
+
+
 def _to_numpy(mask: object) -> np.ndarray:
     if isinstance(mask, Tensor):
         mask = (mask.float() if mask.is_floating_point() else mask).detach().cpu().numpy()
@@ -171,11 +207,24 @@ def _threshold(plane: np.ndarray) -> tuple[np.ndarray, bool]:
         return plane.copy(), False
     if plane.dtype == np.uint8:
         return plane >= 128, _is_soft(plane, 255)
+    _check_float(plane)
+    return plane >= 0.5, _is_soft(plane, 1)
+
+
+def _plane_weights(plane: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The values of a mask of bool, uint8 or float, as float32 in [0, 1]; nothing is cut."""
+    if plane.dtype == np.uint8:
+        return plane / np.float32(255), False
+    if plane.dtype != bool:
+        _check_float(plane)
+    return plane.astype(np.float32), False
+
+
+def _check_float(plane: np.ndarray) -> None:
     if not np.issubdtype(plane.dtype, np.floating):
         raise AdhereError(f"the mask is of {plane.dtype}; give bool, uint8 (0 or 255) or float in [0, 1]")
     if plane.size and not (plane.min() >= 0 and plane.max() <= 1):  # also true of NaN
         raise AdhereError(f"the mask's values go from {plane.min()} to {plane.max()}; floats must be in [0, 1]")
-    return plane >= 0.5, _is_soft(plane, 1)
 
 
 def _is_soft(values: np.ndarray, largest: float | int) -> bool:
@@ -188,22 +237,31 @@ def _white(picture: Picture) -> tuple[np.ndarray, bool]:
 
     Also whether the white part has soft edges.
     """
+    gray, largest = _luma_on_black(picture)
+    white = gray > largest / 2
+    if picture.alpha is not None and not white.any():
+        return picture.alpha < _ALPHA_THRESHOLD, False
+    return white, _is_soft(gray, largest)
+
+
+def _white_weights(picture: Picture) -> tuple[np.ndarray, bool]:
+    """What `_white` cuts at one half, as float32 (H, W) in [0, 1]; nothing is cut."""
+    gray, largest = _luma_on_black(picture)
+    if picture.alpha is not None and not (gray > largest / 2).any():
+        return 1 - picture.alpha / np.float32(255), False
+    return (gray / np.float32(largest)).astype(np.float32), False
+
+
+def _luma_on_black(picture: Picture) -> tuple[np.ndarray, int]:
+    """The luma (H, W) of a picture on a black background, and the largest value that it can have."""
     pixels, alpha = picture.pixels, picture.alpha
     gray = pixels[..., 0] if pixels.shape[2] == 1 else pixels @ np.array(LUMA_WEIGHTS, np.float32)
-    half = np.iinfo(pixels.dtype).max / 2
     gray = gray if alpha is None else gray * (alpha / np.float32(255))
-    white = gray > half
-    if alpha is not None and not white.any():
-        return alpha < _ALPHA_THRESHOLD, False
-    return white, _is_soft(gray, 2 * half)
+    return gray, int(np.iinfo(pixels.dtype).max)
 
 
-def _checked(mask: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:
-    """The mask, if it has the picture's size and is neither empty nor full."""
-    if mask.shape != tuple(size):
-        (height, width), (h, w) = size, mask.shape
-        hint = f"resize the mask to {width} x {height}"
-        raise AdhereError(f"{name}: the mask is {w} x {h}, the picture is {width} x {height}; {hint}")
+def _checked(mask: np.ndarray, name: str) -> np.ndarray:
+    """The mask, if it is neither empty nor full."""
     if not mask.any():
         raise AdhereError(f"{name}: nothing to inpaint: no pixel is white; paint white (255, not 1) what should change")
     if mask.all():

@@ -196,12 +196,17 @@ class LatentPipeline(ConstrainedPipeline):
         return KnownLatents(
             operator=Mask(cells),
             y=cells * z,
-            noise=constraint.noise,
+            noise=_noise_of_cells(constraint.noise, self.vae_scale_factor),
             autoencoder=self.autoencoder,
             picture=constraint.y,
             known=known,
             reencode_at=_REENCODE_AT if _hole_wider_than(known, 2 * self.vae_scale_factor) else (),
         )
+
+
+def _noise_of_cells(noise: float | Tensor, factor: int) -> float | Tensor:
+    """Return the noise of the latents: for noise per pixel (B or 1, C or 1, H, W), the largest of the cell's pixels."""
+    return max_pool2d(noise.amax(1, keepdim=True), factor) if isinstance(noise, Tensor) else noise
 
 
 def _fully_known_cells(known: Tensor, factor: int) -> Tensor:
