@@ -7,7 +7,7 @@
     out.images[0].save("repaired.png")
 
 Models:          load, from_pipe, ConstrainedPipeline, ConstrainedOutput
-Tasks:           Inpaint, Restore, Upscale, Generate, Custom, Layout, Silhouette, Style
+Tasks:           Inpaint, Outpaint, Restore, Upscale, Generate, Custom, Layout, Silhouette, Style
 Constraints:     Linear, Nonlinear, Loss, Sum, Constraint
 Operators:       Mask, Downsample, Blur, Gray, Identity, operator, LinearOperator
 Solvers:         MomentMatching, InexactNewton, DDNM, Plain, Solver, Sampler, PRESETS, DDIM, DPMSolver2M
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from adhere.errors import AdhereError
     from adhere.pipelines.base import ConstrainedOutput, ConstrainedPipeline
     from adhere.pipelines.loading import from_pipe, load
-    from adhere.tasks import Custom, Generate, Inpaint, Layout, Restore, Silhouette, Style, Upscale
+    from adhere.tasks import Custom, Generate, Inpaint, Layout, Outpaint, Restore, Silhouette, Style, Upscale
 
 __all__ = [
     "DDIM",
@@ -63,6 +63,7 @@ __all__ = [
     "MomentMatching",
     "NetworkDenoiser",
     "Nonlinear",
+    "Outpaint",
     "Plain",
     "Restore",
     "Sampler",
@@ -95,7 +96,17 @@ _MODULES = {
     "adhere.errors": ("AdhereError",),
     "adhere.pipelines.base": ("ConstrainedOutput", "ConstrainedPipeline"),
     "adhere.pipelines.loading": ("from_pipe", "load"),
-    "adhere.tasks": ("Custom", "Generate", "Inpaint", "Layout", "Restore", "Silhouette", "Style", "Upscale"),
+    "adhere.tasks": (
+        "Custom",
+        "Generate",
+        "Inpaint",
+        "Layout",
+        "Outpaint",
+        "Restore",
+        "Silhouette",
+        "Style",
+        "Upscale",
+    ),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

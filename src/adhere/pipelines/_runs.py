@@ -320,14 +320,14 @@ class Results:
             AdhereError: if pictures of different sizes are to be in one array.
         """
         if output_type == "pil":
-            return [task.postprocess(x, crops) for task, x, crops in self._samples()]
-        floats = [task.postprocess_float(x, crops) for task, x, crops in self._samples()]
+            return [task.postprocess(x, crops) for task, x, crops in self.samples()]
+        floats = [task.postprocess_float(x, crops) for task, x, crops in self.samples()]
         if len({x.shape for x in floats}) > 1:
             raise AdhereError(f"output_type = '{output_type}': the pictures differ in size; use output_type='pil'")
         images = torch.stack(floats)
         return images if output_type == "pt" else images.permute(0, 2, 3, 1).numpy()
 
-    def _samples(self) -> list[tuple[Task, list[Tensor], list[Crop]]]:
+    def samples(self) -> list[tuple[Task, list[Tensor], list[Crop]]]:
         """Return (task, one sample (3, H, W) per crop, crops) of each sample."""
         parts, n = self._by_crop(self.pictures), self.batch.num_images
         return [

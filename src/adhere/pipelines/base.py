@@ -37,6 +37,7 @@ from adhere.errors import InvalidInput
 from adhere.pipelines import _checks
 from adhere.pipelines._checks import CheckedDenoiser, FiniteChecks, check_compilation, check_options, explain_errors
 from adhere.pipelines._model_files import copy_statements, statements_of
+from adhere.pipelines._passes import with_next_passes
 from adhere.pipelines._runs import Batch, Images, Results, Run, RunOptions, RunPlan, plan_runs, requested_size
 from adhere.pipelines.prompts import PromptInputs
 from adhere.tasks.base import Task
@@ -338,12 +339,13 @@ class ConstrainedPipeline(DiffusionPipeline):
             residual = results.residual()
         seconds = time.perf_counter() - begin
         images = results.latents(samples) if output_type == "latent" else results.images(output_type)
-        self.maybe_free_model_hooks()
-        if not return_dict:
-            return (images,)
         nfe = sum(run.denoiser.nfe for run in runs)
         num_steps = max(state.step for state in states) + 1
-        return ConstrainedOutput(images, residual, nfe, seconds, num_steps, runs[0].name)
+        out = ConstrainedOutput(images, residual, nfe, seconds, num_steps, runs[0].name)
+        if not self._interrupt:
+            out = with_next_passes(self, out, results, options, output_type, decoder_backward)
+        self.maybe_free_model_hooks()
+        return out if return_dict else (out.images,)
 
     @contextmanager
     def _finite_checks(self) -> Iterator[FiniteChecks]:

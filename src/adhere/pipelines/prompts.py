@@ -48,6 +48,10 @@ class PromptInputs:
                 chosen[one.name] = value[list(samples)]
         return replace(self, batch_size=len(samples), **chosen)
 
+    def as_arguments(self) -> dict[str, Any]:
+        """Return the arguments of a pipeline's call with one task per sample."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "batch_size"}
+
     @property
     def has_text(self) -> bool:
         """Whether a prompt or a negative prompt is given, as text or as embeddings."""

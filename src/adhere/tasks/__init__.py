@@ -1,6 +1,7 @@
 """Tasks: what users ask for, as frozen requests that a pipeline runs.
 
     Inpaint("photo.jpg", "mask.png")        repaint a part, keep the rest bit for bit
+    Outpaint("photo.jpg", left=200)         continue a picture beyond its edges
     Restore(y, A, noise=0.02)               any linear measurement y = A x0 + noise
     Upscale("small.png", 4)                 a large picture whose area means are the small one
     Generate((512, 512))                    plain sampling
@@ -15,7 +16,8 @@ A new task is a subclass of `adhere.tasks.base.Task`.
 from adhere.tasks.base import Task
 from adhere.tasks.generate import Custom, Generate, Layout, Silhouette
 from adhere.tasks.inpaint import Inpaint
+from adhere.tasks.outpaint import Outpaint
 from adhere.tasks.restore import Restore, Upscale
 from adhere.tasks.style import Style
 
-__all__ = ["Custom", "Generate", "Inpaint", "Layout", "Restore", "Silhouette", "Style", "Task", "Upscale"]
+__all__ = ["Custom", "Generate", "Inpaint", "Layout", "Outpaint", "Restore", "Silhouette", "Style", "Task", "Upscale"]

@@ -82,6 +82,10 @@ class Task(ABC):
         """
         return samples
 
+    def next_pass(self, model: ModelInfo, image: Image.Image) -> "Task | None":
+        """Return what is sampled after this task, whose picture is `image`; None, as by default, if it is complete."""
+        return None
+
     @abstractmethod
     def postprocess_float(self, samples: list[Tensor], crops: list[Crop]) -> Float[Tensor, "C H W"]:
         """Return the picture as float32 in [0, 1] on the CPU, C = 1 or 3, from one sample (3, H, W) per crop.

@@ -1,0 +1,78 @@
+"""The models that are there without a download: those that ship, and those in the cache of the Hugging Face hub."""
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import huggingface_hub
+
+from adhere.errors import AdhereError
+from adhere.pipelines._model_files import base_class, read_index
+from adhere.pipelines.loading import _MODELS, SHIPPED_MODELS
+from adhere.pipelines.registry import FAMILIES
+
+_PURPOSES = {
+    "adhere-photo": "photographs: inpaint (text, scratches, small holes), outpaint, upscale",
+    "adhere-emoji": "emoji from a prompt: generate, inpaint, layout, silhouette",
+}
+_CACHED_PURPOSE = "what its card says"
+_MEGABYTE = 1e6
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """One model.
+
+    Attributes:
+        name: for `adhere.load`.
+        family: the name of its class here.
+        size: the bytes of its files.
+        license: as its card says, or 'unknown'.
+        purpose: what it is good for.
+    """
+
+    name: str
+    family: str
+    size: int
+    license: str
+    purpose: str
+
+    @property
+    def row(self) -> tuple[str, str, str, str, str]:
+        """Name, family, size on the disk, license and purpose, as text."""
+        return self.name, self.family, f"{self.size / _MEGABYTE:.0f} MB", self.license, self.purpose
+
+
+def known_models() -> list[KnownModel]:
+    """Return the shipped models, then those in the cache that can be loaded, by name."""
+    shipped = [_model(name, _MODELS / name, _PURPOSES.get(name, _CACHED_PURPOSE)) for name in SHIPPED_MODELS]
+    return [*shipped, *sorted(_cached(), key=lambda model: model.name)]
+
+
+def _cached() -> Iterator[KnownModel]:
+    with suppress(huggingface_hub.CacheNotFound):
+        for repo in huggingface_hub.scan_cache_dir().repos:
+            for revision in repo.revisions if repo.repo_type == "model" else ():
+                if "main" in revision.refs or len(repo.revisions) == 1:
+                    with suppress(AdhereError):  # another kind of model
+                        yield _model(repo.repo_id, Path(revision.snapshot_path), _CACHED_PURPOSE)
+
+
+def _model(name: str, folder: Path, purpose: str) -> KnownModel:
+    """Describe the model in a folder; raise AdhereError if it is not of a known family."""
+    family = FAMILIES.get(base_class(str(read_index(folder, name).get("_class_name"))))
+    if family is None:
+        raise AdhereError(f"{name}: is of no known family")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return KnownModel(name, family.partition(":")[2], size, _license(folder / "README.md"), purpose)
+
+
+def _license(card: Path) -> str:
+    """The license in the header of a model card."""
+    with suppress(OSError):
+        header = card.read_text(encoding="utf-8", errors="replace").split("---")[1:2]
+        if header and (found := re.search(r"^license:\s*(\S+)", header[0], re.MULTILINE)):
+            return found[1]
+    return "unknown"

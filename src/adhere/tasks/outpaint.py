@@ -1,0 +1,146 @@
+"""Outpainting: the canvas grows, and the photograph keeps its pixels bit for bit."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from adhere._hints import keyword_hints
+from adhere.errors import AdhereError
+from adhere.io._metadata import resized
+from adhere.io.images import Picture, as_picture
+from adhere.tasks.base import Crop, ImageInput, ModelInfo, Task
+from adhere.tasks.inpaint import Inpaint
+
+_MAX_PIXELS = 250_000_000
+_SIDES = ("left", "right", "top", "bottom")
+
+
+@dataclass(frozen=True)
+class _PassCrop(Crop):
+    """A crop of one pass, with the inpainting task of that pass."""
+
+    inpaint: Inpaint = field(kw_only=True)
+
+
+@keyword_hints(
+    mask="leave it out: all that is outside the picture is painted",
+    size="write left=, right=, top= and bottom=, in pixels, or aspect=(width, height)",
+    prompt="give it to the pipeline: pipe(task, prompt=...)",
+)
+@dataclass(frozen=True, eq=False)
+class Outpaint(Task):
+    """Continue a picture beyond its edges; its own pixels stay bit for bit the same.
+
+    A side grows by at most half of the model's native size at once, and the result is the picture of the next pass. If
+    the canvas is larger than twice the native size, columns are added first, and rows in passes of their own, so that
+    only the new part and its context are sampled.
+
+    Args:
+        image: as for `Inpaint`.
+        left, right, top, bottom: the pixels to add, at least 0.
+        aspect: (width, height), instead of the sides: the picture grows to this aspect, centered, the shorter way.
+        context: as for `Inpaint`.
+
+    Attributes:
+        picture: the picture as it was read.
+        growth: the pixels to add at the left, right, top and bottom.
+
+    Raises:
+        AdhereError: if the picture cannot be read, or would not grow, or by a negative number of pixels.
+    """
+
+    image: ImageInput = field(repr=False)
+    left: int = 0
+    right: int = 0
+    top: int = 0
+    bottom: int = 0
+    aspect: tuple[int, int] | None = None
+    context: int | None = None
+    picture: Picture = field(init=False, repr=False)
+    growth: tuple[int, int, int, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        picture = as_picture(self.image)
+        growth = (self.left, self.right, self.top, self.bottom)
+        for side, pixels in zip(_SIDES, growth, strict=True):
+            if type(pixels) is not int or pixels < 0:
+                raise AdhereError(f"{side} = {pixels!r}: give a whole number of pixels, at least 0")
+        if self.aspect is not None:
+            if any(growth):
+                raise AdhereError("aspect and left, right, top or bottom are given: give one of them")
+            growth = _growth_to(self.aspect, picture.size)
+        if not any(growth):
+            raise AdhereError("the picture would not grow; give left, right, top or bottom, or another aspect")
+        height, width = _grown(picture.size, growth)
+        if height * width > _MAX_PIXELS:
+            raise AdhereError(f"the result would have {width}x{height} pixels; at most {_MAX_PIXELS:,} are allowed")
+        object.__setattr__(self, "picture", picture)
+        object.__setattr__(self, "growth", growth)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the result in pixels."""
+        return _grown(self.picture.size, self.growth)
+
+    def crops(self, model: ModelInfo, size: tuple[int, int] | None = None) -> list[Crop]:
+        """Return the crops of the first pass; see `next_pass` for the others."""
+        self._refuse_size(size)
+        inpaint = _inpaint(self.picture, self._first_growth(model), self.context)
+        return [_PassCrop(crop.size, crop.constraint, crop.box, inpaint=inpaint) for crop in inpaint.crops(model)]
+
+    def next_pass(self, model: ModelInfo, image: Image.Image) -> "Outpaint | None":
+        done = self._first_growth(model)
+        left, right, top, bottom = (whole - part for whole, part in zip(self.growth, done, strict=True))
+        if not left + right + top + bottom:
+            return None
+        picture = replace(as_picture(image), metadata=self.picture.metadata)
+        return Outpaint(picture, left, right, top, bottom, context=self.context)
+
+    def postprocess_float(self, samples: list[Tensor], crops: list[Crop]) -> Float[Tensor, "C H W"]:
+        """Return the picture after this pass, whose own pixels are exactly value / 255, or value / 65535."""
+        return _task_of(crops).postprocess_float(samples, crops)
+
+    def postprocess(self, samples: list[Tensor], crops: list[Crop]) -> Image.Image:
+        """Return the picture after this pass, of the input's mode."""
+        return _task_of(crops).postprocess(samples, crops)
+
+    def _first_growth(self, model: ModelInfo) -> tuple[int, int, int, int]:
+        """Return the growth of the first pass."""
+        most = min(model.native_size) // 2
+        left, right, top, bottom = (min(pixels, most) for pixels in self.growth)
+        is_large = max(_grown(self.picture.size, (left, right, top, bottom))) > 2 * min(model.native_size)
+        return (left, right, 0, 0) if is_large and left + right else (left, right, top, bottom)
+
+
+def _grown(size: tuple[int, int], growth: tuple[int, int, int, int]) -> tuple[int, int]:
+    left, right, top, bottom = growth
+    return size[0] + top + bottom, size[1] + left + right
+
+
+def _growth_to(aspect: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The growth that gives a picture of (height, width) an aspect (width, height), to the nearest pixel."""
+    if len(aspect) != 2 or not all(type(part) is int and part > 0 for part in aspect):
+        raise AdhereError(f"aspect = {aspect}: give (width, height), two whole numbers above 0, such as (16, 9)")
+    height, width = size
+    columns = max(0, round(height * aspect[0] / aspect[1]) - width)
+    rows = 0 if columns else max(0, round(width * aspect[1] / aspect[0]) - height)
+    return columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
+
+
+def _inpaint(picture: Picture, growth: tuple[int, int, int, int], context: int | None) -> Inpaint:
+    """The task that paints what is added to a picture."""
+    left, right, top, bottom = growth
+    sides = ((top, bottom), (left, right))
+    mask = np.pad(np.zeros(picture.size, bool), sides, constant_values=True)
+    pixels = np.pad(picture.pixels, (*sides, (0, 0)), mode="edge")
+    alpha = None if picture.alpha is None else np.pad(picture.alpha, sides, constant_values=255)
+    metadata = resized(picture.metadata, mask.shape)
+    return Inpaint(replace(picture, pixels=pixels, alpha=alpha, metadata=metadata), mask, context)
+
+
+def _task_of(crops: list[Crop]) -> Inpaint:
+    assert isinstance(crops[0], _PassCrop)
+    return crops[0].inpaint
