@@ -55,6 +55,12 @@ def inpaint_args(folder, shared_model):
 @pytest.fixture
 def verb_args(folder, shared_model):
     """Return a function that returns the arguments of a command with any verb."""
-    words = {"inpaint": ["photo.png", "--mask", "mask.png"], "upscale": ["photo.png", "--factor", "2"], "generate": []}
+    words = {
+        "inpaint": ["photo.png", "--mask", "mask.png"],
+        "outpaint": ["photo.png", "--left", "4"],
+        "upscale": ["photo.png", "--factor", "2"],
+        "generate": [],
+        **{verb: ["--reference", "mask.png"] for verb in ("style", "layout", "silhouette")},
+    }
     options = {"o": "out.png", "model": str(shared_model), "steps": "1"}
     return lambda verb, *flags, **changes: arguments_for(verb, *words[verb], *flags, **options | changes)

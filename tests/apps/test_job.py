@@ -26,6 +26,7 @@ REPORT = Report(
     solver="moment_matching",
     steps=10,
     seed=0,
+    num_images=1,
     device="cpu",
     dtype="float32",
     compile=False,

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from typer.models import OptionInfo
 
 import adhere
-from adhere.apps import cli
+from adhere.apps import _options, _verbs, cli
 from adhere.apps.cli import _EXAMPLES
 from adhere.pipelines.base import ConstrainedPipeline
 from adhere.pipelines.loading import _MODELS
@@ -42,7 +42,7 @@ def test_the_report_in_json(folder, inpaint_args, shared_model):
     report = json.loads(Path("report.json").read_text())
     figures = ["nfe", "seconds", "residual", "peak_gb", "repainted"]
     prompts = ["prompt", "negative_prompt", "guidance_scale"]
-    settings = ["solver", "steps", "seed", "device", "dtype", "compile", "version"]
+    settings = ["solver", "steps", "seed", "num_images", "device", "dtype", "compile", "version"]
     assert list(report) == [*figures, "model", "variant", "config", *prompts, *settings]
     expected = {"nfe": 3, "model": str(shared_model), "solver": "ddnm", "steps": 3, "seed": 7, "dtype": "float32"}
     assert report | dict.fromkeys(prompts) | expected | {"version": adhere.__version__} == report
@@ -222,8 +222,14 @@ def test_the_help_of_a_verb_shows_its_examples(verb):
 def test_the_help_of_a_verb_explains_every_option(verb):
     text = run([verb, "--help"]).stdout
     names = "output model prompt negative-prompt guidance-scale solver steps seed device dtype json force"
-    own = {"inpaint": "mask", "upscale": "factor", "generate": "size"}[verb]
-    for name in [*names.split(), own]:
+    names += " num-images mean contact-sheet uncertainty preview quality mark-edited dry-run"
+    own = {
+        "inpaint": "mask box color tolerance invert fill-holes grow feather soft save-mask",
+        "outpaint": "left right top bottom aspect",
+        "upscale": "factor",
+        "generate": "size",
+    }
+    for name in [*names.split(), *own.get(verb, "reference size").split()]:
         assert re.search(rf" --{name} .*[A-Z][a-z]* [a-z]+", text), name  # the flag, and the beginning of a sentence
     for solver in ("moment_matching", "moment_matching_posterior", "inexact_newton"):
         assert re.search(rf"\b{solver}\b", text)
@@ -231,14 +237,18 @@ def test_the_help_of_a_verb_explains_every_option(verb):
 
 def test_every_option_names_its_flag():
     """Otherwise typer 0.27.0 to 0.27.3 make a flag of the metavar: --MODEL."""
-    annotations = [one for one in vars(cli).values() if get_origin(one) is Annotated]
+    annotations = [
+        one for module in (cli, _verbs, _options) for one in vars(module).values() if get_origin(one) is Annotated
+    ]
     options = [info for one in annotations for info in one.__metadata__ if isinstance(info, OptionInfo)]
-    assert len(options) >= 17
+    assert len(options) >= 40
     for info in options:
         assert str(info.default).startswith("-"), info  # the first argument, which typer takes for a flag
 
 
-@pytest.mark.parametrize("example", [example for verb in ("inpaint", "upscale") for example in _EXAMPLES[verb]])
+@pytest.mark.parametrize(
+    "example", [example for verb in ("inpaint", "outpaint", "upscale") for example in _EXAMPLES[verb]]
+)
 def test_the_examples_are_valid_except_for_missing_files(folder, example, monkeypatch):
     Path("mask.png").unlink()
     Path("photo.png").unlink()

@@ -12,6 +12,15 @@ from adhere.errors import AdhereError
 Parser = Callable[[str, Any], Any]  # (flag, text or default) -> value
 
 
+def with_flag(flag: str, parser: Parser) -> Callable[[Any], Any]:
+    """A parser of values, whose errors name the flag."""
+
+    def parse(value: Any) -> Any:
+        return parser(flag, value)
+
+    return parse
+
+
 def parse_text(flag: str, text: str) -> str:
     """The text of an option, which must not be empty."""
     if not text:
@@ -49,3 +58,31 @@ def parse_size(text: str) -> tuple[int, int]:
     if sides := re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text, re.ASCII):
         return int(sides[2]), int(sides[1])
     raise AdhereError(f"--size '{text}': give WIDTHxHEIGHT in pixels, such as 256x128, at most 9999x9999")
+
+
+def parse_box(flag: str, text: Any) -> tuple[int, int, int, int]:
+    """(left, top, width, height) from X,Y,W,H."""
+    if found := re.fullmatch(r"(\d{1,6}),(\d{1,6}),([1-9]\d{0,5}),([1-9]\d{0,5})", str(text), re.ASCII):
+        return int(found[1]), int(found[2]), int(found[3]), int(found[4])
+    raise AdhereError(f"{flag} '{text}': give X,Y,W,H in pixels, the left and top edge, width and height: 10,20,64,48")
+
+
+def parse_color(flag: str, text: Any) -> tuple[int, int, int]:
+    """(red, green, blue) from #RRGGBB."""
+    if found := re.fullmatch(r"#?([\da-f]{2})([\da-f]{2})([\da-f]{2})", str(text), re.ASCII | re.IGNORECASE):
+        return int(found[1], 16), int(found[2], 16), int(found[3], 16)
+    raise AdhereError(f"{flag} '{text}': give #RRGGBB, two hexadecimal digits for red, green and blue: '#ff0000'")
+
+
+def parse_growth(flag: str, text: Any) -> tuple[int, float]:
+    """(pixels, 0) from N, or (0, share) from N%."""
+    if found := re.fullmatch(r"(\d{1,5})(%?)", str(text), re.ASCII):
+        return (0, int(found[1]) / 100) if found[2] else (int(found[1]), 0.0)
+    raise AdhereError(f"{flag} '{text}': give a whole number of pixels, or a share such as 25%")
+
+
+def parse_aspect(flag: str, text: Any) -> tuple[int, int]:
+    """(width, height) from W:H."""
+    if found := re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", str(text), re.ASCII):
+        return int(found[1]), int(found[2])
+    raise AdhereError(f"{flag} '{text}': give W:H, two whole numbers, such as 16:9")

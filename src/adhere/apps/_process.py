@@ -22,6 +22,7 @@ class _State:
 
     stderr: int | None = None
     is_written = False
+    preview: str | None = None  # the file of a preview that is there, if the command stops
 
 
 def install_handlers() -> None:
@@ -51,12 +52,20 @@ def is_program() -> bool:
 
 def stopped() -> str:
     """Return the message of a process that is stopped."""
-    return f"stopped; {'the files are written' if _State.is_written else 'nothing was written'}"
+    if _State.is_written:
+        return "stopped; the files are written"
+    stays = "" if _State.preview is None else f", but the preview {_State.preview} stays"
+    return f"stopped; nothing was written{stays}"
 
 
 def set_written(is_written: bool) -> None:
     """Note whether the files of this command have their final names."""
     _State.is_written = is_written
+
+
+def set_preview(path: str | None) -> None:
+    """Note which file holds a preview, None for none."""
+    _State.preview = path
 
 
 @contextmanager

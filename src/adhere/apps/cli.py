@@ -23,22 +23,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adhere import __version__
-from adhere.apps import _process
+from adhere.apps import _options, _process, _verbs
+from adhere.apps._inputs import STREAM, input_files, read_photo
 from adhere.apps._output import OutputLost, print_line, printed_warnings, stream_errors
-from adhere.apps._parsers import Parser, integer_parser, parse_guidance_scale, parse_path, parse_size, parse_text
+from adhere.apps._parsers import (
+    Parser,
+    integer_parser,
+    parse_guidance_scale,
+    parse_path,
+    parse_size,
+    parse_text,
+    with_flag,
+)
 from adhere.errors import AdhereError, OutOfMemory
 
 if TYPE_CHECKING:
     from adhere.apps.job import Job, Report
-    from adhere.io.images import Picture
 
 _app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 _UsageError: type[Exception] = typer.BadParameter.mro()[1]  # click's class; newer typers have a click of their own
 _MAX_SEED = 2**63 - 1
-_STREAM = "-"  # as a file name: standard input or output
 
 _Verb = Callable[..., "Report"]
-_Work = Callable[[], tuple["Report", bool]]  # -> (report, whether it is printed as JSON)
+_Work = Callable[[], tuple["Report", bool] | None]  # -> (report, whether it is printed as JSON); None: all is printed
 
 _EXAMPLES = {
     "inpaint": (
@@ -47,6 +54,11 @@ _EXAMPLES = {
         "adhere inpaint - --mask mask.png -o out.png --json - < photo.jpg",
         "adhere inpaint photo.jpg --mask mask.png -o out.png --solver ddnm --steps 100 --seed 7 --json report.json",
         'adhere inpaint photo.jpg --mask mask.png -o out.png --model path/to/diffusers-folder --prompt "a brick wall"',
+        "adhere inpaint photo.jpg --box 40,60,32,32 --color '#ff0000' --grow 2 --save-mask mask.png -o out.png",
+        "adhere inpaint photo.jpg --mask mask.png --feather 8 -o out.png --num-images 4 --contact-sheet all.png",
+        "adhere inpaint photo.jpg --mask mask.png -o mean.png --mean --uncertainty deviation.png",
+        "adhere inpaint photo.jpg --mask mask.png -o out.jpg --quality 90 --mark-edited --preview now.png",
+        "adhere inpaint photo.jpg --mask mask.png -o out.png --dry-run",
     ),
     "upscale": (
         "adhere upscale small.png -o large.png",
@@ -58,6 +70,7 @@ _EXAMPLES = {
         "--size 768x512 --model checkpoint.safetensors",
         "adhere generate -o texture.png --size 256x128",
     ),
+    **_verbs.VERB_EXAMPLES,
 }
 
 
@@ -69,10 +82,6 @@ def _epilog(*examples: str) -> str:
 
 _HELP = {
     "-o": "The picture to write. Its suffix decides the format: .png, .jpg, .webp, .tif or .bmp.",
-    "--mask": "A picture of the same size as PHOTO. White pixels are inpainted and black pixels are kept. Without a "
-    "mask, the transparent part of PHOTO is inpainted, and the result is opaque.",
-    "--frame": "Which picture of PHOTO to use, if the file holds several, such as pages or the frames of an animation. "
-    "The first is 0.",
     "--factor": "How many times the result is as wide and as high as PHOTO, from 2 to 16. The result has at most 50 "
     "megapixels.",
     "--size": "The size of the result in pixels. The default is the size of the model's training pictures.",
@@ -105,25 +114,11 @@ _HELP = {
 
 def _option(flag: str, metavar: str | None = None, parser: Parser | None = None, *other_flags: str) -> Any:
     """An option whose flag is explicit; typer 0.27 would otherwise take the metavar for its name."""
-    parse = None if parser is None else _with_flag(flag, parser)
+    parse = None if parser is None else with_flag(flag, parser)
     return typer.Option(flag, *other_flags, metavar=metavar, parser=parse, help=_HELP[flag])
 
 
-def _with_flag(flag: str, parser: Parser) -> Callable[[Any], Any]:
-    def parse(value: Any) -> Any:
-        return parser(flag, value)
-
-    return parse
-
-
-_PHOTO_HELP = (
-    "The picture to work on, of at most 250 megapixels: a JPEG, PNG, WebP, TIFF, BMP or GIF file, or - for standard "
-    "input."
-)
-_Photo = Annotated[str, typer.Argument(parser=_with_flag("photo", parse_text), metavar="PHOTO", help=_PHOTO_HELP)]
 _Output = Annotated[Path, _option("-o", "FILE", parse_path, "--output")]
-_Mask = Annotated[Path | None, _option("--mask", "FILE", parse_path)]
-_Frame = Annotated[int | None, _option("--frame", "N", integer_parser(0, 99_999))]
 _Factor = Annotated[int, _option("--factor", "N", integer_parser(2, 16))]
 _Size = Annotated[str | None, _option("--size", "WIDTHxHEIGHT")]  # typer would read two arguments for a tuple
 _Model = Annotated[str | None, _option("--model", "MODEL", parse_text)]
@@ -183,6 +178,14 @@ def _shared_options(
     dtype: _Dtype = None,
     compile: _Compile = False,
     json_file: _JsonFile = None,
+    num_images: _options.NumImages = None,
+    mean: _options.Mean = False,
+    contact_sheet: _options.ContactSheet = None,
+    uncertainty: _options.Uncertainty = None,
+    preview: _options.Preview = None,
+    quality: _options.Quality = None,
+    mark_edited: _options.MarkEdited = False,
+    dry_run: _options.DryRun = False,
     force: _Force = False,
 ) -> None:
     """Declare the options of every verb, under the names of the attributes of `Job`. Only the signature is used."""
@@ -199,7 +202,7 @@ def _command(name: str) -> Callable[[_Verb], _Verb]:
             from adhere.apps.job import Job
 
             settings = {option: values.pop(option) for option in shared}
-            prints_json = settings["json_file"] == _STREAM
+            prints_json = settings["json_file"] == STREAM
             if settings["json_file"] is not None:
                 settings["json_file"] = None if prints_json else Path(settings["json_file"])
             job = Job(**settings, show_progress=sys.stderr.isatty())
@@ -213,27 +216,19 @@ def _command(name: str) -> Callable[[_Verb], _Verb]:
     return decorate
 
 
-@_command("inpaint")
-def _inpaint(job: "Job", photo: _Photo, mask: _Mask = None, frame: _Frame = None) -> "Report":
-    """Inpaint the white part of a mask. Every other pixel stays bit for bit the same (up to compression in a JPEG)."""
-    from adhere.tasks import Inpaint
-
-    job.check(*_files(photo), mask)
-    with _process.silenced_stderr():
-        task = Inpaint(_picture(photo, frame), mask)
-    return job.run(task, task.picture.size)
+_command("inpaint")(_verbs.inpaint)
 
 
 @_command("upscale")
-def _upscale(job: "Job", photo: _Photo, factor: _Factor = 4, frame: _Frame = None) -> "Report":
+def _upscale(job: "Job", photo: _verbs.Photo, factor: _Factor = 4, frame: _verbs.Frame = None) -> "Report":
     """Enlarge a picture. Each pixel becomes a square with exactly the same mean color."""
     from adhere.tasks import Upscale
 
-    job.check(*_files(photo))
+    job.check(*input_files(photo))
     with _process.silenced_stderr():
-        task = Upscale(_picture(photo, frame), factor)
+        task = Upscale(read_photo(photo, frame), factor)
     height, width = task.picture.size
-    return job.run(task, (factor * height, factor * width))
+    return job.run(task, (factor * height, factor * width))  # pyright: ignore[reportReturnType]
 
 
 @_command("generate")
@@ -243,21 +238,17 @@ def _generate(job: "Job", size: _Size = None) -> "Report":
 
     job.check()
     sides = None if size is None else parse_size(size)
-    return job.run(Generate(sides), sides)
+    return job.run(Generate(sides), sides)  # pyright: ignore[reportReturnType]
 
 
-def _files(photo: str) -> list[Path]:
-    return [] if photo == _STREAM else [Path(photo)]
+for _name in _verbs.VERB_EXAMPLES:
+    _command(_name)(getattr(_verbs, _name))
 
 
-def _picture(photo: str, frame: int | None) -> "Picture":
-    from adhere.io.images import as_picture
-
-    if photo != _STREAM:
-        return as_picture(photo, frame)
-    if sys.stdin is None or sys.stdin.isatty():
-        raise AdhereError("photo '-': standard input is not a picture; add < photo.jpg, or give the name of a file")
-    return as_picture(sys.stdin.buffer, frame)  # pyright: ignore[reportArgumentType]  # a BufferedReader
+@_app.command("models", epilog=_epilog("adhere models"))
+def _models() -> Callable[[], None]:
+    """List the models that need no download: those that ship, and those in the cache of the Hugging Face hub."""
+    return _verbs.print_models
 
 
 # --- The process: exit codes, and errors in one line.
@@ -285,10 +276,7 @@ def _exit_code(arguments: list[str]) -> int:
         with stream_errors():
             work = _parse(command, arguments)
         if work is not None:
-            with printed_warnings():
-                report, prints_json = work()
-            with stream_errors():
-                _print(report, prints_json)
+            _finish(work)
     except _UsageError as error:
         verb = f" {arguments[0]}" if arguments[0] in command.commands else ""
         message: str = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
@@ -311,6 +299,20 @@ def _parse(command: Any, arguments: list[str]) -> _Work | None:
         work = command.invoke(context)
     sys.stdout.flush()
     return work
+
+
+def _finish(work: _Work) -> None:
+    """Do the work, and print its report."""
+    if work is _verbs.print_models:
+        with stream_errors():
+            work()
+            sys.stdout.flush()
+        return
+    with printed_warnings():
+        done = work()
+    if done is not None:
+        with stream_errors():
+            _print(*done)
 
 
 def _print(report: "Report", prints_json: bool) -> None:

@@ -6,33 +6,33 @@ import, so it is imported only after the request has been checked.
 
 import json
 import logging
-import os
-import sys
 import textwrap
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
 from adhere import __version__
 from adhere.apps import _process
+from adhere.apps._estimate import Estimate, estimate, peak_gb
+from adhere.apps._files import Files
+from adhere.apps._progress import step_callback
 from adhere.core.presets import get_sampler
 from adhere.errors import AdhereError, AdhereWarning
-from adhere.io._atomic import check_writable, staged_writes
-from adhere.io.images import check_output, check_output_size, encode
+from adhere.io._atomic import staged_writes
 from adhere.tasks import Generate, Inpaint, Task
 
 if TYPE_CHECKING:
     from adhere.pipelines.base import ConstrainedOutput, ConstrainedPipeline
 
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
-_BYTES_PER_GB = 1024**3
 _USUAL_MASK_SHARE = 0.9
 
 
@@ -43,7 +43,7 @@ class Report:
     Attributes:
         nfe: network evaluations.
         seconds: the wall time of sampling, decoding and encoding the picture.
-        residual: see `ConstrainedOutput`.
+        residual: see `ConstrainedOutput`; of several pictures, the largest.
         peak_gb: the largest amount of memory in use, in units of 1024^3 bytes: of the GPU if the network is on one,
             otherwise of the process; None if the system does not tell.
         repainted: the share of the pixels that were inpainted, or None.
@@ -55,7 +55,8 @@ class Report:
         guidance_scale: the one that was given, or None.
         solver: the name of the preset.
         steps: the noise levels of the run.
-        seed: of the random numbers.
+        seed: of the random numbers; of several pictures, that of the first, and the next ones have the next seeds.
+        num_images: the number of samples.
         device: of the network.
         dtype: of the network.
         compile: whether the network was compiled.
@@ -76,6 +77,7 @@ class Report:
     solver: str
     steps: int
     seed: int
+    num_images: int
     device: str
     dtype: str
     compile: bool
@@ -122,6 +124,9 @@ class Job:
         dtype: 'float32', 'float16' or 'bfloat16'; None is float32 on a CPU and float16 on a GPU.
         compile: whether the network is compiled with torch.compile.
         show_progress: whether a progress bar on standard error shows the steps.
+        num_images, mean, contact_sheet, uncertainty, save_mask, preview, quality, mark_edited: see `Files`. Sample i
+            has the seed `seed` + i.
+        dry_run: whether `run` returns an estimate of the cost, and writes nothing.
     """
 
     output: Path
@@ -140,6 +145,19 @@ class Job:
     dtype: str | None = None
     compile: bool = False
     show_progress: bool = False
+    num_images: int | None = None
+    mean: bool = False
+    contact_sheet: Path | None = None
+    uncertainty: Path | None = None
+    save_mask: Path | None = None
+    preview: Path | None = None
+    quality: int | None = None
+    mark_edited: bool = False
+    dry_run: bool = False
+
+    @property
+    def _files(self) -> Files:
+        return Files(**{one.name: getattr(self, one.name) for one in fields(Files)})
 
     def check(self, *inputs: Path | None) -> None:
         """Check everything that can be checked before a picture is read.
@@ -153,60 +171,83 @@ class Job:
         """
         if _process.is_program():  # adhere.io has a limit of its own
             Image.MAX_IMAGE_PIXELS = None
-        pictures = {_real_path(path) for path in (*inputs, self.output) if path is not None}
-        if self.json_file is not None and _real_path(self.json_file) in pictures:
-            raise AdhereError(f"--json {self.json_file}: is one of the pictures; give the report a file of its own")
-        self._check_outputs()
+        if self.dry_run and self.json_file is not None:
+            raise AdhereError(f"--json {self.json_file}: a dry run writes no file; write --json -")
+        self._files.check([path for path in inputs if path is not None])
         if self.solver is not None:
             get_sampler(self.solver)
         _device_and_dtype(self.device, self.dtype)
 
-    def run(self, task: Task, size: tuple[int, int] | None = None) -> Report:
-        """Sample a picture, write the files and return the report.
+    def run(self, task: Task, size: tuple[int, int] | None = None, needs_latents: bool = False) -> Report | Estimate:
+        """Sample the pictures, write the files and return the report; in a dry run, return an estimate.
 
         While the files are renamed to their final names, the process ignores signals.
 
         Args:
             task: what to sample.
             size: (height, width) of the result in pixels, if it is known.
+            needs_latents: whether models of pixels are refused.
 
         Raises:
             AdhereError: if the model cannot be loaded or cannot do the task, or a file cannot be written. No file is
                 written or changed then.
             OutOfMemory: if the picture or the model is too large.
         """
+        files = self._files
         if size is not None:
-            check_output_size(self.output, size)
+            files.check_size(size)
         if self.solver == "plain" and not isinstance(task, Generate):
             raise AdhereError("--solver 'plain': ignores all constraints, so only adhere generate accepts it")
         device, dtype = _device_and_dtype(self.device, self.dtype)
-        files = {name: value for name in ("variant", "config") if (value := getattr(self, name)) is not None}
-        pipe = _load(self.model, device, dtype, **files)
+        parts = {name: value for name in ("variant", "config") if (value := getattr(self, name)) is not None}
+        pipe = _load(self.model, device, dtype, **parts)
+        if needs_latents and pipe.state_shape(pipe.native_size)[1:] == pipe.native_size:
+            name = type(task).__name__.lower()
+            raise AdhereError(f"{name} needs a latent model, not one of pixels: give --model, such as adhere-emoji")
         if self.compile:
             pipe.compile()
-        pipe.set_progress_bar_config(desc="sampling", leave=False, disable=not self.show_progress)  # type: ignore[attr-defined]
-        out = pipe(
+        options = {
+            "guidance_scale": self.guidance_scale,
+            "solver": self.solver,
+            "num_inference_steps": self.steps,
+        }
+        if self.dry_run:
+            return estimate(
+                pipe, task, {"prompt": self.prompt, "negative_prompt": self.negative_prompt}, files.count, **options
+            )
+        _process.set_preview(None)
+        outs = [self._sample(pipe, task, i, files.count, options) for i in range(files.count)]
+        is_inpaint = isinstance(task, Inpaint)
+        share = float(task.mask_array.mean()) if is_inpaint else None
+        contents = files.contents([out.images[0] for out in outs], task.weights if is_inpaint else None)
+        return self._write(contents, self._report(outs, share, device, dtype))  # pyright: ignore[reportArgumentType]
+
+    def _sample(
+        self, pipe: "ConstrainedPipeline", task: Task, index: int, count: int, options: dict[str, Any]
+    ) -> "ConstrainedOutput":
+        """Return one sample; several are drawn one after the other, so that the memory does not grow."""
+        desc = "sampling" if count == 1 else f"sampling {index + 1} of {count}"
+        pipe.set_progress_bar_config(desc=desc, leave=False, disable=not self.show_progress)  # type: ignore[attr-defined]
+        return pipe(
             task,
             self.prompt,
             self.negative_prompt,
-            guidance_scale=self.guidance_scale,
-            solver=self.solver,
-            num_inference_steps=self.steps,
-            generator=torch.Generator().manual_seed(self.seed),
+            generator=torch.Generator().manual_seed((self.seed + index) % 2**63),
+            callback_on_step_end=step_callback(pipe, self.preview, self.show_progress),
+            callback_on_step_end_tensor_inputs=("x0", "residual") if self.show_progress else ("x0",),
+            **options,
         )
-        share = float(task.mask_array.mean()) if isinstance(task, Inpaint) else None
-        return self._write(out.images[0], self._report(out, share, device, dtype))  # pyright: ignore[reportArgumentType]
 
     def _report(
-        self, out: "ConstrainedOutput", repainted: float | None, device: torch.device, dtype: torch.dtype
+        self, outs: "list[ConstrainedOutput]", repainted: float | None, device: torch.device, dtype: torch.dtype
     ) -> Report:
         from adhere.pipelines.loading import _DEFAULT_MODEL
 
         return Report(
-            nfe=out.nfe,
-            seconds=round(out.seconds, 3),
-            residual=round(out.residual[0], 6),
-            peak_gb=_peak_gb(device),
+            nfe=sum(out.nfe for out in outs),
+            seconds=round(sum(out.seconds for out in outs), 3),
+            residual=round(max(out.residual[0] for out in outs), 6),
+            peak_gb=peak_gb(device),
             repainted=None if repainted is None else round(repainted, 6),
             model=self.model or _DEFAULT_MODEL,
             variant=self.variant,
@@ -214,46 +255,35 @@ class Job:
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
             guidance_scale=self.guidance_scale,
-            solver=out.solver,
-            steps=out.num_steps,
+            solver=outs[0].solver,
+            steps=outs[0].num_steps,
             seed=self.seed,
+            num_images=len(outs),
             device=str(device),
             dtype=str(dtype).removeprefix("torch."),
             compile=self.compile,
             version=__version__,
         )
 
-    def _write(self, image: Image.Image, report: Report) -> Report:
-        """Write the picture and the report, or neither; return the report with the time that the picture took."""
-        self._check_outputs()  # again, for what has appeared meanwhile: with --force, nothing else would refuse it
+    def _write(self, contents: dict[Path, Callable[[IO[bytes]], object]], report: Report) -> Report:
+        """Write all files or none; return the report with the time that the pictures took."""
+        names = replace(self._files, preview=None)  # it may be there by now
+        names.check([])  # again, for what has appeared meanwhile: with --force, nothing else would refuse it
         begin = time.perf_counter()
 
-        def write_picture(file: IO[bytes]) -> None:
-            nonlocal report
-            with _process.silenced_stderr():
-                encode(image, self.output.suffix, file)
-            report = replace(report, seconds=round(report.seconds + time.perf_counter() - begin, 3))
+        def timed(write: Callable[[IO[bytes]], object], file: IO[bytes]) -> None:
+            nonlocal report, begin
+            write(file)
+            now = time.perf_counter()
+            report, begin = replace(report, seconds=round(report.seconds + now - begin, 3)), now
 
-        contents: dict[Path, Callable[[IO[bytes]], object]] = {self.output: write_picture}
+        contents = {path: partial(timed, write) for path, write in contents.items()}
         if self.json_file is not None:
             contents[self.json_file] = lambda file: file.write(report.json.encode())
         with staged_writes(contents, self.force) as commit, _process.ignored_signals():
             commit()
             _process.set_written(True)
         return report
-
-    def _check_outputs(self) -> None:
-        check_output(self.output, self.force)
-        if self.json_file is not None:
-            check_writable(self.json_file, self.force)
-
-
-def _real_path(path: Path) -> str:
-    """The absolute path without links and without `~`."""
-    try:
-        return os.path.realpath(os.path.expanduser(path))
-    except FileNotFoundError as error:
-        raise AdhereError("the current folder does not exist any more; change to another folder") from error
 
 
 def _device_and_dtype(device: str | None, dtype: str | None) -> tuple[torch.device, torch.dtype]:
@@ -323,15 +353,3 @@ class _Notes(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if self.phrase in (message := record.getMessage()):
             warnings.warn(textwrap.shorten(message, 300), AdhereWarning, stacklevel=2)
-
-
-def _peak_gb(device: torch.device) -> float | None:
-    """The largest amount of memory that the GPU, or else this process, has used; None on Windows."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / _BYTES_PER_GB, 3)
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak * (1 if sys.platform == "darwin" else 1024) / _BYTES_PER_GB, 3)  # kilobytes except on macOS

@@ -1,5 +1,6 @@
 """XMP: captions, ratings and others as XML; the properties that become false are removed."""
 
+from contextlib import suppress
 from typing import Any
 from xml.dom import minidom
 
@@ -19,6 +20,13 @@ _FALSE_XMP_NAMES = {
     *("tiff:Orientation", "tiff:ImageWidth", "tiff:ImageLength", "exif:PixelXDimension", "exif:PixelYDimension"),
     "xmp:Thumbnails",
 }
+_RDF_NAMESPACE = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+_IPTC_NAMESPACE = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
+_EDITED_BY_A_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+_EMPTY_XMP = (
+    '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+    f'<rdf:RDF xmlns:rdf="{_RDF_NAMESPACE}"><rdf:Description rdf:about=""/></rdf:RDF></x:xmpmeta><?xpacket end="w"?>'
+)
 
 
 def true_xmp(xmp: Any, is_resized: bool = False) -> tuple[bytes | None, bool]:
@@ -45,6 +53,34 @@ def true_xmp(xmp: Any, is_resized: bool = False) -> tuple[bytes | None, bool]:
         for attribute in [a for a in element.attributes.values() if _is_false(a, namespaces)]:
             element.removeAttributeNode(attribute)
     return b"".join(node.toxml("utf-8") for node in document.childNodes), is_whole
+
+
+def mark_as_edited(xmp: Any) -> bytes:
+    """Return XMP with the IPTC digital source type of a picture that a trained model has changed.
+
+    Args:
+        xmp: The `xmp` of an image's `info`, or None. If it is damaged or of another type, it is replaced.
+    """
+    document = _parsed(xmp) or minidom.parseString(_EMPTY_XMP)
+    descriptions = document.getElementsByTagNameNS(_RDF_NAMESPACE, "Description")
+    for element in document.getElementsByTagNameNS(_IPTC_NAMESPACE, "DigitalSourceType"):
+        if element.parentNode is not None:
+            element.parentNode.removeChild(element)
+    for description in descriptions:
+        if description.hasAttributeNS(_IPTC_NAMESPACE, "DigitalSourceType"):
+            description.removeAttributeNS(_IPTC_NAMESPACE, "DigitalSourceType")
+    descriptions[0].setAttribute("xmlns:Iptc4xmpExt", _IPTC_NAMESPACE)
+    descriptions[0].setAttributeNS(_IPTC_NAMESPACE, "Iptc4xmpExt:DigitalSourceType", _EDITED_BY_A_MODEL)
+    return b"".join(node.toxml("utf-8") for node in document.childNodes)
+
+
+def _parsed(xmp: Any) -> minidom.Document | None:
+    """XMP as a document; None if it has no description."""
+    with suppress(Exception):  # minidom raises nearly anything for what is not XML
+        document = minidom.parseString(xmp)
+        if document.getElementsByTagNameNS(_RDF_NAMESPACE, "Description"):
+            return document
+    return None
 
 
 def _is_false(node: Any, namespaces: set[str]) -> bool:

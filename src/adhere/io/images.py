@@ -269,7 +269,7 @@ def save_picture(image: Image.Image, path: str | Path, *, force: bool = False) -
         commit()
 
 
-def encode(image: Image.Image, suffix: str, file: IO[bytes]) -> None:
+def encode(image: Image.Image, suffix: str, file: IO[bytes], quality: int | None = None) -> None:
     """Write an image to a binary file object, with as much of its metadata as the format can hold.
 
     JPEG is written with quality 95 and without chroma subsampling, WebP lossless. JPEG, WebP and BMP get 8 bits per
@@ -279,6 +279,7 @@ def encode(image: Image.Image, suffix: str, file: IO[bytes]) -> None:
         image: Any PIL image.
         suffix: The suffix of a file name, such as ".png"; it selects the format.
         file: The file object.
+        quality: Of JPEG, or of WebP, which is then not lossless; 1 to 100. Other formats ignore it.
 
     Raises:
         OSError, ValueError: Pillow could not write the image.
@@ -293,6 +294,8 @@ def encode(image: Image.Image, suffix: str, file: IO[bytes]) -> None:
         plain = to_pil(*convert_for(format, pixels, alpha))
         lost = _lost_in_format(plain, pixels, alpha)
         info = info | {"left_out": (*info.get("left_out", ()), *lost)}
+    if quality is not None and format in ("JPEG", "WEBP"):
+        options = options | {"quality": quality, "lossless": False}
     if format == "PNG":
         options = {"compress_level": 1 if plain.width * plain.height > _FAST_PNG_PIXELS else 6}
     metadata = _options_for(info, plain.mode, format)

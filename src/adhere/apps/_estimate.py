@@ -1,0 +1,153 @@
+"""What a request costs, before it is run: network evaluations, seconds and memory, from one timed evaluation."""
+
+import json
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from adhere.core.noise import randn
+from adhere.tasks import Task
+from adhere.tasks.base import Crop
+
+if TYPE_CHECKING:
+    from adhere.pipelines._runs import Run
+    from adhere.pipelines.base import ConstrainedPipeline
+
+_BYTES_PER_GB = 1024**3
+# What the default solver holds of each pixel while it works on 3 channels in float32: the state, the measurement, and
+# two directions for each of 6 conjugate residuals; measured on pictures of 512 x 512 and 1024 x 1024.
+_SOLVER_BYTES_PER_PIXEL = 400
+_WARM_UP_SIDE = 16  # in entries of the state
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The estimated cost of one request, in the order in which the JSON has it.
+
+    Attributes:
+        nfe: network evaluations.
+        seconds: of sampling; reading and writing files, loading the model and decoding are not counted.
+        peak_gb: the largest amount of memory in use, in units of 1024^3 bytes, or None if the system does not tell.
+        weights_gb: the part of it that holds the weights.
+        bytes_per_pixel: of the largest crop: what the evaluation was measured to take, and what the solver holds.
+        size: (height, width) of the largest crop in pixels.
+    """
+
+    nfe: int
+    seconds: float
+    peak_gb: float | None
+    weights_gb: float
+    bytes_per_pixel: int
+    size: tuple[int, int]
+
+    @property
+    def line(self) -> str:
+        """The figures in one line, such as 'dry run: 12 NFE, about 2.1 s, peak about 0.6 GB; nothing was written'."""
+        peak = "unknown" if self.peak_gb is None else f"about {self.peak_gb:.1f} GB"
+        return f"dry run: {self.nfe} NFE, about {self.seconds:.1f} s, peak {peak}; nothing was written"
+
+    @property
+    def json(self) -> str:
+        """The figures as a JSON object."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def estimate(
+    pipe: "ConstrainedPipeline", task: Task, prompts: dict[str, str | None], count: int, **options: Any
+) -> Estimate:
+    """Return what `count` samples of a task cost.
+
+    Args:
+        pipe: the model, on its device.
+        task: what to sample.
+        prompts: `prompt` and `negative_prompt`.
+        count: the number of samples.
+        options: `guidance_scale`, `solver` and `num_inference_steps` of the pipeline.
+    """
+    nfe, seconds, largest, extra = 0, 0.0, (0, 0), 0
+    following: Task | None = task
+    with torch.no_grad(), pipe.vae_in_float32():
+        while following is not None:
+            runs, crops = _prepared(pipe, following, prompts, **options)
+            for run in runs:
+                before = _memory(pipe.execution_device)
+                calls = run.sampler.evaluations(pipe.schedule(run.plan.size), len(run.timesteps), _entries(pipe, run))
+                nfe, seconds = nfe + calls, seconds + calls * _seconds_per_call(pipe, run)
+                if math.prod(run.plan.size) > math.prod(largest):
+                    largest, extra = run.plan.size, max(0, _memory(pipe.execution_device) - before)
+            black = [torch.zeros(3, *crop.size) for crop in crops]
+            following = _next(following, pipe, black, crops)
+    pixels = math.prod(largest)
+    per_pixel = extra // pixels + _SOLVER_BYTES_PER_PIXEL
+    peak = _memory(pipe.execution_device)
+    peak_gb = None if not peak else round((peak + pixels * _SOLVER_BYTES_PER_PIXEL) / _BYTES_PER_GB, 3)
+    weights = round(_weight_bytes(pipe) / _BYTES_PER_GB, 3)
+    return Estimate(count * nfe, round(count * seconds, 3), peak_gb, weights, per_pixel, largest)
+
+
+def _prepared(
+    pipe: "ConstrainedPipeline",
+    task: Task,
+    prompts: dict[str, str | None],
+    guidance_scale: float | None,
+    solver: str | None,
+    num_inference_steps: int | None,
+) -> "tuple[list[Run], list[Crop]]":
+    """The runs that sample a task once, ready to start, and its crops."""
+    from adhere.pipelines._runs import Batch, RunOptions, plan_runs
+
+    no_embeds = (None, None, None, None)
+    batch = Batch.of(task, prompts["prompt"], prompts["negative_prompt"], no_embeds, guidance_scale, 1)
+    options = RunOptions(solver, num_inference_steps, torch.Generator(), None, None, (), 1)
+    crops = task.crops(pipe)
+    with pipe._finite_checks() as checks:
+        return pipe._prepare(plan_runs([crops], pipe.to_latent_constraint, 1), batch, options, checks), crops
+
+
+def _next(task: Task, pipe: "ConstrainedPipeline", samples: list[torch.Tensor], crops: list[Crop]) -> Task | None:
+    if type(task).next_pass is Task.next_pass:
+        return None
+    image: Image.Image = task.postprocess(samples, crops)
+    return task.next_pass(pipe, image)
+
+
+def _entries(pipe: "ConstrainedPipeline", run: "Run") -> int:
+    return math.prod(pipe.state_shape(run.plan.size))
+
+
+def _seconds_per_call(pipe: "ConstrainedPipeline", run: "Run") -> float:
+    """The seconds of one evaluation, at the lowest noise level, where the network sees the whole crop."""
+    device = pipe.execution_device
+    like = torch.empty(0, dtype=torch.float32, device=device)
+    x = randn((1, *pipe.state_shape(run.plan.size)), like, torch.Generator().manual_seed(0))
+    run.denoiser(x[..., :_WARM_UP_SIDE, :_WARM_UP_SIDE], run.timesteps[-1])  # the first call is slower
+    begin = time.perf_counter()
+    run.denoiser(x, run.timesteps[-1]).sum().item()  # waits for the device
+    return time.perf_counter() - begin
+
+
+def _weight_bytes(pipe: "ConstrainedPipeline") -> int:
+    modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    return sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+
+
+def _memory(device: torch.device) -> int:
+    """The largest number of bytes that the GPU, or else this process, has used; 0 on Windows."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def peak_gb(device: torch.device) -> float | None:
+    """Return the largest amount of memory that the GPU, or else this process, has used; None on Windows."""
+    used = _memory(device)
+    return round(used / _BYTES_PER_GB, 3) if used else None
