@@ -29,11 +29,16 @@ VERB_EXAMPLES = {
         "adhere outpaint photo.jpg -o wide.png --aspect 16:9 --seed 7",
     ),
     "style": (
+        "adhere style -o new.png --reference painting.jpg --model path/to/folder",
         'adhere style -o street.png --reference painting.jpg --prompt "a street" --model path/to/diffusers-folder',
     ),
-    "layout": ('adhere layout -o heart.png --reference sketch.png --prompt "a red heart, 3d" --model adhere-emoji',),
+    "layout": (
+        "adhere layout -o heart.png --reference sketch.png --model adhere-emoji",
+        'adhere layout -o heart.png --reference sketch.png --prompt "a red heart, 3d" --model adhere-emoji',
+    ),
     "silhouette": (
-        'adhere silhouette -o cat.png --reference shape.png --prompt "a cat, 3d" --model adhere-emoji --size 128x128',
+        "adhere silhouette -o cat.png --reference shape.png --model adhere-emoji",
+        'adhere silhouette -o cat.png --reference shape.png --prompt "a cat, 3d" --model adhere-emoji --size 64x64',
     ),
 }
 _GROWTH_HELP = "What is added at the {} of PHOTO, in pixels, or as a share of its {} such as 25%."
