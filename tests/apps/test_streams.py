@@ -78,12 +78,12 @@ def test_a_mask_of_most_of_the_picture_gets_a_hint(folder, inpaint_args):
 
 def test_the_time_of_encoding_is_reported(folder, inpaint_args, monkeypatch):
     """The clock is ahead by 1000 seconds while the picture is encoded."""
-    from adhere.apps import job
+    from adhere.apps import _files, job
 
-    now, encode = job.time.perf_counter, job.encode
+    now, encode = job.time.perf_counter, _files.encode
     ahead = []
     monkeypatch.setattr(job.time, "perf_counter", lambda: now() + sum(ahead))
-    monkeypatch.setattr(job, "encode", lambda *arguments: (encode(*arguments), ahead.append(1000)))
+    monkeypatch.setattr(_files, "encode", lambda *arguments: (encode(*arguments), ahead.append(1000)))
     result = run(inpaint_args(json="report.json"))
     assert 1000 <= json.loads(Path("report.json").read_text())["seconds"] < 2000
     assert REPORT_LINE.fullmatch(result.stdout)

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from adhere.pipelines.base import ConstrainedPipeline
 
 _BYTES_PER_GB = 1024**3
-# What the default solver holds of each pixel while it works on 3 channels in float32: the state, the measurement, and
-# two directions for each of 6 conjugate residuals; measured on pictures of 512 x 512 and 1024 x 1024.
-_SOLVER_BYTES_PER_PIXEL = 400
+# What a run of the default solver was measured to take on 512 x 512 and 1024 x 1024 pixels, beside one evaluation: the
+# directions of its conjugate residuals, the measurement, the state, and the picture itself.
+_SOLVER_BYTES_PER_PIXEL = 660
 _WARM_UP_SIDE = 16  # in entries of the state
 
 

@@ -174,11 +174,13 @@ def _mean(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def _deviation(images: Sequence[Image.Image]) -> Image.Image:
-    """The standard deviation of each pixel, 16-bit gray with 65535 = 1.0: of several channels, the root mean square."""
+    """The standard deviation of each pixel, 16-bit gray with 65535 = 1.0; of several channels, the root mean square."""
     largest = {"bool": 1, "uint16": 65535}.get(np.asarray(images[0]).dtype.name, 255)
     total, squares = 0.0, 0.0
     for image in images:
         values = np.asarray(image).astype(np.float64)
+        if image.mode in ("LA", "RGBA"):
+            values = values[..., :-1]  # all have the same alpha
         total, squares = total + values, squares + values**2  # sums of integers below 2^53 are exact
     variance = (squares - total**2 / len(images)) / (len(images) - 1) / largest**2
     variance = np.where(squares * len(images) == total**2, 0, variance)
