@@ -177,15 +177,16 @@ class MomentMatching(Solver[_Memory]):
         variance, residual = self._variance_and_residual(linear, linear, x0)
         pairs: list[tuple[Tensor, Tensor]] = []
         V = partial(bfgs_product, partial(covariance.product, snr=snr), pairs)
-        p: Tensor | float = 1.0
+        matrix = lambda u: variance * u + A(V(A.adjoint(u)))  # noqa: E731
+        rhs = residual - variance * u_0
+        solve = partial(conjugate_residuals, matrix, rhs, count, tolerance=0.0)
         if isinstance(linear.noise, Tensor):  # otherwise precise and imprecise entries need many iterations
             p = (variance + covariance.mean_variance(snr) * _squared_gain(A, residual)).rsqrt()
-        matrix = lambda u: p * (variance * (p * u) + A(V(A.adjoint(p * u))))  # noqa: E731
-        solve = partial(conjugate_residuals, matrix, p * (residual - variance * u_0), count, tolerance=0.0)
-        step = A.adjoint(p * solve())
+            solve = lambda: p * conjugate_residuals(lambda u: p * matrix(p * u), p * rhs, count, 0.0)  # noqa: E731
+        step = A.adjoint(solve())
         for product in products:
             pairs.append((step, product(step)))
-            step = A.adjoint(p * solve())
+            step = A.adjoint(solve())
         mean = x0 + clip_rms(V(step), linear.max_step_rms)
         return linear.project_exact(mean), step
 
