@@ -147,8 +147,8 @@ from adhere import Gray, Linear, Nonlinear
 y = torch.zeros(1, 1, 8, 8)
 for arguments in (
     (Linear, torch.sin, y), (Linear, Gray(), y.numpy()), (Linear, Gray(), (y, y)),
-    (Linear, Gray(), y, torch.tensor(0.1)), (Linear, Gray(), y, "0.1"), (Linear, Gray(), y, None),
-    (Nonlinear, torch.sin, y.numpy()),
+    (Linear, Gray(), y, "0.1"), (Linear, Gray(), y, None), (Nonlinear, torch.sin, y.numpy()),
+    (Nonlinear, torch.sin, y, torch.tensor(0.1)),
 ):
     try:
         arguments[0](*arguments[1:])
@@ -163,11 +163,12 @@ def test_arguments_of_a_wrong_type_are_named():
     lines = subprocess.run([sys.executable, "-c", WRONG_TYPES], capture_output=True, text=True, env=environment).stdout
     expected = [
         "operator is a builtin_function_or_method: give a LinearOperator, such as adhere.operator(fn, (3, H, W))",
-        *("y is a ndarray, noise a float", "y is a tuple, noise a float", "y is a Tensor, noise a Tensor"),
+        *("y is a ndarray, noise a float", "y is a tuple, noise a float"),
         *("y is a Tensor, noise a str", "y is a Tensor, noise a NoneType", "y is a ndarray, noise a float"),
     ]
     hint = ": give a tensor y, and one number for the standard deviation of its noise"
-    assert lines.splitlines() == [expected[0], *(line + hint for line in expected[1:])]
+    last = "y is a Tensor, noise a Tensor: give one number for a nonlinear f"
+    assert lines.splitlines() == [expected[0], *(line + hint for line in expected[1:]), last]
 
 
 def test_a_tuple_of_measurements_is_answered_with_a_sum():

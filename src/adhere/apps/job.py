@@ -27,7 +27,7 @@ from adhere.apps._progress import step_callback
 from adhere.core.presets import get_sampler
 from adhere.errors import AdhereError, AdhereWarning
 from adhere.io._atomic import staged_writes
-from adhere.tasks import Generate, Inpaint, Task
+from adhere.tasks import Generate, Inpaint, Outpaint, Task
 
 if TYPE_CHECKING:
     from adhere.pipelines.base import ConstrainedOutput, ConstrainedPipeline
@@ -201,7 +201,7 @@ class Job:
         device, dtype = _device_and_dtype(self.device, self.dtype)
         parts = {name: value for name in ("variant", "config") if (value := getattr(self, name)) is not None}
         pipe = _load(self.model, device, dtype, **parts)
-        if needs_latents and pipe.state_shape(pipe.native_size)[1:] == pipe.native_size:
+        if needs_latents and _has_pixel_states(pipe):
             name = type(task).__name__.lower()
             raise AdhereError(f"{name} needs a latent model, not one of pixels: give --model, such as adhere-emoji")
         if self.compile:
@@ -227,14 +227,15 @@ class Job:
     ) -> "ConstrainedOutput":
         """Return one sample; several are drawn one after the other, so that the memory does not grow."""
         desc = "sampling" if count == 1 else f"sampling {index + 1} of {count}"
+        shows_residual = self.show_progress and (_has_pixel_states(pipe) or isinstance(task, Inpaint | Outpaint))
         pipe.set_progress_bar_config(desc=desc, leave=False, disable=not self.show_progress)  # type: ignore[attr-defined]
         return pipe(
             task,
             self.prompt,
             self.negative_prompt,
             generator=torch.Generator().manual_seed((self.seed + index) % 2**63),
-            callback_on_step_end=step_callback(pipe, self.preview, self.show_progress),
-            callback_on_step_end_tensor_inputs=("x0", "residual") if self.show_progress else ("x0",),
+            callback_on_step_end=step_callback(pipe, self.preview, shows_residual),
+            callback_on_step_end_tensor_inputs=("x0", "residual") if shows_residual else ("x0",),
             **options,
         )
 
@@ -284,6 +285,11 @@ class Job:
             commit()
             _process.set_written(True)
         return report
+
+
+def _has_pixel_states(pipe: "ConstrainedPipeline") -> bool:
+    """Whether the states are pictures; otherwise a residual may take a decoding."""
+    return pipe.state_shape(pipe.native_size)[1:] == pipe.native_size
 
 
 def _device_and_dtype(device: str | None, dtype: str | None) -> tuple[torch.device, torch.dtype]:

@@ -34,6 +34,8 @@ class Nonlinear(Constraint):
 
     def __post_init__(self) -> None:
         _check_measurement(self.y, self.noise)
+        if isinstance(self.noise, Tensor):
+            raise InvalidInput(f"y is a {type(self.y).__name__}, noise a Tensor: give one number for a nonlinear f")
         if not self.max_step_rms > 0:
             raise InvalidInput(f"max_step_rms = {self.max_step_rms}: it must be above 0; 0.3 is usual")
 
