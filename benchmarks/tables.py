@@ -42,6 +42,7 @@ METRICS = {
     "psnr": Metric("PSNR (dB)", math.inf, ".2f"),
     "ssim": Metric("SSIM", 1, ".3f"),
     "feature_distance": Metric("feature distance", 0, ".4f"),
+    "ciede2000": Metric("CIEDE2000", 0, ".2f"),
     "frechet": Metric("Fréchet distance", 0, ".0f"),
     "nearest_psnr": Metric("PSNR to nearest training picture", None, ".2f"),
     "residual": Metric("residual", None, ".2e"),  # best at the noise of the measurement

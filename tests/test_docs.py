@@ -93,6 +93,7 @@ def models_and_pictures(tmp_path_factory) -> Path:
     sizes = {"photo.jpg": 48, "photo2.jpg": 48, "small.png": 16, "sketch.png": 20, "painting.jpg": 64, "emoji.png": 48}
     for name, size in sizes.items():
         image_of("RGB", size, size).save(folder / name)
+    image_of("RGBA", 48, 48).save(folder / "hints.png")
     for name in ("mask.png", "shape.png", "right-half.png"):
         Image.fromarray(hole(48, 48)).save(folder / name)
     return folder

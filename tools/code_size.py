@@ -3,7 +3,7 @@
     python tools/code_size.py
     python tools/code_size.py --names
 
-Exits with 1 if a limit is exceeded: 131 public top-level names, a median of 6 and a 90th percentile of 20 lines per
+Exits with 1 if a limit is exceeded: 138 public top-level names, a median of 6 and a 90th percentile of 20 lines per
 function, 300 lines per file. Public names are functions, classes and constants of modules without a leading underscore.
 """
 
@@ -12,7 +12,7 @@ import statistics
 import sys
 from pathlib import Path
 
-MAX_NAMES, MAX_MEDIAN, MAX_P90, MAX_FILE = 131, 6, 20, 300
+MAX_NAMES, MAX_MEDIAN, MAX_P90, MAX_FILE = 138, 6, 20, 300
 
 
 def docstring_lines(node: ast.AST) -> int:

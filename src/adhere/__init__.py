@@ -7,9 +7,10 @@
     out.images[0].save("repaired.png")
 
 Models:          load, from_pipe, ConstrainedPipeline, ConstrainedOutput
-Tasks:           Inpaint, Outpaint, Restore, Upscale, Generate, Custom, Layout, Silhouette, Style
+Tasks:           Inpaint, Outpaint, Restore, Upscale, Denoise, Deblur, Colorize, Generate, Custom, Layout,
+                 Silhouette, Style
 Constraints:     Linear, Nonlinear, Loss, Sum, Constraint
-Operators:       Mask, Downsample, Blur, Gray, Identity, operator, LinearOperator
+Operators:       Mask, Downsample, Blur, Convolve, Resize, Gray, Identity, operator, LinearOperator
 Solvers:         MomentMatching, InexactNewton, DDNM, Plain, Solver, Sampler, PRESETS, DDIM, DPMSolver2M
 Any network:     NetworkDenoiser, sample
 """
@@ -22,7 +23,7 @@ __version__ = "0.2.0.dev0"
 if TYPE_CHECKING:
     from adhere.core.constraints import Constraint, Linear, Loss, Sum
     from adhere.core.denoisers import NetworkDenoiser
-    from adhere.core.filters import Blur, Downsample
+    from adhere.core.filters import Blur, Convolve, Downsample, Resize
     from adhere.core.nonlinear import Nonlinear
     from adhere.core.operators import Gray, Identity, LinearOperator, Mask, operator
     from adhere.core.presets import PRESETS, sample
@@ -36,7 +37,20 @@ if TYPE_CHECKING:
     from adhere.errors import AdhereError
     from adhere.pipelines.base import ConstrainedOutput, ConstrainedPipeline
     from adhere.pipelines.loading import from_pipe, load
-    from adhere.tasks import Custom, Generate, Inpaint, Layout, Outpaint, Restore, Silhouette, Style, Upscale
+    from adhere.tasks import (
+        Colorize,
+        Custom,
+        Deblur,
+        Denoise,
+        Generate,
+        Inpaint,
+        Layout,
+        Outpaint,
+        Restore,
+        Silhouette,
+        Style,
+        Upscale,
+    )
 
 __all__ = [
     "DDIM",
@@ -44,11 +58,15 @@ __all__ = [
     "PRESETS",
     "AdhereError",
     "Blur",
+    "Colorize",
     "ConstrainedOutput",
     "ConstrainedPipeline",
     "Constraint",
+    "Convolve",
     "Custom",
     "DPMSolver2M",
+    "Deblur",
+    "Denoise",
     "Downsample",
     "Generate",
     "Gray",
@@ -65,6 +83,7 @@ __all__ = [
     "Nonlinear",
     "Outpaint",
     "Plain",
+    "Resize",
     "Restore",
     "Sampler",
     "Silhouette",
@@ -82,7 +101,7 @@ __all__ = [
 _MODULES = {
     "adhere.core.constraints": ("Constraint", "Linear", "Loss", "Sum"),
     "adhere.core.denoisers": ("NetworkDenoiser",),
-    "adhere.core.filters": ("Blur", "Downsample"),
+    "adhere.core.filters": ("Blur", "Convolve", "Downsample", "Resize"),
     "adhere.core.nonlinear": ("Nonlinear",),
     "adhere.core.operators": ("Gray", "Identity", "LinearOperator", "Mask", "operator"),
     "adhere.core.presets": ("PRESETS", "sample"),
@@ -97,7 +116,10 @@ _MODULES = {
     "adhere.pipelines.base": ("ConstrainedOutput", "ConstrainedPipeline"),
     "adhere.pipelines.loading": ("from_pipe", "load"),
     "adhere.tasks": (
+        "Colorize",
         "Custom",
+        "Deblur",
+        "Denoise",
         "Generate",
         "Inpaint",
         "Layout",

@@ -59,6 +59,9 @@ def verb_args(folder, shared_model):
         "inpaint": ["photo.png", "--mask", "mask.png"],
         "outpaint": ["photo.png", "--left", "4"],
         "upscale": ["photo.png", "--factor", "2"],
+        "denoise": ["photo.png", "--sigma", "0.1"],
+        "deblur": ["photo.png", "--psf", "disk:1"],
+        "colorize": ["photo.png"],
         "generate": [],
         **{verb: ["--reference", "mask.png"] for verb in ("style", "layout", "silhouette")},
     }

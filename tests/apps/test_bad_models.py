@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from adhere.apps.cli import _EXAMPLES
+from adhere.apps._examples import EXAMPLES
 from adhere.pipelines.loading import SHIPPED_MODELS
 from tests.apps.command import error_line, run
 from tests.single_file import save_single_file
 from tests.tiny_models import WEIGHTS, edit_json, edit_weights, load, with_nan
 
 
-@pytest.mark.parametrize("verb", _EXAMPLES)
+@pytest.mark.parametrize("verb", EXAMPLES)
 def test_a_model_that_does_not_exist(folder, verb_args, verb):
     message = error_line(verb_args(verb, model="adhere-foto"), folder)
     assert "no such folder" in message

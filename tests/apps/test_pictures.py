@@ -24,7 +24,7 @@ def test_a_file_of_several_pages_is_not_replaced_by_one_page(folder, inpaint_arg
     assert message in error_line(inpaint_args("scan.tif", "--force", o="scan.tif", frame="1"), folder)
 
 
-@pytest.mark.parametrize("verb", ["inpaint", "upscale"])
+@pytest.mark.parametrize("verb", ["inpaint", "upscale", "denoise"])
 def test_a_page_must_be_chosen(folder, verb_args, verb):
     pages = scan("photo.png")  # Pillow reads it by its contents
     assert "photo.png: holds 3 pictures; choose one of PHOTO with --frame N" in error_line(verb_args(verb), folder)
@@ -35,6 +35,8 @@ def test_a_page_must_be_chosen(folder, verb_args, verb):
     out = np.asarray(Image.open("out.png"))
     if verb == "inpaint":
         assert np.array_equal(out[~hole()], pages[1][~hole()])
+    elif verb == "denoise":
+        assert out.shape == pages[1].shape
     else:
         assert np.array_equal(out.reshape(24, 2, 31, 2, 3).mean((1, 3)), pages[1])
 
@@ -50,7 +52,7 @@ def test_a_page_of_one_bit_stays_one_bit_and_compressed(folder, inpaint_args):
 
 def test_sixteen_bits_stay_sixteen_bits(folder, verb_args):
     image_of("I;16").save("photo.png")
-    for verb in ("inpaint", "upscale"):
+    for verb in ("inpaint", "upscale", "denoise"):
         assert run(verb_args(verb, "--force")).exit_code == 0
         assert np.asarray(Image.open("out.png")).dtype == np.uint16
 

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adhere.apps.cli import _EXAMPLES, main
+from adhere.apps._examples import EXAMPLES
+from adhere.apps.cli import main
 from adhere.io import images
 from tests.apps.command import ENVIRONMENT, LATENT_VERBS, REPORT_LINE, contents_of, error_line, run
 from tests.picture_files import hole, image_of, png_header
@@ -242,7 +243,7 @@ def test_the_report_has_the_number_of_noise_levels_that_were_run(folder, inpaint
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
-@pytest.mark.parametrize("verb", [verb for verb in _EXAMPLES if verb not in LATENT_VERBS])
+@pytest.mark.parametrize("verb", [verb for verb in EXAMPLES if verb not in LATENT_VERBS])
 @pytest.mark.parametrize("method", ["crops", "postprocess"])
 def test_the_error_for_lack_of_memory_is_one_line(folder, verb_args, monkeypatch, verb, method, error):
     def fail(*_args, **_options):

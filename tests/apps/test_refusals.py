@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from adhere.apps.cli import _EXAMPLES
+from adhere.apps._examples import EXAMPLES
 from adhere.core.presets import PRESETS
 from adhere.io import images
 from tests.apps.command import LATENT_VERBS, error_line, run
@@ -39,7 +39,7 @@ def test_usage_errors_are_one_line(folder, arguments, message):
     line = error_line(arguments.split(), folder)
     assert message in line
     verb = arguments.split()[0]
-    assert line.endswith(f" (see adhere{f' {verb}' if verb in _EXAMPLES else ''} --help)\n")
+    assert line.endswith(f" (see adhere{f' {verb}' if verb in EXAMPLES else ''} --help)\n")
 
 
 @pytest.mark.parametrize("option", ["-o", "--mask", "--model", "--json", "photo"])
@@ -151,7 +151,7 @@ def test_the_error_for_an_unknown_solver_lists_all(folder, inpaint_args, name):
     assert f"'{name}': choose one of {', '.join(PRESETS)}" in error_line(inpaint_args(solver=name), folder)
 
 
-@pytest.mark.parametrize("verb", _EXAMPLES)
+@pytest.mark.parametrize("verb", EXAMPLES)
 def test_the_error_for_a_renamed_solver_has_the_new_name(folder, verb_args, verb):
     line = error_line(verb_args(verb, solver="moment_matching_calm"), folder)  # retired
     assert "'moment_matching_calm' is now called 'moment_matching'" in line  # retired
@@ -189,7 +189,7 @@ def test_a_size_that_is_not_a_multiple(folder, verb_args):
 
 
 @pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf", "abc", ""])
-@pytest.mark.parametrize("verb", _EXAMPLES)
+@pytest.mark.parametrize("verb", EXAMPLES)
 def test_invalid_guidance_scales(folder, verb_args, verb, scale):
     line = error_line(verb_args(verb, guidance_scale=scale), folder)
     assert f"--guidance-scale '{scale}': give a number above 0" in line
@@ -203,7 +203,7 @@ def test_invalid_guidance_scales(folder, verb_args, verb, scale):
         ({"guidance_scale": "3"}, "this model reads no prompt"),
     ],
 )
-@pytest.mark.parametrize("verb", [verb for verb in _EXAMPLES if verb not in LATENT_VERBS])
+@pytest.mark.parametrize("verb", [verb for verb in EXAMPLES if verb not in LATENT_VERBS])
 def test_a_prompt_for_a_model_that_reads_no_text(folder, verb_args, verb, option, message):
     assert message in error_line(verb_args(verb, model="adhere-photo", **option), folder)
 

@@ -17,7 +17,7 @@ from typer.models import OptionInfo
 
 import adhere
 from adhere.apps import _options, _verbs, cli
-from adhere.apps.cli import _EXAMPLES
+from adhere.apps._examples import EXAMPLES
 from adhere.pipelines.base import ConstrainedPipeline
 from adhere.pipelines.loading import _MODELS
 from tests.apps.command import REPORT_LINE, arguments_for, contents_of, error_line, run
@@ -207,18 +207,18 @@ def test_version():
 def test_the_help_shows_an_example_of_each_verb_also_without_arguments(arguments):
     result = run(arguments)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert all(examples[0] in result.stdout for examples in _EXAMPLES.values())
+    assert all(examples[0] in result.stdout for examples in EXAMPLES.values())
 
 
-@pytest.mark.parametrize("verb", _EXAMPLES)
+@pytest.mark.parametrize("verb", EXAMPLES)
 def test_the_help_of_a_verb_shows_its_examples(verb):
     result = run([verb, "--help"])
     assert (result.exit_code, result.stderr) == (0, "")
     text = " ".join(result.stdout.split())
-    assert all(re.sub(r"\[/?dim\]", "", example) in text for example in _EXAMPLES[verb])
+    assert all(re.sub(r"\[/?dim\]", "", example) in text for example in EXAMPLES[verb])
 
 
-@pytest.mark.parametrize("verb", _EXAMPLES)
+@pytest.mark.parametrize("verb", EXAMPLES)
 def test_the_help_of_a_verb_explains_every_option(verb):
     text = run([verb, "--help"]).stdout
     names = "output model prompt negative-prompt guidance-scale solver steps seed device dtype json force"
@@ -226,7 +226,10 @@ def test_the_help_of_a_verb_explains_every_option(verb):
     own = {
         "inpaint": "mask box color tolerance invert fill-holes grow feather soft save-mask",
         "outpaint": "left right top bottom aspect",
-        "upscale": "factor",
+        "upscale": "factor size kernel noise",
+        "denoise": "sigma",
+        "deblur": "psf noise",
+        "colorize": "hints hint-noise",
         "generate": "size",
     }
     for name in [*names.split(), *own.get(verb, "reference size").split()]:
@@ -247,7 +250,7 @@ def test_every_option_names_its_flag():
 
 
 @pytest.mark.parametrize(
-    "example", [example for verb in ("inpaint", "outpaint", "upscale") for example in _EXAMPLES[verb]]
+    "example", [one for verb in EXAMPLES if verb not in ("generate", *LATENT_VERBS) for one in EXAMPLES[verb]]
 )
 def test_the_examples_are_valid_except_for_missing_files(folder, example, monkeypatch):
     Path("mask.png").unlink()
@@ -258,7 +261,7 @@ def test_the_examples_are_valid_except_for_missing_files(folder, example, monkey
     assert problem in error_line(arguments, folder)
 
 
-@pytest.mark.parametrize("example", _EXAMPLES["generate"])
+@pytest.mark.parametrize("example", EXAMPLES["generate"])
 def test_the_examples_of_generate_work(folder, text_model, example):
     arguments = re.sub("adhere-emoji|checkpoint.safetensors", str(text_model), example)
     result = run([*shlex.split(arguments)[1:], "--steps", "1"])

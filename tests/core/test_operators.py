@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.functional import avg_pool2d, interpolate
+from torch.nn.functional import avg_pool2d, conv2d, interpolate
 
 from adhere.core._linalg import conjugate_residuals
-from adhere.core.filters import Blur, Downsample
+from adhere.core.filters import Blur, Convolve, Downsample, Resize
 from adhere.core.operators import (
     Gray,
     Identity,
@@ -23,12 +23,25 @@ from adhere.core.operators import (
     _Stacked,
     operator,
 )
+from adhere.errors import InvalidInput
 from adhere.testing import check_operator
 from tests.core.exact import Matrix, assert_close, matrix_of, normal, seeded
 
 few_examples = settings(max_examples=25, deadline=None)
 KINDS = ["area", "bicubic"]
-OTHERS = ["identity", "mask", "blur", "gray", "gray of mask", "area of blur", "inner product", "stacked", "unpad"]
+OTHERS = [
+    "identity",
+    "mask",
+    "blur",
+    "convolve",
+    "resize",
+    "gray",
+    "gray of mask",
+    "area of blur",
+    "inner product",
+    "stacked",
+    "unpad",
+]
 FUNCTIONS = ["channel means", "low-pass filter"]
 # Of rounding errors: the laws hold to less than 1e-12 for images whose entries are below 10.
 TOLERANCE = 5e-14
@@ -70,6 +83,8 @@ def make_case(seed, kind, factor, size, sigma):
         "area": Downsample(factor, "area"),
         "bicubic": Downsample(factor, "bicubic"),
         "blur": blur,
+        "resize": Resize((height, width), size, "bicubic" if seed % 2 else "area"),
+        "convolve": Convolve(normal(g, min(height, factor), min(width, 2))),
         "gray": Gray(),
         "gray of mask": Gray() @ mask,
         "area of blur": area @ blur,
@@ -250,6 +265,56 @@ def test_bicubic_is_that_of_torch_away_from_the_edge(factor):
     theirs = interpolate(x, scale_factor=1 / factor, mode="bicubic", antialias=True, align_corners=False)
     inside = (..., slice(2, -2), slice(2, -2))  # the kernel reaches two output pixels
     assert_close(Downsample(factor, "bicubic")(x)[inside], theirs[inside], 1e-6)
+
+
+SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40), st.floats(0, 1), st.floats(0, 1))
+
+
+@few_examples
+@given(SIZES, st.integers(0, 1000))
+def test_resizing_by_any_factor(sizes, seed):
+    """The area is the mean over the squares of a finer grid; bicubic is torch's, also at the edges."""
+    height, width, *shares = sizes
+    small = tuple(max(1, round(share * side)) for share, side in zip(shares, (height, width), strict=True))
+    x = normal(seeded(seed), 2, 3, height, width)
+    fine = x.repeat_interleave(small[0], 2).repeat_interleave(small[1], 3)
+    squares = fine.view(2, 3, small[0], height, small[1], width)
+    assert_close(Resize((height, width), small)(x), squares.mean((3, 5)), 1e-12)
+    if min(small) > 1:  # torch 2.13 crashes for a side of 1 pixel
+        bicubic = interpolate(x, small, mode="bicubic", antialias=True)
+        assert_close(Resize((height, width), small, "bicubic")(x), bicubic, 1e-12)
+
+
+@few_examples
+@given(SIZES, st.sampled_from(KINDS), st.floats(1e-6, 1.0))
+def test_ten_conjugate_residuals_invert_any_resizing(sizes, kind, damping):
+    """The condition number of A A^T is at most 2.1^2, so the residual is at most 2 (1 - 2 / 3.1)^10 < 7e-5 of r."""
+    height, width, *shares = sizes
+    small = tuple(max(1, round(share * side)) for share, side in zip(shares, (height, width), strict=True))
+    A, r = Resize((height, width), small, kind), normal(seeded(0), 1, 2, *small)
+    u = A.solve_normal(r, damping)
+    assert (A(A.adjoint(u)) + damping * u - r).norm() <= 7e-5 * r.norm()
+
+
+def test_sizes_that_grow_or_do_not_fit_are_refused():
+    with pytest.raises(InvalidInput, match=r"from \(4, 4\) to \(5, 2\): give sides of at least 1 that do not grow"):
+        Resize((4, 4), (5, 2))
+    with pytest.raises(InvalidInput, match=r"resizing from \(4, 4\): the image is of \(4, 5\)"):
+        Resize((4, 4), (2, 2))(torch.zeros(1, 3, 4, 5))
+
+
+def test_convolution_is_that_of_torch():
+    x, kernel = normal(seeded(0), 2, 3, 9, 11), normal(seeded(1), 3, 4)
+    expected = conv2d(x.view(-1, 1, 9, 11), kernel.flip(0, 1)[None, None]).view(2, 3, 7, 8)
+    assert_close(Convolve(kernel)(x), expected, 1e-13)
+
+
+def test_kernels_that_do_not_fit_are_refused():
+    for kernel in (torch.ones(3), torch.ones(0, 3), torch.tensor([[math.nan]])):
+        with pytest.raises(InvalidInput, match=r"the kernel has shape .*: give finite numbers \(h, w\)"):
+            Convolve(kernel)
+    with pytest.raises(InvalidInput, match=r"convolution by 3 x 1: an image of \(2, 5\) is smaller"):
+        Convolve(torch.ones(3, 1))(torch.zeros(1, 3, 2, 5))
 
 
 def test_the_blur_of_a_point_has_the_stated_width():

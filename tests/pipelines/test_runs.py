@@ -95,6 +95,6 @@ def test_the_samples_of_a_run_are_those_of_its_requests():
 )
 def test_a_missing_side_is_that_of_the_model(height, width, expected):
     class Model:
-        multiple, native_size, execution_device = 8, (32, 64), torch.device("cpu")
+        multiple, native_size, execution_device, is_latent = 8, (32, 64), torch.device("cpu"), False
 
     assert requested_size(Model(), height, width) == expected

@@ -11,4 +11,5 @@ class FakeModel:
 
     multiple: int = 1
     native_size: tuple[int, int] = (64, 64)
+    is_latent: bool = False
     execution_device: torch.device = field(default_factory=lambda: torch.device("cpu"))

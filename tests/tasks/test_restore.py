@@ -203,7 +203,7 @@ def test_results_with_too_many_pixels_are_refused():
 
 @pytest.mark.parametrize("factor", [1, 0, -2])
 def test_a_factor_below_two_is_refused(factor):
-    with pytest.raises(AdhereError, match=f"factor = {factor}: give an integer of at least 2"):
+    with pytest.raises(AdhereError, match=f"factor = {factor}: give a number from 1.5 to 8"):
         Upscale(noise(7, 10, 3), factor)
 
 

@@ -1,13 +1,74 @@
-"""Options of the verbs: their flags, the parsers of their values, and their help."""
+"""Options and arguments of the verbs: their flags, the parsers of their values, and their help."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from adhere.apps._parsers import Parser, integer_parser, parse_box, parse_color, parse_path, with_flag
+from adhere.apps._parsers import (
+    Parser,
+    integer_parser,
+    parse_aspect,
+    parse_box,
+    parse_color,
+    parse_factor,
+    parse_growth,
+    parse_guidance_scale,
+    parse_kernel,
+    parse_noise,
+    parse_path,
+    parse_sigma,
+    parse_text,
+    with_flag,
+)
 
+_MAX_SEED = 2**63 - 1
+
+_GROWTH_HELP = "What is added at the {} of PHOTO, in pixels, or as a share of its {} such as 25%."
 _HELP = {
+    "-o": "The picture to write. Its suffix decides the format: .png, .jpg, .webp, .tif or .bmp.",
+    "--frame": "Which picture of PHOTO to use, if the file holds several, such as pages or the frames of an animation. "
+    "The first is 0.",
+    "--factor": "How many times the result is as wide and as high as PHOTO, from 1.5 to 8. The default is 4. The "
+    "result has at most 50 megapixels.",
+    "--kernel": "How PHOTO was reduced from a larger picture: area, each pixel is the mean over its area (the "
+    "default), or bicubic, with antialiasing.",
+    "--hints": "A picture of the same size as PHOTO, whose colors are hints where it is opaque: strokes of color on a "
+    "transparent layer. adhere-photo needs them, since it does not know the colors of things.",
+    "--hint-noise": "How far colors may be from the hints, as a standard deviation from 0 to 1.",
+    "--psf": "How PHOTO shows a point, in pixels: gaussian:SIGMA for a soft spot, disk:RADIUS for a lens out of focus, "
+    "motion:LENGTH,ANGLE for a moved camera with the angle in degrees, counter-clockwise from the right; or a gray "
+    "picture of a point on black.",
+    "--noise": "The standard deviation of the noise in PHOTO, from 0 to 1, where 1 is from black to white. 0 is for a "
+    "picture without noise, whose values the result meets exactly.",
+    "--sigma": "The standard deviation of the noise in PHOTO, from 0 to 1, where 1 is from black to white. auto, the "
+    "default, estimates it.",
+    "--size": "The size of the result in pixels. The default of generate is the size of the model's training pictures. "
+    "For upscale, it replaces --factor.",
+    "--model": "The diffusion model: a folder in the diffusers layout, a .safetensors file, the id of a model on the "
+    "Hugging Face hub, or the name of a shipped model. An unknown name lists the shipped models. The default is "
+    "adhere-photo, the shipped model for photographs.",
+    "--variant": "The variant of the weights in the model's folder, such as fp16 for files that end in "
+    ".fp16.safetensors.",
+    "--config": "For a .safetensors file: a folder in the diffusers layout, or the id of a model on the hub, "
+    "with the configurations of its components. The default is that of the base model on the hub.",
+    "--prompt": "A description of what the result shows. Only for models that read text.",
+    "--negative-prompt": "A description of what the result does not show. Only for models that read text.",
+    "--guidance-scale": "How closely the result follows the prompt. 1 switches guidance off, and 3 to 8 are usual. The "
+    "default depends on the model.",
+    "--solver": "The method that imposes the constraint: moment_matching (the default, 12 network evaluations), "
+    "moment_matching_fast (8), moment_matching_posterior (16, more varied results) or inexact_newton (the method of "
+    "the paper, 220). An unknown name lists all methods.",
+    "--steps": "The number of noise levels, from 1 to 1000. Time grows with it. The default depends on the solver.",
+    "--seed": "The seed of the random numbers. The same seed gives the same result, another seed gives another result.",
+    "--device": "The device that runs the network, such as cpu, cuda, cuda:1 or mps. The default is a GPU if there is "
+    "one, and otherwise the CPU.",
+    "--dtype": "The number format of the network: float32, float16 or bfloat16. The default is float32 on a CPU and "
+    "float16 on a GPU.",
+    "--compile": "Compile the network with torch.compile: faster on many pictures, a minute of waiting for the first.",
+    "--json": "Also write a report to this file, as JSON: the printed figures and all settings, with the seed. With -, "
+    "the report goes to standard output, and the line with the figures to standard error.",
+    "--force": "Replace files that exist already. Their permissions are kept, and symbolic links are followed.",
     "--mask": "A picture of the same size as PHOTO. White pixels are inpainted and black pixels are kept. Without a "
     "mask, a box and a color, the transparent part of PHOTO is inpainted, and the result is opaque.",
     "--box": "A rectangle to inpaint, in pixels: left, top, width and height. May be given several times, and together "
@@ -34,15 +95,52 @@ _HELP = {
     "compositeWithTrainedAlgorithmicMedia.",
     "--dry-run": "Print the network evaluations, and about the seconds and the memory that the command would take, "
     "after one timed evaluation. Nothing is written; with --json -, the figures are printed as JSON.",
+    "--left": _GROWTH_HELP.format("left", "width"),
+    "--right": _GROWTH_HELP.format("right", "width"),
+    "--top": _GROWTH_HELP.format("top", "height"),
+    "--bottom": _GROWTH_HELP.format("bottom", "height"),
+    "--aspect": "Instead of the sides: PHOTO grows to this aspect, centered, the shorter way.",
 }
+_PHOTO_HELP = (
+    "The picture to work on, of at most 250 megapixels: a JPEG, PNG, WebP, TIFF, BMP or GIF file, or - for standard "
+    "input."
+)
 
 
-def option(flag: str, metavar: str | None = None, parser: Parser | None = None, help: str | None = None) -> Any:
+def option(
+    flag: str, metavar: str | None = None, parser: Parser | None = None, *other_flags: str, help: str | None = None
+) -> Any:
     """Return an option whose flag is explicit; typer 0.27 would otherwise take the metavar for its name."""
     parse = None if parser is None else with_flag(flag, parser)
-    return typer.Option(flag, metavar=metavar, parser=parse, help=help or _HELP[flag])
+    return typer.Option(flag, *other_flags, metavar=metavar, parser=parse, help=help or _HELP[flag])
 
 
+# Of all verbs, or of several.
+Photo = Annotated[str, typer.Argument(parser=with_flag("photo", parse_text), metavar="PHOTO", help=_PHOTO_HELP)]
+Output = Annotated[Path, option("-o", "FILE", parse_path, "--output")]
+Frame = Annotated[int | None, option("--frame", "N", integer_parser(0, 99_999))]
+Factor = Annotated[float | None, option("--factor", "X", parse_factor)]
+Kernel = Annotated[str, option("--kernel", "NAME", parse_kernel)]
+Hints = Annotated[Path | None, option("--hints", "FILE", parse_path)]
+HintNoise = Annotated[float, option("--hint-noise", "X", parse_noise)]
+Psf = Annotated[str, option("--psf", "PSF", parse_text)]
+Noise = Annotated[float, option("--noise", "X", parse_noise)]
+Sigma = Annotated[float | None, option("--sigma", "X", parse_sigma)]
+Size = Annotated[str | None, option("--size", "WIDTHxHEIGHT")]  # typer would read two arguments for a tuple
+Model = Annotated[str | None, option("--model", "MODEL", parse_text)]
+Variant = Annotated[str | None, option("--variant", "NAME", parse_text)]
+Config = Annotated[str | None, option("--config", "FOLDER", parse_text)]
+Prompt = Annotated[str | None, option("--prompt", "TEXT")]
+NegativePrompt = Annotated[str | None, option("--negative-prompt", "TEXT")]
+GuidanceScale = Annotated[float | None, option("--guidance-scale", "X", parse_guidance_scale)]
+Solver = Annotated[str | None, option("--solver", "NAME")]
+Steps = Annotated[int | None, option("--steps", "N", integer_parser(1, 1000))]
+Seed = Annotated[int, option("--seed", "N", integer_parser(0, _MAX_SEED))]
+Device = Annotated[str | None, option("--device", "NAME")]
+Dtype = Annotated[str | None, option("--dtype", "NAME")]
+Compile = Annotated[bool, option("--compile")]
+JsonFile = Annotated[str | None, option("--json", "FILE", parse_text)]
+Force = Annotated[bool, option("--force")]
 Mask = Annotated[Path | None, option("--mask", "FILE", parse_path)]
 Boxes = Annotated[list[Any] | None, option("--box", "X,Y,W,H", parse_box)]
 Color = Annotated[Any, option("--color", "#RRGGBB", parse_color)]
@@ -61,3 +159,18 @@ Preview = Annotated[Path | None, option("--preview", "FILE", parse_path)]
 Quality = Annotated[int | None, option("--quality", "N", integer_parser(1, 100))]
 MarkEdited = Annotated[bool, option("--mark-edited")]
 DryRun = Annotated[bool, option("--dry-run")]
+
+# Of outpaint, style, layout and silhouette.
+Left = Annotated[Any, option("--left", "N", parse_growth)]
+Right = Annotated[Any, option("--right", "N", parse_growth)]
+Top = Annotated[Any, option("--top", "N", parse_growth)]
+Bottom = Annotated[Any, option("--bottom", "N", parse_growth)]
+Aspect = Annotated[Any, option("--aspect", "W:H", parse_aspect)]
+StyleReference = Annotated[
+    Path, option("--reference", "FILE", parse_path, help="The picture whose colors and textures the result has.")
+]
+LayoutReference = Annotated[
+    Path, option("--reference", "FILE", parse_path, help="A picture whose coarse colors the result has, like a sketch.")
+]
+_SHAPE_HELP = "The shape of the object: white on black, or opaque where the rest is transparent."
+Shape = Annotated[Path, option("--reference", "FILE", parse_path, help=_SHAPE_HELP)]

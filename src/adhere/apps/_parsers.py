@@ -53,6 +53,37 @@ def parse_guidance_scale(flag: str, text: str) -> float:
     raise AdhereError(f"{flag} '{text}': give a number above 0; 1 switches guidance off, 3 to 8 are usual")
 
 
+def parse_noise(flag: str, value: str | float) -> float:
+    """A standard deviation from 0 to 1, in units of [0, 1]. Typer also passes the default through it, a float."""
+    with suppress(ValueError):
+        if 0 <= (noise := float(value)) <= 1:
+            return noise
+        if noise > 1:
+            hint = f", such as {noise / 255:.3g} for {noise:g} levels" if noise <= 255 else ""
+            raise AdhereError(f"{flag} '{value}': is above 1; divide a number of 8-bit levels by 255{hint}")
+    raise AdhereError(f"{flag} '{value}': give a standard deviation from 0 to 1, where 1 is from black to white")
+
+
+def parse_sigma(flag: str, text: str) -> float | None:
+    """A standard deviation from 0 to 1, or None for 'auto'."""
+    return None if text == "auto" else parse_noise(flag, text)
+
+
+def parse_factor(flag: str, text: str) -> float:
+    """A number from 1.5 to 8."""
+    with suppress(ValueError):
+        if 1.5 <= float(text) <= 8:
+            return float(text)
+    raise AdhereError(f"{flag} '{text}': give a number from 1.5 to 8; 2 and 4 are usual")
+
+
+def parse_kernel(flag: str, text: str) -> str:
+    """The name of a kernel of reduction."""
+    if text in ("area", "bicubic"):
+        return text
+    raise AdhereError(f"{flag} '{text}': give area or bicubic")
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """(height, width) from WIDTHxHEIGHT."""
     if sides := re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text, re.ASCII):

@@ -1,80 +1,26 @@
-"""Verbs beside those in `cli`: their options, and what they do. A verb is a function of a `Job` and of its options."""
+"""The verbs: functions of a `Job` and of their own options, which check the job, make the task and run it.
+
+They import the rest of the package themselves, so that `adhere --help` does not wait for torch.
+"""
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from adhere.apps import _options, _process
 from adhere.apps._inputs import input_files, read_photo
-from adhere.apps._options import option
-from adhere.apps._parsers import (
-    integer_parser,
-    parse_aspect,
-    parse_growth,
-    parse_path,
-    parse_size,
-    parse_text,
-    with_flag,
-)
+from adhere.apps._output import print_line
+from adhere.apps._parsers import parse_size
+from adhere.errors import AdhereError
 
 if TYPE_CHECKING:
-    from adhere.apps.job import Job, Report
+    from adhere.apps.job import Job, Result
     from adhere.tasks import Task
-
-VERB_EXAMPLES = {
-    "outpaint": (
-        "adhere outpaint photo.jpg -o wide.png --left 128 --right 25%",
-        "adhere outpaint photo.jpg -o wide.png --aspect 16:9 --seed 7",
-    ),
-    "style": (
-        "adhere style -o new.png --reference painting.jpg --model path/to/folder",
-        'adhere style -o street.png --reference painting.jpg --prompt "a street" --model path/to/diffusers-folder',
-    ),
-    "layout": (
-        "adhere layout -o heart.png --reference sketch.png --model adhere-emoji",
-        'adhere layout -o heart.png --reference sketch.png --prompt "a red heart, 3d" --model adhere-emoji',
-    ),
-    "silhouette": (
-        "adhere silhouette -o cat.png --reference shape.png --model adhere-emoji",
-        'adhere silhouette -o cat.png --reference shape.png --prompt "a cat, 3d" --model adhere-emoji --size 64x64',
-    ),
-}
-_GROWTH_HELP = "What is added at the {} of PHOTO, in pixels, or as a share of its {} such as 25%."
-
-
-_PHOTO_HELP = (
-    "The picture to work on, of at most 250 megapixels: a JPEG, PNG, WebP, TIFF, BMP or GIF file, or - for standard "
-    "input."
-)
-Photo = Annotated[str, typer.Argument(parser=with_flag("photo", parse_text), metavar="PHOTO", help=_PHOTO_HELP)]
-_FRAME_HELP = (
-    "Which picture of PHOTO to use, if the file holds several, such as pages or the frames of an animation. "
-    "The first is 0."
-)
-Frame = Annotated[int | None, option("--frame", "N", integer_parser(0, 99_999), _FRAME_HELP)]
-_Left = Annotated[Any, option("--left", "N", parse_growth, _GROWTH_HELP.format("left", "width"))]
-_Right = Annotated[Any, option("--right", "N", parse_growth, _GROWTH_HELP.format("right", "width"))]
-_Top = Annotated[Any, option("--top", "N", parse_growth, _GROWTH_HELP.format("top", "height"))]
-_Bottom = Annotated[Any, option("--bottom", "N", parse_growth, _GROWTH_HELP.format("bottom", "height"))]
-_ASPECT_HELP = "Instead of the sides: PHOTO grows to this aspect, centered, the shorter way."
-_Aspect = Annotated[Any, option("--aspect", "W:H", parse_aspect, _ASPECT_HELP)]
-_REFERENCE_HELP = {
-    "style": "The picture whose colors and textures the result has.",
-    "layout": "The picture whose coarse colors the result has, such as a sketch.",
-    "silhouette": "The shape of the object: white on black, or opaque where the rest is transparent.",
-}
-_SIZE_HELP = "The size of the result in pixels. The default is the size of the model's training pictures."
-_Size = Annotated[str | None, typer.Option("--size", metavar="WIDTHxHEIGHT", help=_SIZE_HELP)]
-_StyleReference = Annotated[Path, option("--reference", "FILE", parse_path, _REFERENCE_HELP["style"])]
-_LayoutReference = Annotated[Path, option("--reference", "FILE", parse_path, _REFERENCE_HELP["layout"])]
-_Shape = Annotated[Path, option("--reference", "FILE", parse_path, _REFERENCE_HELP["silhouette"])]
 
 
 def inpaint(
     job: "Job",
-    photo: Photo,
+    photo: _options.Photo,
     mask: _options.Mask = None,
     box: _options.Boxes = None,
     color: _options.Color = None,
@@ -85,8 +31,8 @@ def inpaint(
     feather: _options.Feather = 0,
     soft: _options.Soft = False,
     save_mask: _options.SaveMask = None,
-    frame: Frame = None,
-) -> "Report":
+    frame: _options.Frame = None,
+) -> "Result":
     """Inpaint the white part of a mask, boxes and a color. Every other pixel stays bit for bit the same.
 
     (In a JPEG file, up to compression.)
@@ -99,19 +45,19 @@ def inpaint(
     edges = {"fill_holes": fill_holes, "grow": grow, "feather": feather, "soft": soft}
     with _process.silenced_stderr():
         task = Inpaint(read_photo(photo, frame), mask, **selection, **edges)
-    return job.run(task, task.picture.size)  # pyright: ignore[reportReturnType]
+    return job.run(task, task.picture.size)
 
 
 def outpaint(
     job: "Job",
-    photo: Photo,
-    left: _Left = None,
-    right: _Right = None,
-    top: _Top = None,
-    bottom: _Bottom = None,
-    aspect: _Aspect = None,
-    frame: Frame = None,
-) -> "Report":
+    photo: _options.Photo,
+    left: _options.Left = None,
+    right: _options.Right = None,
+    top: _options.Top = None,
+    bottom: _options.Bottom = None,
+    aspect: _options.Aspect = None,
+    frame: _options.Frame = None,
+) -> "Result":
     """Continue a picture beyond its edges. Its own pixels stay bit for bit the same (up to compression in a JPEG).
 
     A side grows by at most half of the model's native size at once, 128 pixels with adhere-photo; more is done in
@@ -126,40 +72,119 @@ def outpaint(
     sides = [(left, width), (right, width), (top, height), (bottom, height)]
     growth = [round(side * share) if share else pixels for side, (pixels, share) in _amounts(sides)]
     task = Outpaint(picture, *growth, aspect=aspect)
-    return job.run(task, task.size)  # pyright: ignore[reportReturnType]
+    return job.run(task, task.size)
 
 
 def _amounts(sides: list[tuple[tuple[int, float] | None, int]]) -> list[tuple[int, tuple[int, float]]]:
     return [(side, given or (0, 0.0)) for given, side in sides]
 
 
-def style(job: "Job", reference: _StyleReference, size: _Size = None) -> "Report":
+def upscale(
+    job: "Job",
+    photo: _options.Photo,
+    factor: _options.Factor = None,
+    size: _options.Size = None,
+    kernel: _options.Kernel = "area",
+    noise: _options.Noise = 0.0,
+    frame: _options.Frame = None,
+) -> "Result":
+    """Enlarge a picture. Reduced to its size, the result is PHOTO; for a whole factor, exactly."""
+    from adhere.tasks import Upscale
+
+    if size is not None and factor is not None:
+        raise AdhereError(f"--size '{size}' and --factor '{factor:g}' are given: give one of them")
+    sides = None if size is None else parse_size(size)
+    job.check(*input_files(photo))
+    with _process.silenced_stderr():
+        picture = read_photo(photo, frame)
+        task = Upscale(picture, factor or 4, 2 * noise, kernel, sides)  # type: ignore[arg-type]  # [-1, 1] units
+    return job.run(task, task.size)
+
+
+def colorize(
+    job: "Job",
+    photo: _options.Photo,
+    hints: _options.Hints = None,
+    hint_noise: _options.HintNoise = 0.05,
+    frame: _options.Frame = None,
+) -> "Result":
+    """Color a gray picture from hints. Its brightness stays the same."""
+    from adhere.tasks import Colorize
+
+    if hints is None and job.model in (None, "adhere-photo"):
+        raise AdhereError("--hints is missing: adhere-photo does not know the colors of things; give strokes of color")
+    job.check(*input_files(photo), hints)
+    with _process.silenced_stderr():
+        picture = read_photo(photo, frame)
+        task = Colorize(picture, hints, 2 * hint_noise)  # [-1, 1] units
+    report = job.run(task, picture.size)
+    if not picture.is_gray(picture.visible()):
+        print_line("note: PHOTO has colors, which were replaced by its luma")
+    return report
+
+
+def deblur(
+    job: "Job", photo: _options.Photo, psf: _options.Psf, noise: _options.Noise = 0.002, frame: _options.Frame = None
+) -> "Result":
+    """Sharpen a picture that was blurred in a known way, up to its border."""
+    from adhere.tasks import Deblur
+
+    job.check(*input_files(photo), None if ":" in psf else Path(psf))
+    with _process.silenced_stderr():
+        task = Deblur(read_photo(photo, frame), psf, 2 * noise)  # [-1, 1] units
+    return job.run(task, task.picture.size)
+
+
+def denoise(job: "Job", photo: _options.Photo, sigma: _options.Sigma = None, frame: _options.Frame = None) -> "Result":
+    """Remove noise from a picture: the mean of the pictures that it may show, by one network evaluation."""
+    from adhere.tasks import Denoise
+
+    job.check(*input_files(photo))
+    with _process.silenced_stderr():
+        noise = None if sigma is None else 2 * sigma  # [-1, 1] units
+        task = Denoise(read_photo(photo, frame), noise, sample=job.num_samples > 1)
+    report = job.run(task, task.picture.size)
+    if sigma is None:
+        print_line(f"note: the noise was estimated as --sigma {(task.noise or 0) / 2:.4f}")
+    return report
+
+
+def generate(job: "Job", size: _options.Size = None) -> "Result":
+    """Generate a new picture, with or without a prompt."""
+    from adhere.tasks import Generate
+
+    job.check()
+    sides = None if size is None else parse_size(size)
+    return job.run(Generate(sides), sides)
+
+
+def style(job: "Job", reference: _options.StyleReference, size: _options.Size = None) -> "Result":
     """Generate a picture with the colors and textures of another. Only for latent models, such as Stable Diffusion."""
     from adhere.tasks import Style
 
-    return _generate(job, reference, size, Style)
+    return _sample(job, reference, size, Style)
 
 
-def layout(job: "Job", reference: _LayoutReference, size: _Size = None) -> "Report":
+def layout(job: "Job", reference: _options.LayoutReference, size: _options.Size = None) -> "Result":
     """Generate a picture with the coarse colors of another. Only for latent models, such as adhere-emoji."""
     from adhere.tasks import Layout
 
-    return _generate(job, reference, size, Layout)
+    return _sample(job, reference, size, Layout)
 
 
-def silhouette(job: "Job", reference: _Shape, size: _Size = None) -> "Report":
+def silhouette(job: "Job", reference: _options.Shape, size: _options.Size = None) -> "Result":
     """Generate an object with a given outline on white. Only for latent models, such as adhere-emoji."""
     from adhere.tasks import Silhouette
 
-    return _generate(job, reference, size, Silhouette)
+    return _sample(job, reference, size, Silhouette)
 
 
-def _generate(job: "Job", reference: Path, size: str | None, make: Any) -> "Report":
+def _sample(job: "Job", reference: Path, size: str | None, make: Any) -> "Result":
     """Sample a task of a reference and a size, with a latent model."""
     job.check(reference)
     sides = None if size is None else parse_size(size)
     task: Task = make(reference, size=sides)
-    return job.run(task, sides, needs_latents=True)  # pyright: ignore[reportReturnType]
+    return job.run(task, sides, needs_latents=True)
 
 
 def print_models() -> None:

@@ -101,6 +101,9 @@ class Report:
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
+Result = Report | Estimate
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """Where the results of one request are written, and how they are sampled.
@@ -156,6 +159,11 @@ class Job:
     dry_run: bool = False
 
     @property
+    def num_samples(self) -> int:
+        """How many pictures are sampled."""
+        return self._files.count
+
+    @property
     def _files(self) -> Files:
         return Files(**{one.name: getattr(self, one.name) for one in fields(Files)})
 
@@ -178,7 +186,7 @@ class Job:
             get_sampler(self.solver)
         _device_and_dtype(self.device, self.dtype)
 
-    def run(self, task: Task, size: tuple[int, int] | None = None, needs_latents: bool = False) -> Report | Estimate:
+    def run(self, task: Task, size: tuple[int, int] | None = None, needs_latents: bool = False) -> Result:
         """Sample the pictures, write the files and return the report; in a dry run, return an estimate.
 
         While the files are renamed to their final names, the process ignores signals.
@@ -201,7 +209,7 @@ class Job:
         device, dtype = _device_and_dtype(self.device, self.dtype)
         parts = {name: value for name in ("variant", "config") if (value := getattr(self, name)) is not None}
         pipe = _load(self.model, device, dtype, **parts)
-        if needs_latents and _has_pixel_states(pipe):
+        if needs_latents and not pipe.is_latent:
             name = type(task).__name__.lower()
             raise AdhereError(f"{name} needs a latent model, not one of pixels: give --model, such as adhere-emoji")
         if self.compile:
@@ -227,7 +235,7 @@ class Job:
     ) -> "ConstrainedOutput":
         """Return one sample; several are drawn one after the other, so that the memory does not grow."""
         desc = "sampling" if count == 1 else f"sampling {index + 1} of {count}"
-        shows_residual = self.show_progress and (_has_pixel_states(pipe) or isinstance(task, Inpaint | Outpaint))
+        shows_residual = self.show_progress and (not pipe.is_latent or isinstance(task, Inpaint | Outpaint))
         pipe.set_progress_bar_config(desc=desc, leave=False, disable=not self.show_progress)  # type: ignore[attr-defined]
         return pipe(
             task,
@@ -285,11 +293,6 @@ class Job:
             commit()
             _process.set_written(True)
         return report
-
-
-def _has_pixel_states(pipe: "ConstrainedPipeline") -> bool:
-    """Whether the states are pictures; otherwise a residual may take a decoding."""
-    return pipe.state_shape(pipe.native_size)[1:] == pipe.native_size
 
 
 def _device_and_dtype(device: str | None, dtype: str | None) -> tuple[torch.device, torch.dtype]:

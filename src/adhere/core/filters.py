@@ -41,6 +41,8 @@ class _SeparableFilter(LinearOperator):
         The damping is at least the machine epsilon of r, since less would amplify rounding errors. In a tensor, 0 is
         taken as that epsilon.
         """
+        if self.is_tight:
+            return r / (sum(value**2 for value in self.kernel) ** 2 + damping)
         eps = torch.finfo(r.dtype).eps
         if isinstance(damping, Tensor):
             damping = damping.clamp_min(eps)
@@ -118,6 +120,140 @@ class Blur(_SeparableFilter):
     def kernel(self) -> tuple[float, ...]:
         radius = max(1, math.ceil(3 * self.sigma))
         return _normalized([math.exp(-0.5 * (i / self.sigma) ** 2) for i in range(-radius, radius + 1)])
+
+
+@dataclass(frozen=True)
+class Convolve(LinearOperator):
+    """Convolution with a kernel, where it lies wholly inside: (B, C, H, W) -> (B, C, H - h + 1, W - w + 1).
+
+        y(p) = sum_u k(u) x(p - u)
+
+    A photograph that is blurred by a kernel shows a part of a larger scene in this way: its margin has seen what is
+    outside of it. The products take FFTs of the size of x.
+
+    Attributes:
+        kernel: (h, w), of any sum.
+
+    Raises:
+        ValueError: for a kernel that is not finite or has another number of dimensions, or for images smaller than it.
+    """
+
+    kernel: Float[Tensor, "h w"]
+
+    def __post_init__(self) -> None:
+        if self.kernel.ndim != 2 or not self.kernel.numel() or not bool(self.kernel.isfinite().all()):
+            raise InvalidInput(f"the kernel has shape {tuple(self.kernel.shape)}: give finite numbers (h, w)")
+
+    def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h_valid w_valid"]:
+        height, width = self.kernel.shape
+        if x.shape[-2] < height or x.shape[-1] < width:
+            raise InvalidInput(f"convolution by {height} x {width}: an image of {tuple(x.shape[-2:])} is smaller")
+        return self._filter(x, self._spectrum(x))[..., height - 1 :, width - 1 :]
+
+    def adjoint(self, y: Float[Tensor, "b c h_valid w_valid"]) -> Float[Tensor, "b c h w"]:
+        height, width = self.kernel.shape
+        x = pad(y, (width - 1, 0, height - 1, 0))
+        return self._filter(x, self._spectrum(x).conj())
+
+    def _spectrum(self, x: Tensor) -> Tensor:
+        return torch.fft.rfft2(self.kernel.to(x), s=x.shape[-2:])
+
+    def _filter(self, x: Tensor, spectrum: Tensor) -> Tensor:
+        """Return x with its Fourier transform multiplied by the spectrum: a periodic convolution."""
+        return torch.fft.irfft2(torch.fft.rfft2(x) * spectrum, s=x.shape[-2:])
+
+
+@dataclass(frozen=True)
+class Resize(LinearOperator):
+    """Makes images smaller by any factors: (B, C, *size) -> (B, C, *small).
+
+    A pixel of the result is a square of the image. 'area' is the mean over it, with the shares of the pixels that it
+    cuts. 'bicubic' is the antialiased kernel of Keys (1981) with a = -1/2, whose weights are normalized at the edges,
+    as in Pillow and in torch's `interpolate`. Each axis is a sparse matrix of at most 4 factor + 2 entries per row.
+
+    Attributes:
+        size: (H, W) of the images.
+        small: (h, w) of the results, at most `size`.
+        kind: the kernel.
+
+    Raises:
+        ValueError: for sizes out of range, another kernel, or images of another size.
+    """
+
+    size: tuple[int, int]
+    small: tuple[int, int]
+    kind: Literal["area", "bicubic"] = "area"
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("area", "bicubic"):
+            raise InvalidInput(f"kind = {self.kind!r}: give 'area' or 'bicubic'")
+        if not all(1 <= b <= a for a, b in zip(self.size, self.small, strict=True)):
+            raise InvalidInput(f"from {self.size} to {self.small}: give sides of at least 1 that do not grow")
+
+    def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h_small w_small"]:
+        if x.shape[-2:] != self.size:
+            raise InvalidInput(f"resizing from {self.size}: the image is of {tuple(x.shape[-2:])}")
+        return self._apply(x, is_transposed=False)
+
+    def adjoint(self, y: Float[Tensor, "b c h_small w_small"]) -> Float[Tensor, "b c h w"]:
+        return self._apply(y, is_transposed=True)
+
+    def solve_normal(
+        self, r: Tensor, damping: float | Tensor, num_iterations: int = 30, tolerance: float = 1e-5
+    ) -> Tensor:
+        """Return (A A^T + damping I)^-1 r by at most 10 conjugate residuals: A A^T is well-conditioned."""
+        return super().solve_normal(r, damping, min(num_iterations, 10), tolerance)
+
+    def _apply(self, x: Tensor, is_transposed: bool) -> Tensor:
+        for dim in (-2, -1):  # rows, then columns as the rows of the transpose: copies of whole rows are fast
+            taps = _taps(self.kind, self.size[dim], self.small[dim], is_transposed)
+            columns, values = (part.to(x.device) for part in taps)
+            x = _sparse_product(columns, values, x).mT.contiguous()
+        return x
+
+
+@lru_cache(maxsize=16)
+def _taps(kind: str, size: int, small: int, is_transposed: bool) -> tuple[Tensor, Tensor]:
+    """Return the columns (n, L) and the values (n, L) of the entries in each row of one axis's matrix, (small, size).
+
+    Rows with fewer than L entries are filled with zeros.
+    """
+    with torch.inference_mode(False):  # the cached tensors may later take part in autograd
+        scale = size / small
+        start = torch.arange(small, dtype=torch.float64, device="cpu")[:, None] * scale
+        reach = 0.0 if kind == "area" else 1.5 * scale  # of the kernel beyond the square
+        first = (start - reach).floor()
+        count = math.ceil(scale + 2 * reach) + 1
+        columns = first + torch.arange(count, dtype=torch.float64, device="cpu")  # (small, L)
+        if kind == "area":
+            values = (torch.minimum(columns + 1, start + scale) - torch.maximum(columns, start)).clamp_min(0)
+        else:
+            values = ((columns + 0.5 - start) / scale - 0.5).abs().apply_(_keys)
+        values = values * ((columns >= 0) & (columns < size))
+        columns, values = columns.clamp(0, size - 1).long(), values / values.sum(1, keepdim=True)
+        return _transposed(columns, values, size) if is_transposed else (columns, values)
+
+
+def _transposed(columns: Tensor, values: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the rows and the values of the entries in each of `size` columns, as `_taps` does for rows."""
+    rows = torch.arange(len(columns), device="cpu")[:, None].expand_as(columns)[values != 0]
+    column, value = columns[values != 0], values[values != 0]
+    order = column.argsort(stable=True)
+    rows, column, value = rows[order], column[order], value[order]
+    counts = column.bincount(minlength=size)
+    position = torch.arange(len(column), device="cpu") - (counts.cumsum(0) - counts)[column]
+    shape = (size, int(counts.max()))
+    index, weights = torch.zeros(shape, dtype=torch.long, device="cpu"), value.new_zeros(shape)
+    index[column, position], weights[column, position] = rows, value
+    return index, weights
+
+
+def _sparse_product(columns: Tensor, values: Tensor, x: Tensor) -> Tensor:
+    """Return the product of a sparse matrix (n, size) with x (..., size, m), (..., n, m)."""
+    total = x.new_zeros(*x.shape[:-2], len(columns), x.shape[-1])
+    for column, value in zip(columns.unbind(1), values.to(x.dtype).unbind(1), strict=True):
+        total.addcmul_(x.index_select(-2, column), value[:, None])
+    return total
 
 
 def _keys(x: float) -> float:

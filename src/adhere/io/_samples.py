@@ -110,3 +110,20 @@ def fill_unknown(x: Tensor, known: Tensor) -> Tensor:
     weights = functional.avg_pool2d(functional.pad(weight, pad), 2)
     coarse = fill_unknown(sums / weights.clamp_min(1e-6), weights > 0)
     return torch.where(known, x, functional.interpolate(coarse, x.shape[-2:], mode="bilinear"))
+
+
+def channels_last(image: Tensor) -> np.ndarray:
+    """Return a tensor (C, H, W) or (1, C, H, W) as an array (H, W, C)."""
+    planes = image[0] if image.ndim == 4 and len(image) == 1 else image
+    if planes.ndim != 3 or not planes.is_floating_point():
+        raise AdhereError(
+            f"the image is a tensor of {image.dtype} {tuple(image.shape)}; give float in [0, 1] of shape (C, H, W)"
+        )
+    return planes.detach().permute(1, 2, 0).to("cpu", torch.float32).numpy()
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """Return float values in [0, 1] as bytes; others are refused."""
+    if image.size and not (image.min() >= 0 and image.max() <= 1):  # also for NaN
+        raise AdhereError(f"the image has values from {image.min():g} to {image.max():g}; give float values in [0, 1]")
+    return (image * 255).round().astype(np.uint8)

@@ -50,12 +50,14 @@ from adhere.io._frames import (
 from adhere.io._metadata import read_metadata, save_options
 from adhere.io._samples import (
     bits_per_sample,
+    channels_last,
     convert_for,
     fill_unknown,
     lost_in_conversion,
     samples_of,
     to_float,
     to_pil,
+    to_uint8,
 )
 
 _MAX_PIXELS = 250_000_000  # larger pictures are refused before they are decoded
@@ -370,12 +372,12 @@ def _from_pil(image: Image.Image, name: str, left_out: Sequence[str] = ()) -> Pi
 
 def _from_array(image: object) -> Picture:
     if isinstance(image, Tensor):
-        image = _channels_last(image)
+        image = channels_last(image)
     if not isinstance(image, np.ndarray):
         given = type(image).__name__
         raise AdhereError(f"the image is a {given}; give a path, a PIL image, a numpy array or a tensor")
     if np.issubdtype(image.dtype, np.floating):
-        image = _to_uint8(image)
+        image = to_uint8(image)
     planes = image[..., None] if image.ndim == 2 else image  # (H, W, C)
     channels = {"uint8": (1, 3, 4), "uint16": (1,)}.get(image.dtype.name, ())
     if planes.ndim != 3 or planes.shape[2] not in channels:
@@ -387,22 +389,6 @@ def _from_array(image: object) -> Picture:
     if planes.shape[2] == 4:
         return Picture(planes[..., :3].copy(), planes[..., 3].copy())
     return Picture(planes.copy())
-
-
-def _channels_last(image: Tensor) -> np.ndarray:
-    """Return a tensor (C, H, W) or (1, C, H, W) as an array (H, W, C)."""
-    planes = image[0] if image.ndim == 4 and len(image) == 1 else image
-    if planes.ndim != 3 or not planes.is_floating_point():
-        raise AdhereError(
-            f"the image is a tensor of {image.dtype} {tuple(image.shape)}; give float in [0, 1] of shape (C, H, W)"
-        )
-    return planes.detach().permute(1, 2, 0).to("cpu", torch.float32).numpy()
-
-
-def _to_uint8(image: np.ndarray) -> np.ndarray:
-    if image.size and not (image.min() >= 0 and image.max() <= 1):  # also for NaN
-        raise AdhereError(f"the image has values from {image.min():g} to {image.max():g}; give float values in [0, 1]")
-    return (image * 255).round().astype(np.uint8)
 
 
 def _check_size(height: int, width: int, name: str) -> None:

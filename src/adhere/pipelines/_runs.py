@@ -6,7 +6,7 @@ share one. With one generator per sample, the result does not depend on that.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -139,12 +139,14 @@ class RunPlan:
         constraint: on states (B, ...).
         parts: (request, index of the crop), with n samples each.
         num_images: n.
+        sampler: the one that is used if the call names no solver, None for the default of the constraint.
     """
 
     size: tuple[int, int]
     constraint: Constraint
     parts: list[tuple[int, int]]
     num_images: int
+    sampler: Sampler | None = None
 
     @property
     def samples(self) -> list[int]:
@@ -167,7 +169,7 @@ def plan_runs(
     for request, parts in enumerate(crops):
         for index, crop in enumerate(parts):
             constraint = to_latent_constraint(crop.constraint)
-            plan = RunPlan(crop.size, constraint, [(request, index)], num_images)
+            plan = RunPlan(crop.size, constraint, [(request, index)], num_images, crop.sampler)
             group = next((group for group in groups if _may_join(group, plan)), None)
             if group is None:
                 groups.append([plan])
@@ -180,6 +182,7 @@ def _may_join(group: list[RunPlan], plan: RunPlan) -> bool:
     """Return whether a plan fits into a group; crops of one request never share a run."""
     first = group[0]
     same_kind = first.size == plan.size and type(first.constraint) is type(plan.constraint)
+    same_kind = same_kind and first.sampler == plan.sampler
     return same_kind and all(other.parts[0][0] != plan.parts[0][0] for other in group)
 
 
@@ -188,7 +191,7 @@ def _merge(group: list[RunPlan]) -> list[RunPlan]:
     constraint = first.constraint.stack([other.constraint for other in others], first.num_images)
     if constraint is None:
         return group
-    return [RunPlan(first.size, constraint, [part for plan in group for part in plan.parts], first.num_images)]
+    return [replace(first, constraint=constraint, parts=[part for plan in group for part in plan.parts])]
 
 
 @dataclass(frozen=True)
@@ -203,9 +206,9 @@ class RunOptions:
     callback_inputs: Sequence[str]
     num_samples: int
 
-    def sampler_for(self, constraint: Constraint) -> tuple[str, Sampler]:
-        """Return the name and the sampler for a constraint."""
-        solver = self.solver or default_preset(constraint)
+    def sampler_for(self, plan: RunPlan) -> tuple[str, Sampler]:
+        """Return the name and the sampler for a run."""
+        solver = self.solver or plan.sampler or default_preset(plan.constraint)
         if isinstance(solver, Sampler):
             names = [name for name, preset in PRESETS.items() if preset == solver]
             return names[0] if names else type(solver.solver).__name__, solver

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, TypedDict, Unpack, overload
+from typing import Any, ClassVar, Literal, Unpack, overload
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -35,6 +35,7 @@ from adhere.core.solvers.base import Solver
 from adhere.core.tiling import TiledDenoiser
 from adhere.errors import InvalidInput
 from adhere.pipelines import _checks
+from adhere.pipelines._call import CallOptions
 from adhere.pipelines._checks import CheckedDenoiser, FiniteChecks, check_compilation, check_options, explain_errors
 from adhere.pipelines._model_files import copy_statements, statements_of
 from adhere.pipelines._passes import with_next_passes
@@ -63,27 +64,6 @@ class ConstrainedOutput(BaseOutput):
     seconds: float
     num_steps: int
     solver: str
-
-
-class _CallOptions(TypedDict, total=False):
-    """The keyword arguments of `ConstrainedPipeline.__call__`, for type checkers."""
-
-    height: int | None
-    width: int | None
-    num_inference_steps: int | None
-    guidance_scale: float | None
-    num_images_per_prompt: int
-    generator: Generator | Sequence[Generator] | None
-    latents: Tensor | None
-    prompt_embeds: Tensor | None
-    negative_prompt_embeds: Tensor | None
-    pooled_prompt_embeds: Tensor | None
-    negative_pooled_prompt_embeds: Tensor | None
-    solver: str | Solver | Sampler | None
-    decoder_backward: bool
-    output_type: str
-    callback_on_step_end: "Callable[[Any, int, float, dict[str, Tensor]], dict[str, Tensor] | None] | None"
-    callback_on_step_end_tensor_inputs: Sequence[str]
 
 
 class ConstrainedPipeline(DiffusionPipeline):
@@ -132,6 +112,11 @@ class ConstrainedPipeline(DiffusionPipeline):
     def native_size(self) -> tuple[int, int]:
         """(height, width) in pixels of the pictures the model was trained on."""
         raise InvalidInput(f"{type(self).__name__} is not a model family: use adhere.load")
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether the states are the latents of an autoencoder, and not pixels."""
+        return False
 
     def make_denoiser(self, prompts: PromptInputs | None = None, size: tuple[int, int] | None = None) -> Denoiser:
         """Return the network as E[x0 | x_t], with prompts and guidance bound to it.
@@ -221,7 +206,7 @@ class ConstrainedPipeline(DiffusionPipeline):
         negative_prompt: str | Sequence[str] | None = None,
         *,
         return_dict: Literal[True] = True,
-        **options: Unpack[_CallOptions],
+        **options: Unpack[CallOptions],
     ) -> ConstrainedOutput: ...
     @overload
     def __call__(
@@ -231,7 +216,7 @@ class ConstrainedPipeline(DiffusionPipeline):
         negative_prompt: str | Sequence[str] | None = None,
         *,
         return_dict: Literal[False],
-        **options: Unpack[_CallOptions],
+        **options: Unpack[CallOptions],
     ) -> tuple[Images]: ...
     @torch.no_grad()  # under inference_mode, weights that are moved meanwhile could not take part in autograd later
     @explain_errors()
@@ -363,7 +348,7 @@ class ConstrainedPipeline(DiffusionPipeline):
             key = tuple(plan.samples)
             if key not in denoisers:
                 denoisers[key] = self.make_denoiser(batch.prompts.select(plan.samples), plan.size)
-            name, sampler = options.sampler_for(plan.constraint)
+            name, sampler = options.sampler_for(plan)
             sampler = sampler.for_model(self.temperature, self.prior_covariance)
             timesteps = sampler.timesteps_for(self.schedule(plan.size), options.num_inference_steps)
             denoiser = denoisers[key]

@@ -92,6 +92,10 @@ class LatentPipeline(ConstrainedPipeline):
     _guidance_scale: float = 1.0  # of the call that is running, or was the last
 
     @property
+    def is_latent(self) -> bool:
+        return True
+
+    @property
     def autoencoder(self) -> DiffusersVAE:
         """The autoencoder that constraints use."""
         return DiffusersVAE.from_config(self.vae, self._record)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from adhere.core.constraints import Constraint
+from adhere.core.sampling import Sampler
 from adhere.errors import AdhereError
 from adhere.io._crops import Box
 from adhere.io.images import Picture
@@ -39,6 +40,11 @@ class ModelInfo(Protocol):
         """The device of the states."""
         ...
 
+    @property
+    def is_latent(self) -> bool:
+        """Whether the states are the latents of an autoencoder, and not pixels."""
+        ...
+
 
 @dataclass(frozen=True)
 class Crop:
@@ -48,11 +54,13 @@ class Crop:
         size: (height, width) in pixels, multiples of the model's `multiple`.
         constraint: on pictures (B, 3, height, width) in [-1, 1].
         box: (rows, columns) of the part in the larger picture, None for a whole picture.
+        sampler: what samples it if the call names no solver; None is the default for the constraint.
     """
 
     size: tuple[int, int]
     constraint: Constraint
     box: Box | None = None
+    sampler: Sampler | None = None
 
 
 class Task(ABC):

@@ -1,0 +1,99 @@
+"""Denoising: the mean of the pictures that a noisy one may show, or a sample of them."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from adhere._hints import keyword_hints
+from adhere.core.constraints import Linear
+from adhere.core.operators import Identity
+from adhere.core.sampling import Sampler
+from adhere.core.schedules import Schedule
+from adhere.core.solvers._posterior_mean import PosteriorMean
+from adhere.errors import AdhereError
+from adhere.io._samples import to_float
+from adhere.io.images import Picture, as_picture, pad_to_multiple
+from adhere.tasks._photo import PhotoTask, check_noise
+from adhere.tasks._pixels import check_sampled_size
+from adhere.tasks.base import Crop, ImageInput, ModelInfo
+
+
+def _one_time(schedule: Schedule, num_steps: int) -> list[float]:
+    """Return one time; the solver evaluates the network at the time that the noise implies."""
+    return [schedule.t_from_log_snr(0.0)]
+
+
+_POSTERIOR_MEAN = Sampler(PosteriorMean(), timesteps=_one_time, num_steps=1)
+
+
+@keyword_hints(sigma="call it noise, which is in [-1, 1] units: twice the --sigma of the command line")
+@dataclass(frozen=True, eq=False)
+class Denoise(PhotoTask):
+    """Remove white Gaussian noise from a picture: E[x0 | y] for y = x0 + noise n, by one evaluation.
+
+    Gray pictures stay gray, also as RGB. Transparency is kept.
+
+    Args:
+        image: a path, a PIL image, or a uint8 or uint16 array (H, W[, C]).
+        noise: the standard deviation of the noise, in [-1, 1] units; None estimates it from the picture.
+        sample: whether a sample of the pictures that y may show is drawn, by the solver of the call, instead of the
+            mean of all of them. Samples have the texture that the mean lacks.
+
+    Raises:
+        AdhereError: if the picture cannot be read, or for a noise out of range.
+    """
+
+    image: ImageInput = field(repr=False)
+    noise: float | None = None
+    sample: bool = False
+    picture: Picture = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.noise is not None:
+            check_noise(self.noise)
+        picture = as_picture(self.image)
+        check_sampled_size(picture.size)
+        object.__setattr__(self, "picture", picture)
+        if self.noise is None:
+            object.__setattr__(self, "noise", _estimated_noise(picture))
+
+    def crops(self, model: ModelInfo, size: tuple[int, int] | None = None) -> list[Crop]:
+        """Return y = x0 + noise n, padded by reflection.
+
+        The noise n of a gray picture is the same in all three channels, which is noise of sqrt(3) n along the gray axis
+        of color space. A model of RGB pictures expects it along all axes: as much is added along the other two.
+        """
+        self._refuse_size(size)
+        if model.is_latent:
+            raise AdhereError("Denoise needs a model of pixels, as an autoencoder would blur: use adhere-photo")
+        assert self.noise is not None  # see __post_init__
+        x, noise = self.picture.tensor(), self.noise
+        if self.picture.is_gray(self.picture.visible()):
+            noise = noise * math.sqrt(3)
+            n = noise * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+            x = x + n - n.mean(1, keepdim=True)
+        y = pad_to_multiple(x.to(model.execution_device), model.multiple)
+        linear = Linear(Identity(), y, noise)
+        return [Crop((y.shape[-2], y.shape[-1]), linear, sampler=None if self.sample else _POSTERIOR_MEAN)]
+
+
+def _estimated_noise(picture: Picture) -> float:
+    """Return the standard deviation of a picture's white noise, in [-1, 1] units.
+
+    It is the median absolute value of the finest diagonal Haar band over 0.6745, which is that of a standard Gaussian.
+    Edges and textures are in a minority of that band's entries. Pixels whose alpha is 0 are left out.
+
+    Source: Donoho and Johnstone, *Ideal spatial adaptation by wavelet shrinkage* (1994).
+    """
+    height, width = (side - side % 2 for side in picture.size)
+    x = to_float(picture.pixels[:height, :width])
+    visible = picture.visible()[:height, :width].reshape(height // 2, 2, width // 2, 2).all((1, 3))
+    band = np.abs(_diagonal_haar(x)[:, visible])
+    return float(np.median(band)) / 0.6745 if band.size else 0.0
+
+
+def _diagonal_haar(x: Float[np.ndarray, "C H W"]) -> Float[np.ndarray, "C h w"]:
+    return (x[:, ::2, ::2] - x[:, 1::2, ::2] - x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 2

@@ -1,0 +1,155 @@
+"""The verbs that restore a whole photograph: their units, and bad input for each of them."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import adhere
+from adhere.tasks import Task
+from tests.apps.command import arguments_for, error_line, run
+from tests.tiny_models import load
+
+
+def python_result(model: Path, task: Task) -> np.ndarray:
+    """Return the picture of a task with the seed and the steps of the commands below."""
+    out = load(model)(task, num_inference_steps=1, generator=torch.Generator().manual_seed(0))
+    return np.asarray(out.images[0])
+
+
+def test_the_command_takes_units_of_0_to_1_and_python_of_minus_1_to_1(folder, verb_args, shared_model):
+    assert run(verb_args("denoise", sigma="0.07")).exit_code == 0
+    expected = python_result(shared_model, adhere.Denoise("photo.png", noise=0.14))
+    assert np.array_equal(np.asarray(Image.open("out.png")), expected)
+
+
+def test_the_estimated_noise_is_printed(folder, shared_model):
+    result = run(arguments_for("denoise", "photo.png", o="out.png", model=str(shared_model)))
+    assert result.exit_code == 0 and result.stdout.startswith("1 NFE, ")
+    printed = re.fullmatch(r"adhere: note: the noise was estimated as --sigma (\d\.\d{4})\n", result.stderr)
+    noise = adhere.Denoise("photo.png").noise
+    assert printed and noise and float(printed[1]) == pytest.approx(noise / 2, abs=1e-4)
+
+
+def test_without_noise_the_picture_is_returned(folder, verb_args):
+    assert run(verb_args("denoise", sigma="0")).exit_code == 0
+    assert np.array_equal(np.asarray(Image.open("out.png")), np.asarray(Image.open("photo.png")))
+
+
+NOISE_FLAGS = [("denoise", "--sigma"), ("deblur", "--noise"), ("upscale", "--noise"), ("colorize", "--hint-noise")]
+
+
+@pytest.mark.parametrize(("verb", "flag"), NOISE_FLAGS)
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("25", "is above 1; divide a number of 8-bit levels by 255, such as 0.098 for 25 levels"),
+        ("1.01", "is above 1; divide a number of 8-bit levels by 255"),
+        ("inf", "is above 1; divide a number of 8-bit levels by 255"),
+        ("-0.1", "give a standard deviation from 0 to 1"),
+        ("nan", "give a standard deviation from 0 to 1"),
+        ("", "give a standard deviation from 0 to 1"),
+        ("much", "give a standard deviation from 0 to 1"),
+    ],
+)
+def test_the_units_of_noise(folder, verb_args, verb, flag, value, message):
+    line = error_line(verb_args(verb, **{flag.removeprefix("--").replace("-", "_"): value}), folder)
+    assert f"{flag} '{value}': {message}" in line
+
+
+def test_denoise_needs_a_model_of_pixels(folder, verb_args, text_model):
+    assert "Denoise needs a model of pixels" in error_line(verb_args("denoise", model=str(text_model)), folder)
+
+
+def test_deblur_takes_units_of_0_to_1_and_a_shape_or_a_picture(folder, verb_args, shared_model):
+    Image.fromarray(np.array([[0, 9, 0], [9, 9, 9], [0, 9, 0]], np.uint8)).save("psf.png")
+    for psf in ("disk:1.5", "psf.png"):
+        assert run(verb_args("deblur", "--force", psf=psf, noise="0.02")).exit_code == 0
+        expected = python_result(shared_model, adhere.Deblur("photo.png", psf, noise=0.04))
+        assert np.array_equal(np.asarray(Image.open("out.png")), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"psf": "gauss:2"}, "psf 'gauss:2': give gaussian:SIGMA"),
+        ({"psf": "disk:0"}, "psf 'disk:0': 0 must be above 0"),
+        ({"psf": ""}, "--psf '': is empty"),
+        ({"psf": "missing.png"}, "missing.png: no such file"),
+        ({"psf": "photo.png"}, "a picture with colors"),
+        ({"psf": "disk:1", "json": "photo.png"}, "one of the pictures"),
+        ({"psf": "psf.png", "json": "psf.png"}, "one of the pictures"),
+    ],
+)
+def test_bad_input_of_deblur(folder, verb_args, options, message):
+    Image.fromarray(np.ones((1, 1), np.uint8)).save("psf.png")
+    assert message in error_line(verb_args("deblur", **options), folder)
+
+
+@pytest.mark.parametrize("options", [{"size": "62x48", "factor": None}, {"factor": "1.7", "kernel": "bicubic"}])
+def test_upscale_by_a_size_and_by_any_factor(folder, verb_args, shared_model, options):
+    result = run(
+        arguments_for("upscale", "photo.png", o="out.png", model=str(shared_model), steps="1", noise="0.01", **options)
+    )
+    assert result.exit_code == 0, result
+    size = (48, 62) if options.get("size") else None
+    task = adhere.Upscale("photo.png", float(options["factor"] or 4), 0.02, options.get("kernel", "area"), size)
+    assert np.array_equal(np.asarray(Image.open("out.png")), python_result(shared_model, task))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"factor": "1.2"}, "--factor '1.2': give a number from 1.5 to 8"),
+        ({"factor": "9"}, "--factor '9': give a number from 1.5 to 8"),
+        ({"factor": "nan"}, "--factor 'nan': give a number from 1.5 to 8"),
+        ({"factor": "2", "size": "62x48"}, "--size '62x48' and --factor '2' are given: give one of them"),
+        ({"factor": None, "size": "62x62"}, "has another aspect ratio than 31x24"),
+        ({"factor": None, "size": "31x24"}, "is not from 1.5 to 8 times 31x24"),
+        ({"factor": None, "size": "62"}, "--size '62': give WIDTHxHEIGHT"),
+        ({"kernel": "lanczos"}, "--kernel 'lanczos': give area or bicubic"),
+    ],
+)
+def test_bad_input_of_upscale(folder, shared_model, options, message):
+    arguments = arguments_for("upscale", "photo.png", o="out.png", model=str(shared_model), **options)
+    assert message in error_line(arguments, folder)
+
+
+@pytest.fixture
+def hints(folder):
+    """Write hints.png, a stroke on a transparent layer."""
+    strokes = np.zeros((24, 31, 4), np.uint8)
+    strokes[5:9, 5:25] = (200, 40, 90, 255)
+    Image.fromarray(strokes).save("hints.png")
+
+
+def test_colorize_keeps_the_luma_and_says_that_colors_were_replaced(folder, hints, verb_args, shared_model):
+    for name in ("color", "gray"):
+        if name == "gray":
+            Image.open("photo.png").convert("L").save("photo.png")
+        result = run(verb_args("colorize", hints="hints.png", hint_noise="0.1", o=f"{name}.png"))
+        assert result.exit_code == 0, result
+        note = "adhere: note: PHOTO has colors, which were replaced by its luma\n"
+        assert result.stderr == (note if name == "color" else "")
+        expected = python_result(shared_model, adhere.Colorize("photo.png", "hints.png", hint_noise=0.2))
+        assert np.array_equal(np.asarray(Image.open(f"{name}.png")), expected)
+    difference = np.asarray(Image.open("gray.png").convert("L")).astype(int) - np.asarray(Image.open("photo.png"))
+    assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": None}, "--hints is missing: adhere-photo does not know the colors of things"),
+        ({"model": "adhere-photo"}, "--hints is missing: adhere-photo does not know the colors of things"),
+        ({"hints": "missing.png"}, "missing.png: no such file"),
+        ({"hints": "photo.png"}, "the hints have no transparency"),
+        ({"hints": ""}, "--hints '': is empty"),
+        ({"hints": "hints.png", "json": "hints.png"}, "one of the pictures"),
+    ],
+)
+def test_bad_input_of_colorize(folder, hints, verb_args, options, message):
+    assert message in error_line(verb_args("colorize", **options), folder)
