@@ -77,6 +77,7 @@ photo: install ## measure inpainting and denoising of photographs
 	$(PY) -m benchmarks.tables benchmarks/results/photo.json --embed README.md --tasks text \
 	  --methods biharmonic telea moment_matching moment_matching_fast moment_matching_posterior inexact_newton
 	$(PY) -m benchmarks.two_networks --to docs/images
+	$(PY) -m benchmarks.denoising --json benchmarks/results/denoising.json --embed docs/results.md
 
 emoji: install ## measure eight tasks on held-out emoji, and the peak memory
 	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --methods moment_matching_fast inexact_newton

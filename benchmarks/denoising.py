@@ -75,10 +75,11 @@ def by_bm3d(python: Path) -> Method:
 
 def methods(bm3d: Path | None) -> dict[str, Method]:
     """Return the methods that can be run here."""
-    pipe, alone = adhere.load(), adhere.load(unet_2=None)
+    pipe, one_network = adhere.load(), adhere.load(unet_2=None)
     found = {
         "adhere-photo": by_denoiser(pipe.make_denoiser()),
-        "adhere-photo, unet": by_denoiser(alone.make_denoiser()),
+        "adhere-photo, unet alone": by_denoiser(one_network.make_denoiser()),
+        "adhere-photo, unet_2 alone": by_denoiser(pipe.components["unet_2"].as_denoiser(pipe.schedule())),
     }
     try:
         from training.photo.ffdnet_weights import pretrained_ffdnet
@@ -128,7 +129,7 @@ def main() -> None:
     text = level_table(rows)
     print(text)
     if args.embed:
-        embed(args.embed, "denoising", text)
+        embed(args.embed, "denoising", f"\n{text}\n\n")
 
 
 def level_table(rows: list[Row]) -> str:

@@ -20,7 +20,7 @@ from adhere.apps import _options, _verbs, cli
 from adhere.apps._examples import EXAMPLES
 from adhere.pipelines.base import ConstrainedPipeline
 from adhere.pipelines.loading import _MODELS
-from tests.apps.command import REPORT_LINE, arguments_for, contents_of, error_line, run
+from tests.apps.command import LATENT_VERBS, REPORT_LINE, arguments_for, contents_of, error_line, run
 from tests.picture_files import hole, image_of
 
 
