@@ -175,6 +175,9 @@ def damaged_safetensors(data: bytes, rng: random.Random) -> bytes:
 
 # --- Damaged files through the verbs.
 
+PHOTO_VERBS = ("outpaint", "upscale", "denoise", "deblur", "colorize")
+REFERENCE_VERBS = ("style", "layout", "silhouette")
+
 
 @dataclass
 class Outcome:
@@ -209,8 +212,8 @@ def damage(kind: str, folder: Path, rng: random.Random) -> list[str]:
         bad = folder / f"bad.{suffix}"
         bad.write_bytes(data)
         photo, mask = (bad.name, mask) if kind == "photo" else (photo, bad.name)
-        if kind == "photo" and rng.random() < 0.5 and _has_usual_size(bad):
-            verb = "upscale"
+        if kind == "photo" and rng.random() < 0.7 and _has_usual_size(bad):
+            verb = rng.choice(PHOTO_VERBS)
     else:
         model = "damaged"
         for name, data in contents_of(folder / "model").items():
@@ -222,9 +225,19 @@ def damage(kind: str, folder: Path, rng: random.Random) -> list[str]:
             file.write_text(damaged_json(file.read_text(), rng), encoding="utf-8")
         else:
             file.write_bytes(damaged_safetensors(file.read_bytes(), rng))
-        verb = rng.choice(["inpaint", "upscale", "generate"])
-    own = {"inpaint": [photo, "--mask", mask], "upscale": [photo, "--factor", "2"], "generate": []}[verb]
-    return [verb, *own, "-o", "out.png", "--model", model, "--steps", "1"]
+        verb = rng.choice(["inpaint", *PHOTO_VERBS, "generate", *REFERENCE_VERBS])
+    own = {
+        "inpaint": [photo, "--mask", mask],
+        "outpaint": [photo, "--left", "4"],
+        "upscale": [photo, "--factor", "2"],
+        "denoise": [photo],
+        "deblur": [photo, "--psf", mask if kind == "mask" else "disk:1"],
+        "colorize": [photo],
+        "generate": [],
+    }
+    if kind == "mask" and rng.random() < 0.5:
+        verb = rng.choice(["deblur", *REFERENCE_VERBS])
+    return [verb, *own.get(verb, ["--reference", mask]), "-o", "out.png", "--model", model, "--steps", "1"]
 
 
 def _has_usual_size(path: Path) -> bool:
