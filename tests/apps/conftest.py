@@ -55,13 +55,15 @@ def inpaint_args(folder, shared_model):
 @pytest.fixture
 def verb_args(folder, shared_model):
     """Return a function that returns the arguments of a command with any verb."""
+    hints = folder.parent / "hints.png"
+    image_of("RGBA").save(hints)
     words = {
         "inpaint": ["photo.png", "--mask", "mask.png"],
         "outpaint": ["photo.png", "--left", "4"],
         "upscale": ["photo.png", "--factor", "2"],
         "denoise": ["photo.png", "--sigma", "0.1"],
         "deblur": ["photo.png", "--psf", "disk:1"],
-        "colorize": ["photo.png"],
+        "colorize": ["photo.png", "--hints", str(hints)],
         "generate": [],
         **{verb: ["--reference", "mask.png"] for verb in ("style", "layout", "silhouette")},
     }

@@ -127,6 +127,21 @@ def test_guidance_extrapolates_from_unconditional_to_conditional():
     assert guided[7.5].schedule is schedule and guided[7.5].dtype == torch.float64
 
 
+def test_above_its_limit_guidance_is_off_and_takes_one_half():
+    schedule, sizes = FlowSchedule(), []
+
+    def network(x, times):
+        sizes.append(len(x))
+        return x + torch.arange(float(len(x))).view(-1, 1, 1, 1)  # tells the samples of the batch apart
+
+    denoiser = CFGDenoiser(NetworkDenoiser(network, schedule, "sample", torch.float64), 3.0, max_log_snr=1.0)
+    x_t = normal(seeded(0), 2, 1, 2, 2)
+    low, high = (schedule.t_from_log_snr(value) for value in (1.5, 0.5))
+    assert_close(denoiser(x_t, low), x_t + torch.arange(2.0).view(2, 1, 1, 1))
+    denoiser(x_t, high)
+    assert sizes == [2, 4]
+
+
 def test_evaluations_and_backward_passes_are_counted_once_per_batch():
     denoiser = random_gaussian(seeded(0)).denoiser(FlowSchedule())
     counting = CountingDenoiser(denoiser)

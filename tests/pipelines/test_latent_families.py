@@ -4,6 +4,7 @@ Every test that needs no special part of a model runs for each entry of `FAMILIE
 """
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -518,6 +519,19 @@ def test_a_callback_may_change_the_guidance_scale(pipe_of, name):
     assert scales == ([1.0, 4.0, 7.0] if "distilled" in name else [2.0, 5.0, 8.0])
     assert torch.equal(changed, fixed) == ("distilled" in name)
     assert torch.equal(pipe(Generate(SIZE), generator=seeded(), **options).images, fixed)
+
+
+@text_families
+def test_guidance_may_be_limited_to_high_noise(pipe_of, name):
+    """Where it is off, the network sees the conditional half alone, with its embeddings."""
+    pipe, sizes = pipe_of(name), []
+    if isinstance(pipe, FluxPipeline) or "distilled" in name:
+        pytest.skip("the network reads the scale itself")
+    pipe.guidance_max_log_snr = 0.0
+    network = getattr(pipe, pipe.network)
+    network.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    limited = pipe(Generate(SIZE), "a b", generator=seeded(), guidance_scale=4.0, output_type="latent").images
+    assert set(sizes) == {1, 2} and sizes == sorted(sizes, reverse=True) and limited.isfinite().all()
 
 
 def test_the_embedded_guidance_of_flux_may_change_too(pipe_of):

@@ -100,14 +100,14 @@ def excess_of_range(
         return next(filter(None, parts), None)
     if not isinstance(constraint, Linear) or isinstance(constraint, Linearization):
         return None
-    A, y = constraint.operator, constraint.y.detach()
+    A, y, noise = constraint.operator, constraint.y.detach(), float(torch.as_tensor(constraint.noise).max())
     x = torch.ones((1 if len(y) == 1 else shape[0], *shape[1:]), dtype=dtype, device=device)
     signs = randn(x.shape, x, Generator(device).manual_seed(0)).sign()
     allowed = factor * max(float(A(x).abs().max()), float(A(signs).abs().max()))
-    if float(y.abs().max()) <= allowed + factor * constraint.noise:
+    if float(y.abs().max()) <= allowed + factor * noise:
         return None
     largest = math.sqrt(x[0].numel() * float((A.adjoint(A(signs)) != 0).double().mean()))  # |x|, as far as A sees it
-    bound = _operator_norm(A, signs) * largest + constraint.noise * math.sqrt(y[0].numel())
+    bound = _operator_norm(A, signs) * largest + noise * math.sqrt(y[0].numel())
     if float(y.flatten(1).norm(dim=1).max()) <= factor * bound:
         return None
     return (

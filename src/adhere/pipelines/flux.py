@@ -64,8 +64,8 @@ class FluxPipeline(LatentPipeline, DiffusersFluxPipeline):  # pyright: ignore[re
             guidance = z_t.new_full((len(z_t),), 1.0 if use_cfg else scale(), dtype=torch.float32)
             out = self.transformer(
                 pixel_unshuffle(z_t, 2).flatten(2).mT,
-                embeds,
-                pooled,
+                embeds[-len(z_t) :],
+                pooled[-len(z_t) :],
                 timestep=t / 1000,
                 img_ids=self._prepare_latent_image_ids(len(z_t), height, width, device, torch.float32),
                 txt_ids=text_ids,

@@ -8,6 +8,7 @@ the run (`KnownLatents`), which the paper does not do. Any other constraint on p
 scattered over most cells, is applied through the decoder (`DecodedConstraint`).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,6 +90,7 @@ class LatentPipeline(ConstrainedPipeline):
     vae: Any
     scheduler: Any
     vae_scale_factor: int
+    guidance_max_log_snr: float = math.inf  # above it, guidance is off, which saves half of the passes there
     _guidance_scale: float = 1.0  # of the call that is running, or was the last
 
     @property
@@ -160,14 +162,15 @@ class LatentPipeline(ConstrainedPipeline):
         """Return the denoiser of a network, with classifier-free guidance where the scale is above 1.
 
         Args:
-            network: maps (z_t, t), t (B,), to its prediction; with guidance, for both halves as one batch.
+            network: maps (z_t, t), t (B,), to its prediction; with guidance, for both halves as one batch, or for the
+                conditional half alone.
             size: (height, width) of the pictures in pixels.
             guidance_scale: up to 1, there is no guidance.
         """
         schedule, prediction_type = self.schedule(size), self._schedule_and_type(size)[1]
         denoiser = NetworkDenoiser(network, schedule, prediction_type, getattr(self, self.network).dtype)
         scale = self._current_scale(guidance_scale)
-        return CFGDenoiser(denoiser, scale) if guidance_scale > 1 else denoiser
+        return CFGDenoiser(denoiser, scale, self.guidance_max_log_snr) if guidance_scale > 1 else denoiser
 
     def _current_scale(self, guidance_scale: float) -> Callable[[], float]:
         """Return a function that returns the scale; during a call, callbacks may change it, as in diffusers."""

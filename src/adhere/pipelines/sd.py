@@ -37,7 +37,7 @@ class SDPipeline(LatentPipeline, StableDiffusionPipeline):  # pyright: ignore[re
         embeds = text.cat_for_cfg(positive, negative, self.unet.dtype)
 
         def network(z_t: Tensor, t: Tensor) -> Tensor:
-            return self.unet(z_t, t, embeds, timestep_cond=condition, return_dict=False)[0]
+            return self.unet(z_t, t, embeds[-len(z_t) :], timestep_cond=condition, return_dict=False)[0]
 
         return self.wrap_network(network, size, text.guidance_scale)
 

@@ -45,6 +45,6 @@ class SD3Pipeline(LatentPipeline, StableDiffusion3Pipeline):  # pyright: ignore[
         pooled = text.cat_for_cfg(pooled, negative_pooled, dtype)
 
         def network(z_t: Tensor, t: Tensor) -> Tensor:
-            return self.transformer(z_t, embeds, pooled, t, return_dict=False)[0]
+            return self.transformer(z_t, embeds[-len(z_t) :], pooled[-len(z_t) :], t, return_dict=False)[0]
 
         return self.wrap_network(network, size, text.guidance_scale)

@@ -46,8 +46,10 @@ class SDXLPipeline(LatentPipeline, StableDiffusionXLPipeline):  # pyright: ignor
         def network(z_t: Tensor, t: Tensor) -> Tensor:
             height, width = (side * factor for side in z_t.shape[-2:])
             ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32, device=z_t.device)
-            added = {"text_embeds": pooled, "time_ids": ids.repeat(len(z_t), 1)}
-            return self.unet(z_t, t, embeds, timestep_cond=condition, added_cond_kwargs=added, return_dict=False)[0]
+            added = {"text_embeds": pooled[-len(z_t) :], "time_ids": ids.repeat(len(z_t), 1)}
+            return self.unet(
+                z_t, t, embeds[-len(z_t) :], timestep_cond=condition, added_cond_kwargs=added, return_dict=False
+            )[0]
 
         return self.wrap_network(network, size, text.guidance_scale)
 
