@@ -2,8 +2,9 @@
 
     python -m benchmarks.unseen --to data/unseen
 
-Five are of Debian's `palapeli-data` (GPL-2+; by Eric Pouhier, Derek Jensen, the US Department of Agriculture, John
-Severns, and B. Navez and others), two of scikit-learn (BSD-3-Clause, the pictures CC BY 2.0: china by Christian
+Five are of Debian's `palapeli-data` (the package GPL-2+; three pictures public domain, by Derek Jensen, the US
+Department of Agriculture and John Severns; castle-maintenon by Eric Pouhier and panther-chameleon-female by B. Navez
+and others under the GNU FDL), two of scikit-learn (BSD-3-Clause, the pictures CC BY 2.0: china by Christian
 Schirm, flower by dany13), and one each of scipy 1.11 (face, public domain, by Judy Weggelaar), mahotas (MIT, Luis Pedro
 Coelho) and matplotlib (grace_hopper, public domain, US Navy). Packages are downloaded and unpacked, not installed. Each
 picture is reduced, so that its short side is at most 384 pixels and the traces of its compression are small.

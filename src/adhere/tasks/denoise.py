@@ -40,7 +40,7 @@ class Denoise(PhotoTask):
         image: a path, a PIL image, or a uint8 or uint16 array (H, W[, C]).
         noise: the standard deviation of the noise, in [-1, 1] units; None estimates it from the picture.
         sample: whether a sample of the pictures that y may show is drawn, by the solver of the call, instead of the
-            mean of all of them. Samples have the texture that the mean lacks.
+            mean of all of them.
 
     Raises:
         AdhereError: if the picture cannot be read, or for a noise out of range.
