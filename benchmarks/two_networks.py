@@ -3,8 +3,9 @@
     python -m benchmarks.two_networks --to docs/images
 
 two-networks.png: damaged, inpainted by `unet` alone, by both networks, original; four photographs as in the demo, and
-ten other pictures of scikit-image, of which `motorcycle_left` also validates trainings. two-networks-steps.png: the denoised picture at each noise level for
-a flat, a dark and a textured picture; the red line at the top marks those of `unet_2`.
+ten other pictures of scikit-image, of which `motorcycle_left` also validates trainings. two-networks-steps.png: the
+denoised picture at each noise level for a flat, a dark and a textured picture; the red line at the top marks those of
+`unet_2`.
 """
 
 import argparse

@@ -342,7 +342,7 @@ def outcomes(shared_model, tmp_path_factory) -> dict[str, tuple[str, str]]:
 MAKE_A_TASK = "give a task, such as adhere.Inpaint(image, mask)"
 WRITE_INPAINT = "write pipe(adhere.Inpaint(image, mask))"
 PREDICTION_TYPES = "it must be one of 'epsilon', 'sample', 'v_prediction', 'flow_prediction'"
-LOAD_IMAGE = "https://example.org/photo.jpg: is a URL, not a file; download it first, for example with diffusers.utils."
+LOAD_IMAGE = "https://example.org/photo.jpg: is a URL, not a file; download it first (in Python, diffusers.utils.load_image"
 EXPECTED = {  # call: (exception or 'works', a part of the message or of the result)
     "pipe(path, path)": ("TypeError", MAKE_A_TASK),
     "pipe(image, mask)": ("TypeError", MAKE_A_TASK),
@@ -371,7 +371,7 @@ EXPECTED = {  # call: (exception or 'works', a part of the message or of the res
     "solver=Sampler class": ("TypeError", "solver = Sampler is a class: give an object, Sampler(...)"),
     "latents=array": ("TypeError", "latents have the type ndarray: give a torch tensor"),
     "guidance_scale=0": ("AdhereError", "it must be above 0; 1 is off"),
-    "Upscale factor": ("AdhereError", "factor = '2': give an integer of at least 2; 4 and 8 are usual"),
+    "Upscale factor": ("AdhereError", "factor = '2': give a number from 1.5 to 8; 2 and 4 are usual"),
     "Upscale scale=": ("TypeError", "Upscale() has no argument 'scale': call it factor"),
     "Generate(int)": ("works", "(512, 512)"),
     "Generate(str)": ("AdhereError", "size = '512': give (height, width) in pixels, such as (512, 512)"),

@@ -4,7 +4,6 @@ Every test that needs no special part of a model runs for each entry of `FAMILIE
 """
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache

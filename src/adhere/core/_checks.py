@@ -100,7 +100,8 @@ def excess_of_range(
         return next(filter(None, parts), None)
     if not isinstance(constraint, Linear) or isinstance(constraint, Linearization):
         return None
-    A, y, noise = constraint.operator, constraint.y.detach(), float(torch.as_tensor(constraint.noise).max())
+    A, y, noise = constraint.operator, constraint.y.detach(), constraint.noise
+    noise = float(noise.max()) if isinstance(noise, Tensor) else noise
     x = torch.ones((1 if len(y) == 1 else shape[0], *shape[1:]), dtype=dtype, device=device)
     signs = randn(x.shape, x, Generator(device).manual_seed(0)).sign()
     allowed = factor * max(float(A(x).abs().max()), float(A(signs).abs().max()))
