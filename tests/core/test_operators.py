@@ -310,7 +310,7 @@ def test_convolution_is_that_of_torch():
 
 
 def test_kernels_that_do_not_fit_are_refused():
-    for kernel in (torch.ones(3), torch.ones(0, 3), torch.tensor([[math.nan]])):
+    for kernel in (torch.ones(0, 3), torch.tensor([[math.nan]])):
         with pytest.raises(InvalidInput, match=r"the kernel has shape .*: give finite numbers \(h, w\)"):
             Convolve(kernel)
     with pytest.raises(InvalidInput, match=r"convolution by 3 x 1: an image of \(2, 5\) is smaller"):
