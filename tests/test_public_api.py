@@ -342,7 +342,7 @@ def outcomes(shared_model, tmp_path_factory) -> dict[str, tuple[str, str]]:
 MAKE_A_TASK = "give a task, such as adhere.Inpaint(image, mask)"
 WRITE_INPAINT = "write pipe(adhere.Inpaint(image, mask))"
 PREDICTION_TYPES = "it must be one of 'epsilon', 'sample', 'v_prediction', 'flow_prediction'"
-LOAD_IMAGE = "https://example.org/photo.jpg: is a URL, not a file; download it first (in Python, diffusers.utils.load_image"
+LOAD_IMAGE = "https://example.org/photo.jpg: is a URL, not a file; download it first (in Python, diffusers.utils"
 EXPECTED = {  # call: (exception or 'works', a part of the message or of the result)
     "pipe(path, path)": ("TypeError", MAKE_A_TASK),
     "pipe(image, mask)": ("TypeError", MAKE_A_TASK),
