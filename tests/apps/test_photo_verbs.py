@@ -48,7 +48,7 @@ NOISE_FLAGS = [("denoise", "--sigma"), ("deblur", "--noise"), ("upscale", "--noi
     [
         ("25", "is above 1; divide a number of 8-bit levels by 255, such as 0.098 for 25 levels"),
         ("1.01", "is above 1; divide a number of 8-bit levels by 255"),
-        ("inf", "is above 1; divide a number of 8-bit levels by 255"),
+        ("inf", "give a standard deviation from 0 to 1"),
         ("-0.1", "give a standard deviation from 0 to 1"),
         ("nan", "give a standard deviation from 0 to 1"),
         ("", "give a standard deviation from 0 to 1"),
@@ -75,11 +75,12 @@ def test_deblur_takes_units_of_0_to_1_and_a_shape_or_a_picture(folder, verb_args
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"psf": "gauss:2"}, "psf 'gauss:2': give gaussian:SIGMA"),
-        ({"psf": "disk:0"}, "psf 'disk:0': 0 must be above 0"),
-        ({"psf": ""}, "--psf '': is empty"),
-        ({"psf": "missing.png"}, "missing.png: no such file"),
-        ({"psf": "photo.png"}, "a picture with colors"),
+        ({"psf": "gauss:2"}, "psf 'gauss:2': no such file; give gaussian:SIGMA"),
+        ({"psf": "disk:0.05"}, "psf 'disk:0.05': give a RADIUS from 0.1 to 100"),
+        ({"psf": "disk:0"}, "psf 'disk:0': give a RADIUS from 0.1 to 100 pixels"),
+        ({"psf": ""}, "--psf '': is empty; give gaussian:SIGMA"),
+        ({"psf": "missing.png"}, "psf 'missing.png': no such file; give gaussian:SIGMA"),
+        ({"psf": "photo.png"}, "the psf photo.png is a picture with colors"),
         ({"psf": "disk:1", "json": "photo.png"}, "one of the pictures"),
         ({"psf": "psf.png", "json": "psf.png"}, "one of the pictures"),
     ],
@@ -96,7 +97,8 @@ def test_upscale_by_a_size_and_by_any_factor(folder, verb_args, shared_model, op
     )
     assert result.exit_code == 0, result
     size = (48, 62) if options.get("size") else None
-    task = adhere.Upscale("photo.png", float(options["factor"] or 4), 0.02, options.get("kernel", "area"), size)
+    factor = float(options["factor"]) if options["factor"] else None
+    task = adhere.Upscale("photo.png", factor, 0.02, options.get("kernel", "area"), size)
     assert np.array_equal(np.asarray(Image.open("out.png")), python_result(shared_model, task))
 
 
@@ -108,7 +110,7 @@ def test_upscale_by_a_size_and_by_any_factor(folder, verb_args, shared_model, op
         ({"factor": "nan"}, "--factor 'nan': give a number from 1.5 to 8"),
         ({"factor": "2", "size": "62x48"}, "--size '62x48' and --factor '2' are given: give one of them"),
         ({"factor": None, "size": "62x62"}, "has another aspect ratio than 31x24"),
-        ({"factor": None, "size": "31x24"}, "is not from 1.5 to 8 times 31x24"),
+        ({"factor": None, "size": "31x24"}, "is not from 1.5 to 8 times 31x24: 47x36 to 248x192 are allowed"),
         ({"factor": None, "size": "62"}, "--size '62': give WIDTHxHEIGHT"),
         ({"kernel": "lanczos"}, "--kernel 'lanczos': give area or bicubic"),
     ],
@@ -146,7 +148,7 @@ def test_colorize_keeps_the_luma_and_says_that_colors_were_replaced(folder, hint
         ({"model": None}, "--hints is missing: adhere-photo does not know the colors of things"),
         ({"model": "adhere-photo"}, "--hints is missing: adhere-photo does not know the colors of things"),
         ({"hints": "missing.png"}, "missing.png: no such file"),
-        ({"hints": "photo.png"}, "the hints have no transparency"),
+        ({"hints": "photo.png"}, "the hints photo.png have no transparency"),
         ({"hints": ""}, "--hints '': is empty"),
         ({"hints": "hints.png", "json": "hints.png"}, "one of the pictures"),
     ],

@@ -135,7 +135,23 @@ def test_a_mask_with_several_pictures(folder, inpaint_args):
 
 
 def test_neither_a_mask_nor_transparency(folder, inpaint_args):
-    assert "mask" in error_line(inpaint_args(mask=None), folder)
+    assert "give --mask, --box or --color" in error_line(inpaint_args(mask=None), folder)
+
+
+def test_a_feather_that_leaves_nothing(folder, inpaint_args):
+    assert "feather 5000: is too wide for what is selected" in error_line(inpaint_args(feather="5000"), folder)
+
+
+def test_outpaint_without_growth(folder, verb_args):
+    for flags in ((), ("--left", "0"), ("--left", "0%")):
+        arguments = verb_args("outpaint", *flags)
+        del arguments[2:4]
+        assert "give --left, --right, --top or --bottom, or --aspect" in error_line(arguments, folder)
+
+
+def test_outpaint_by_hours_of_passes(folder, verb_args):
+    line = error_line(verb_args("outpaint", "--right", "99999"), folder)
+    assert "right = 99999: takes " in line and "at most 16 are allowed" in line
 
 
 # --- options
@@ -256,9 +272,26 @@ def test_an_output_that_exists(folder, inpaint_args):
     assert "--force" in error_line(inpaint_args(), folder)
 
 
-@pytest.mark.parametrize("target", ["photo.png", "mask.png", "./photo.png"])
-def test_an_output_that_is_an_input(folder, inpaint_args, target):
+@pytest.mark.parametrize("target", ["photo.png", "./photo.png"])
+def test_an_output_that_is_the_photo_needs_force(folder, inpaint_args, target):
     assert "--force" in error_line(inpaint_args(o=target), folder)
+
+
+@pytest.mark.parametrize(
+    ("verb", "flag"), [("inpaint", "mask"), ("colorize", "hints"), ("deblur", "psf"), ("style", "reference")]
+)
+@pytest.mark.parametrize("target", ["b:c.png", "./b:c.png", "~/b:c.png"])
+def test_an_output_that_is_another_input_is_refused_with_force(folder, verb_args, monkeypatch, verb, flag, target):
+    monkeypatch.setenv("HOME", str(folder))
+    image_of("RGBA").save("b:c.png")
+    line = error_line(verb_args(verb, "--force", **{flag: "b:c.png"}, o=target), folder)
+    assert "b:c.png: is read by this command, and would be lost; give another name" in line
+
+
+def test_a_numbered_output_that_is_the_mask(folder, inpaint_args):
+    Path("mask.png").rename("out-2.png")
+    line = error_line(inpaint_args("photo.png", "--force", mask="out-2.png", num_images="2"), folder)
+    assert "-o out-2.png: is read by this command" in line
 
 
 @pytest.mark.parametrize(

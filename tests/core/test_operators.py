@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import avg_pool2d, conv2d, interpolate
 
 from adhere.core._linalg import conjugate_residuals
-from adhere.core.filters import Blur, Convolve, Downsample, Resize
+from adhere.core.filters import Blur, Convolve, Downsample, Resize, _check_sizes
 from adhere.core.operators import (
     Gray,
     Identity,
@@ -297,8 +297,11 @@ def test_ten_conjugate_residuals_invert_any_resizing(sizes, kind, damping):
 
 
 def test_sizes_that_grow_or_do_not_fit_are_refused():
-    with pytest.raises(InvalidInput, match=r"from \(4, 4\) to \(5, 2\): give sides of at least 1 that do not grow"):
+    with pytest.raises(InvalidInput, match=r"from \(4, 4\) to \(5, 2\): give \(height, width\) twice"):
         Resize((4, 4), (5, 2))
+    for size, small in (((10,), (4, 4)), ((10, 10), (4.0, 4.0)), ((10, 10, 10), (4, 4, 4))):
+        with pytest.raises(InvalidInput, match=r"give \(height, width\) twice, in whole numbers"):
+            _check_sizes(size, small)  # of Resize, whose types are checked before in the test run
     with pytest.raises(InvalidInput, match=r"resizing from \(4, 4\): the image is of \(4, 5\)"):
         Resize((4, 4), (2, 2))(torch.zeros(1, 3, 4, 5))
 
@@ -497,3 +500,8 @@ def test_the_shape_of_an_operator_is_that_of_one_image(shape, message):
     unchecked = inspect.unwrap(operator)  # without the type checker of the tests
     with pytest.raises(TypeError, match=re.escape(message)):
         unchecked(lambda x: x, shape)
+
+
+def test_operators_with_tensors_are_equal_to_themselves_only():
+    for A, B in ((Convolve(torch.ones(3, 3)), Convolve(torch.ones(3, 3))), (Mask(torch.ones(4)), Mask(torch.ones(4)))):
+        assert A == A and A != B

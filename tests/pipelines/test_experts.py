@@ -13,6 +13,7 @@ from torch import nn
 import adhere
 from adhere import AdhereError, Inpaint
 from adhere.core.schedules import CosineSchedule, log_snr
+from adhere.errors import InvalidInput
 from adhere.pipelines.experts import FFDNet
 from adhere.pipelines.pixel import PixelPipeline
 from tests.core.exact import assert_close, seeded
@@ -163,3 +164,10 @@ def test_the_shipped_model_denoises_better_with_it():
         pipe.register_modules(unet_2=None)
         alone = pipe.make_denoiser()(x_t, t)
     assert (both - x0).square().mean() < (alone - x0).square().mean()
+
+
+def test_what_the_network_cannot_take_is_refused_in_one_line():
+    with pytest.raises(InvalidInput, match="num_layers = 1: at least 1 and 2 are needed"):
+        FFDNet(8, 1)
+    with pytest.raises(InvalidInput, match=r"even sides, not \(5, 4\): pad them"):
+        expert()(torch.zeros(1, 3, 5, 4), torch.ones(1))

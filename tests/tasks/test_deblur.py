@@ -65,7 +65,8 @@ def test_a_picture_is_divided_by_its_sum_and_even_sides_are_padded(tmp_path):
     picture[1:3, 2:4] = (100, 50), (25, 25)
     Image.fromarray(picture).save(tmp_path / "psf.png")
     expected = pad(torch.from_numpy(picture).float() / 200, (0, 1, 0, 1))
-    for psf in (tmp_path / "psf.png", str(tmp_path / "psf.png"), picture, picture / 255, torch.from_numpy(picture / 9)):
+    paths, wide = (tmp_path / "psf.png", str(tmp_path / "psf.png")), picture.astype(np.int64)
+    for psf in (*paths, picture, picture / 255, torch.from_numpy(picture / 9), wide, wide.tolist(), tuple(wide)):
         torch.testing.assert_close(kernel_of(psf), expected, atol=1e-6, rtol=0)
 
 
@@ -126,18 +127,23 @@ def test_the_shipped_model_sharpens_up_to_the_border():
 @pytest.mark.parametrize(
     ("psf", "message"),
     [
-        ("gauss:2", "give gaussian:SIGMA, motion:LENGTH,ANGLE, disk:RADIUS or a picture"),
+        ("gauss:2", "no such file; give gaussian:SIGMA, motion:LENGTH,ANGLE or disk:RADIUS or a gray picture"),
         ("gaussian:x", "give gaussian:SIGMA, motion:LENGTH,ANGLE or disk:RADIUS, in numbers"),
         ("motion:5", "give gaussian:SIGMA, motion:LENGTH,ANGLE or disk:RADIUS, in numbers"),
         ("disk:1,2", "give gaussian:SIGMA, motion:LENGTH,ANGLE or disk:RADIUS, in numbers"),
-        ("gaussian:0", "0 must be above 0 and at most 25 pixels"),
-        ("gaussian:nan", "nan must be above 0 and at most 25 pixels"),
-        ("disk:101", "101 must be above 0 and at most 100 pixels"),
-        ("motion:5,inf", "5 must be above 0 and at most 200 pixels, and an angle finite"),
+        ("gaussian:0", "psf 'gaussian:0': give a SIGMA from 0.1 to 25 pixels"),
+        ("gaussian:nan", "psf 'gaussian:nan': give a SIGMA from 0.1 to 25 pixels"),
+        ("disk:101", "give a RADIUS from 0.1 to 100 pixels"),
+        ("disk:0.05", "give a RADIUS from 0.1 to 100 pixels"),
+        ("motion:5,nan", "psf 'motion:5,nan': give a finite ANGLE"),
+        ("gaussian", "psf 'gaussian': no such file; give gaussian:SIGMA"),
+        ("", "psf '': no such file"),
         ("missing.png", "no such file"),
         (np.zeros((3, 3), np.uint8), "finite numbers of at least 0 that are not all 0"),
         (torch.tensor([[1.0, -0.1]]), "finite numbers of at least 0 that are not all 0"),
         (torch.ones(1, 3, 3), "finite numbers of at least 0 that are not all 0"),
+        ([[1, 2], [3]], "the psf must be numbers"),
+        ([1, 2], "the psf must be"),
         (np.ones((300, 2), np.uint8), "the psf has 2x300 pixels: at most 201 per side"),
         (noise(3, 3, 3), "a picture with colors: give a gray one"),
     ],
@@ -145,3 +151,7 @@ def test_the_shipped_model_sharpens_up_to_the_border():
 def test_point_spread_functions_that_are_refused(psf, message):
     with pytest.raises(AdhereError, match=message):
         Deblur(noise(8, 8, 3), psf)
+
+
+def test_the_smallest_disk_is_a_point():
+    assert kernel_of("disk:0.1")[1, 1] == 1

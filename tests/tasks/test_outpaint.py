@@ -87,6 +87,8 @@ def test_floats_keep_the_exact_values():
         ({}, "the picture would not grow"),
         ({"aspect": (4, 3)}, "the picture would not grow"),
         ({"aspect": (0, 3)}, r"aspect = \(0, 3\): give \(width, height\)"),
+        ({"aspect": 1.5}, r"aspect = 1.5: give \(width, height\)"),
+        ({"aspect": "16:9"}, r"aspect = '16:9': give \(width, height\)"),
         ({"aspect": (16, 9), "left": 1}, "give one of them"),
         ({"left": -1}, "left = -1: give a whole number of pixels"),
         ({"top": -15}, "top = -15: give a whole number of pixels"),
@@ -97,6 +99,19 @@ def test_what_cannot_be_grown_is_refused_in_one_line(options, message):
     with pytest.raises(AdhereError, match=message) as caught:
         Outpaint(noise(30, 40, 3), **options)
     assert "\n" not in str(caught.value)
+
+
+def test_more_than_sixteen_passes_are_refused_before_the_first():
+    picture = noise(9, 10, 3)
+    Outpaint(picture, left=16 * 8).crops(MODEL)
+    with pytest.raises(AdhereError, match="top = 129: takes 17 passes with this model; at most 16 are allowed: add at"):
+        Outpaint(picture, left=1, top=16 * 8 + 1).crops(MODEL)
+
+
+def test_numbers_of_numpy_are_numbers():
+    picture = noise(9, 10, 3)
+    assert Outpaint(picture, left=np.int64(3), context=np.int32(8)).growth == (3, 0, 0, 0)
+    assert Outpaint(picture, aspect=(np.int64(2), np.int64(1))).size == (9, 18)
 
 
 def test_metadata_are_those_of_the_new_size():

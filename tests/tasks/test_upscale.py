@@ -76,9 +76,16 @@ def test_a_size_instead_of_a_factor():
         ({"size": (22, 33)}, r"the size 33x22 \(width x height\) is not from 1.5 to 8 times 30x20"),
         ({"size": (200, 300)}, "is not from 1.5 to 8 times 30x20"),
         ({"size": (40.0, 60)}, r"size = \(40.0, 60\): give \(height, width\) in pixels"),
+        ({"factor": 4, "size": (40, 60)}, r"factor = 4 and size = \(40, 60\) are given: give one of them"),
         ({"noise": 5}, "noise = 5: give one number from 0 to 2"),
     ],
 )
 def test_other_values_are_refused(options, message):
     with pytest.raises(AdhereError, match=message):
         Upscale(noise(20, 30, 3), **options)
+
+
+def test_numbers_of_numpy_are_numbers():
+    picture = noise(20, 30, 3)
+    assert Upscale(picture).size == Upscale(picture, np.int64(4), np.float32(0.5)).size == (80, 120)
+    assert Upscale(picture, size=(np.int64(40), np.int64(60))).size == (40, 60)

@@ -68,16 +68,17 @@ class Files:
             return [self.output]
         return [self.output.with_stem(f"{self.output.stem}-{i + 1}") for i in range(self.count)]
 
-    def check(self, inputs: Sequence[Path]) -> None:
+    def check(self, photo: Path | None = None, others: Sequence[Path] = ()) -> None:
         """Check all names, before the work.
 
         Args:
-            inputs: the files that are read.
+            photo: the picture that is worked on, which a picture may replace.
+            others: the other files that are read, which nothing may replace.
 
         Raises:
             AdhereError: if a file cannot be written, two have one name, or a format cannot hold what is asked for.
         """
-        self._check_names(inputs)
+        self._check_names(photo, others)
         self._check_formats()
         if self.count == 1 and (self.mean or self.uncertainty is not None):
             flag = "--mean" if self.mean else "--uncertainty"
@@ -95,8 +96,12 @@ class Files:
         for path in self.outputs:
             check_output_size(path, size)
 
-    def _check_names(self, inputs: Sequence[Path]) -> None:
-        taken = {real_path(path) for path in (*inputs, *self.outputs)}
+    def _check_names(self, photo: Path | None, others: Sequence[Path]) -> None:
+        read = {real_path(path) for path in others}
+        for path in self.outputs:
+            if real_path(path) in read:
+                raise AdhereError(f"-o {path}: is read by this command, and would be lost; give another name")
+        taken = {real_path(path) for path in self.outputs} | read | {real_path(path) for path in filter(None, [photo])}
         for flag, path in self._others():
             if real_path(path) in taken:
                 what = "a file" if flag != "--json" else "the report a file"

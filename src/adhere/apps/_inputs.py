@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 STREAM = "-"  # as a file name: standard input or output
 
 
-def input_files(photo: str) -> list[Path]:
+def input_file(photo: str) -> Path | None:
     """Return the file of the argument PHOTO, if it is one."""
-    return [] if photo == STREAM else [Path(photo)]
+    return None if photo == STREAM else Path(photo)
 
 
 def read_photo(photo: str, frame: int | None) -> "Picture":

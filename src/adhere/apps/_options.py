@@ -17,6 +17,7 @@ from adhere.apps._parsers import (
     parse_kernel,
     parse_noise,
     parse_path,
+    parse_psf,
     parse_sigma,
     parse_text,
     with_flag,
@@ -123,7 +124,7 @@ Factor = Annotated[float | None, option("--factor", "X", parse_factor)]
 Kernel = Annotated[str, option("--kernel", "NAME", parse_kernel)]
 Hints = Annotated[Path | None, option("--hints", "FILE", parse_path)]
 HintNoise = Annotated[float, option("--hint-noise", "X", parse_noise)]
-Psf = Annotated[str, option("--psf", "PSF", parse_text)]
+Psf = Annotated[str, option("--psf", "PSF", parse_psf)]
 Noise = Annotated[float, option("--noise", "X", parse_noise)]
 Sigma = Annotated[float | None, option("--sigma", "X", parse_sigma)]
 Size = Annotated[str | None, option("--size", "WIDTHxHEIGHT")]  # typer would read two arguments for a tuple

@@ -28,6 +28,13 @@ def parse_text(flag: str, text: str) -> str:
     return text
 
 
+def parse_psf(flag: str, text: str) -> str:
+    """The shape or the file of a point spread function, which must not be empty."""
+    if not text:
+        raise AdhereError(f"{flag} '': is empty; give gaussian:SIGMA, motion:LENGTH,ANGLE, disk:RADIUS or a file")
+    return text
+
+
 def parse_path(flag: str, text: str) -> Path:
     """The path of an option."""
     return Path(parse_text(flag, text))  # Path("") would be the current folder
@@ -58,8 +65,8 @@ def parse_noise(flag: str, value: str | float) -> float:
     with suppress(ValueError):
         if 0 <= (noise := float(value)) <= 1:
             return noise
-        if noise > 1:
-            hint = f", such as {noise / 255:.3g} for {noise:g} levels" if noise <= 255 else ""
+        if 1 < noise <= 255:
+            hint = f", such as {noise / 255:.3g} for {noise:g} levels"
             raise AdhereError(f"{flag} '{value}': is above 1; divide a number of 8-bit levels by 255{hint}")
     raise AdhereError(f"{flag} '{value}': give a standard deviation from 0 to 1, where 1 is from black to white")
 

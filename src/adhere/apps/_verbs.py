@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adhere.apps import _options, _process
-from adhere.apps._inputs import input_files, read_photo
+from adhere.apps._inputs import input_file, read_photo
 from adhere.apps._output import print_line
 from adhere.apps._parsers import parse_size
 from adhere.errors import AdhereError
@@ -40,11 +40,14 @@ def inpaint(
     from adhere.tasks import Inpaint
 
     job = replace(job, save_mask=save_mask)
-    job.check(*input_files(photo), mask)
+    job.check(input_file(photo), mask)
     selection = {"boxes": box or (), "color": color, "tolerance": tolerance, "invert": invert}
     edges = {"fill_holes": fill_holes, "grow": grow, "feather": feather, "soft": soft}
     with _process.silenced_stderr():
-        task = Inpaint(read_photo(photo, frame), mask, **selection, **edges)
+        picture = read_photo(photo, frame)
+        if mask is None and not box and color is None and picture.alpha is None:
+            raise AdhereError("what to inpaint is missing: give --mask, --box or --color; PHOTO has no transparency")
+        task = Inpaint(picture, mask, **selection, **edges)
     return job.run(task, task.picture.size)
 
 
@@ -65,18 +68,21 @@ def outpaint(
     """
     from adhere.tasks import Outpaint
 
-    job.check(*input_files(photo))
+    job.check(input_file(photo))
     with _process.silenced_stderr():
         picture = read_photo(photo, frame)
     height, width = picture.size
-    sides = [(left, width), (right, width), (top, height), (bottom, height)]
-    growth = [round(side * share) if share else pixels for side, (pixels, share) in _amounts(sides)]
+    growth = [_pixels(left, width), _pixels(right, width), _pixels(top, height), _pixels(bottom, height)]
+    if aspect is None and not any(growth):
+        raise AdhereError("PHOTO would not grow: give --left, --right, --top or --bottom, or --aspect")
     task = Outpaint(picture, *growth, aspect=aspect)
     return job.run(task, task.size)
 
 
-def _amounts(sides: list[tuple[tuple[int, float] | None, int]]) -> list[tuple[int, tuple[int, float]]]:
-    return [(side, given or (0, 0.0)) for given, side in sides]
+def _pixels(given: tuple[int, float] | None, side: int) -> int:
+    """Return an option's growth in pixels: it is (pixels, 0), or (0, share of the side)."""
+    pixels, share = given or (0, 0.0)
+    return pixels + round(share * side)
 
 
 def upscale(
@@ -94,10 +100,10 @@ def upscale(
     if size is not None and factor is not None:
         raise AdhereError(f"--size '{size}' and --factor '{factor:g}' are given: give one of them")
     sides = None if size is None else parse_size(size)
-    job.check(*input_files(photo))
+    job.check(input_file(photo))
     with _process.silenced_stderr():
         picture = read_photo(photo, frame)
-        task = Upscale(picture, factor or 4, 2 * noise, kernel, sides)  # type: ignore[arg-type]  # [-1, 1] units
+        task = Upscale(picture, factor, 2 * noise, kernel, sides)  # type: ignore[arg-type]  # [-1, 1] units
     return job.run(task, task.size)
 
 
@@ -113,7 +119,7 @@ def colorize(
 
     if hints is None and job.model in (None, "adhere-photo"):
         raise AdhereError("--hints is missing: adhere-photo does not know the colors of things; give strokes of color")
-    job.check(*input_files(photo), hints)
+    job.check(input_file(photo), hints)
     with _process.silenced_stderr():
         picture = read_photo(photo, frame)
         task = Colorize(picture, hints, 2 * hint_noise)  # [-1, 1] units
@@ -129,7 +135,7 @@ def deblur(
     """Sharpen a picture that was blurred in a known way, up to its border."""
     from adhere.tasks import Deblur
 
-    job.check(*input_files(photo), None if ":" in psf else Path(psf))
+    job.check(input_file(photo), Path(psf))  # no name of an output is that of a shape
     with _process.silenced_stderr():
         task = Deblur(read_photo(photo, frame), psf, 2 * noise)  # [-1, 1] units
     return job.run(task, task.picture.size)
@@ -139,7 +145,7 @@ def denoise(job: "Job", photo: _options.Photo, sigma: _options.Sigma = None, fra
     """Remove noise from a picture: the mean of the pictures that it may show, by one network evaluation."""
     from adhere.tasks import Denoise
 
-    job.check(*input_files(photo))
+    job.check(input_file(photo))
     with _process.silenced_stderr():
         noise = None if sigma is None else 2 * sigma  # [-1, 1] units
         task = Denoise(read_photo(photo, frame), noise, sample=job.num_samples > 1)
@@ -181,7 +187,7 @@ def silhouette(job: "Job", reference: _options.Shape, size: _options.Size = None
 
 def _sample(job: "Job", reference: Path, size: str | None, make: Any) -> "Result":
     """Sample a task of a reference and a size, with a latent model."""
-    job.check(reference)
+    job.check(None, reference)
     sides = None if size is None else parse_size(size)
     task: Task = make(reference, size=sides)
     return job.run(task, sides, needs_latents=True)

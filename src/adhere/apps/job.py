@@ -167,11 +167,12 @@ class Job:
     def _files(self) -> Files:
         return Files(**{one.name: getattr(self, one.name) for one in fields(Files)})
 
-    def check(self, *inputs: Path | None) -> None:
+    def check(self, photo: Path | None = None, *others: Path | None) -> None:
         """Check everything that can be checked before a picture is read.
 
         Args:
-            inputs: the files that the task is going to read; None is left out.
+            photo: the picture that the task works on, which the result may replace.
+            others: the other files that the task is going to read; None is left out.
 
         Raises:
             AdhereError: if a file cannot be written, the report would replace a picture, or the solver, the device or
@@ -181,7 +182,7 @@ class Job:
             Image.MAX_IMAGE_PIXELS = None
         if self.dry_run and self.json_file is not None:
             raise AdhereError(f"--json {self.json_file}: a dry run writes no file; write --json -")
-        self._files.check([path for path in inputs if path is not None])
+        self._files.check(photo, [path for path in others if path is not None])
         if self.solver is not None:
             get_sampler(self.solver)
         _device_and_dtype(self.device, self.dtype)
@@ -277,7 +278,7 @@ class Job:
     def _write(self, contents: dict[Path, Callable[[IO[bytes]], object]], report: Report) -> Report:
         """Write all files or none; return the report with the time that the pictures took."""
         names = replace(self._files, preview=None)  # it may be there by now
-        names.check([])  # again, for what has appeared meanwhile: with --force, nothing else would refuse it
+        names.check()  # again, for what has appeared meanwhile: with --force, nothing else would refuse it
         begin = time.perf_counter()
 
         def timed(write: Callable[[IO[bytes]], object], file: IO[bytes]) -> None:

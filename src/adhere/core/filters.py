@@ -122,7 +122,7 @@ class Blur(_SeparableFilter):
         return _normalized([math.exp(-0.5 * (i / self.sigma) ** 2) for i in range(-radius, radius + 1)])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Convolve(LinearOperator):
     """Convolution with a kernel, where it lies wholly inside: (B, C, H, W) -> (B, C, H - h + 1, W - w + 1).
 
@@ -187,8 +187,7 @@ class Resize(LinearOperator):
     def __post_init__(self) -> None:
         if self.kind not in ("area", "bicubic"):
             raise InvalidInput(f"kind = {self.kind!r}: give 'area' or 'bicubic'")
-        if not all(1 <= b <= a for a, b in zip(self.size, self.small, strict=True)):
-            raise InvalidInput(f"from {self.size} to {self.small}: give sides of at least 1 that do not grow")
+        _check_sizes(self.size, self.small)
 
     def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h_small w_small"]:
         if x.shape[-2:] != self.size:
@@ -216,6 +215,14 @@ class Resize(LinearOperator):
             columns, values = (part.to(x.device) for part in taps)
             x = _sparse_product(columns, values, x).mT.contiguous()
         return x
+
+
+def _check_sizes(size: tuple[object, ...], small: tuple[object, ...]) -> None:
+    """Raise unless both sizes are (height, width) in whole numbers, and the second is not larger."""
+    pairs = [(a, b) for a, b in zip(size, small, strict=False) if isinstance(a, int) and isinstance(b, int)]
+    if not len(size) == len(small) == len(pairs) == 2 or not all(1 <= b <= a for a, b in pairs):
+        given = f"from {size} to {small}"
+        raise InvalidInput(f"{given}: give (height, width) twice, in whole numbers of at least 1 that do not grow")
 
 
 @lru_cache(maxsize=16)

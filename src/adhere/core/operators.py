@@ -102,7 +102,7 @@ class Identity(LinearOperator):
         return True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mask(LinearOperator):
     """A x = known * x, where `known` is 1 for measured pixels and 0 for the others (diffusers' mask, inverted).
 
@@ -138,7 +138,7 @@ class Mask(LinearOperator):
         return Mask(repeat_samples(masks, repeats)) if alike and self.known.ndim == 4 else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InnerProduct(LinearOperator):
     """A x = <row, x>: one number per sample, (B, 1, ..., 1).
 
@@ -281,7 +281,7 @@ class _Stacked(LinearOperator):
         return reduce(add, [w * A.adjoint(part.reshape(-1, *shape)) for A, w, shape, part in terms])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Jacobian(LinearOperator):
     """J = df/dx at x, by a finite difference of f, with J^T by autograd."""
 

@@ -82,8 +82,11 @@ class Selection:
             selected = np.where(_holes(selected < 0.5), np.float32(1), selected)
         if self.grow:
             selected = _grown(selected, self.grow)
+        is_any = bool((selected > KNOWN_MAX_WEIGHT).any())
         if self.feather:
             selected = _feathered(selected, self.feather)
+            if is_any and not (selected > KNOWN_MAX_WEIGHT).any():
+                raise AdhereError(f"feather {self.feather}: is too wide for what is selected; give a smaller width")
         if not (selected > KNOWN_MAX_WEIGHT).any():
             raise AdhereError("nothing to inpaint: nothing is selected; give another mask, box or color")
         if (selected >= UNKNOWN_MIN_WEIGHT).all():

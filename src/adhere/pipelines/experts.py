@@ -18,6 +18,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle, relu
 
 from adhere.core.denoisers import Denoiser
 from adhere.core.schedules import Schedule
+from adhere.errors import InvalidInput
 from adhere.io.images import pad_to_multiple
 
 _NOISE_CHANNELS = 3
@@ -32,11 +33,16 @@ class FFDNet(ModelMixin, ConfigMixin):
     Args:
         channels: the number of hidden channels.
         num_layers: the number of convolutions, at least 2.
+
+    Raises:
+        InvalidInput: for smaller numbers, or pictures with odd sides.
     """
 
     @register_to_config
     def __init__(self, channels: int = 96, num_layers: int = 12) -> None:
         super().__init__()
+        if channels < 1 or num_layers < 2:
+            raise InvalidInput(f"channels = {channels}, num_layers = {num_layers}: at least 1 and 2 are needed")
         sides = [12 + _NOISE_CHANNELS, *[channels] * (num_layers - 1), 12]
         self.convs = nn.ModuleList(nn.Conv2d(c_in, c_out, 3, padding=1) for c_in, c_out in pairwise(sides))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -48,6 +54,9 @@ class FFDNet(ModelMixin, ConfigMixin):
             x_t: noisy RGB pictures (B, 3, H, W) with even H and W, where black is 0 and white is 1.
             sigma: the standard deviation of the noise of each picture, (B,), in the same units, above 0.
         """
+        if x_t.shape[-2] % 2 or x_t.shape[-1] % 2:
+            given = f"FFDNet takes pictures with even sides, not {tuple(x_t.shape[-2:])}"
+            raise InvalidInput(f"{given}: pad them; as_denoiser does it")
         x_t = x_t.float()
         unshuffled = pixel_unshuffle(x_t, 2)  # (B, 12, H/2, W/2)
         noise_map = sigma.float().view(-1, 1, 1, 1).expand(-1, _NOISE_CHANNELS, *unshuffled.shape[2:])

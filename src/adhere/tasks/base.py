@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -78,6 +79,11 @@ class Task(ABC):
             AdhereError: for a size that the task or the model cannot have.
         """
 
+    def _plain_numbers(self, *names: str) -> None:
+        """Replace attributes of a frozen task: numbers of NumPy become int and float, and lists become tuples."""
+        for name in names:
+            object.__setattr__(self, name, _plain(getattr(self, name)))
+
     def _refuse_size(self, size: tuple[int, int] | None) -> None:
         """Raise AdhereError if a size is given, for tasks whose size follows from their input."""
         if size is not None:
@@ -106,12 +112,23 @@ class Task(ABC):
         """Return the picture from one sample (3, H, W) per crop, in about [-1, 1]."""
 
 
+def _plain(value: object) -> object:
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(one) for one in value)
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
+
+
 class FullImageTask(Task):
     """Base of tasks whose sample is the whole picture, of the size (height, width) that is asked for."""
 
     size: int | tuple[int, int] | None
 
     def __post_init__(self) -> None:
+        self._plain_numbers("size")
         size = (self.size, self.size) if isinstance(self.size, int) else self.size
         is_pair = isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(side, int) for side in size)
         if size is not None and not is_pair:

@@ -1,6 +1,7 @@
 """Colors for a gray picture, from hints."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -46,6 +47,7 @@ class Colorize(PhotoTask):
     hint_picture: Picture | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._plain_numbers("hint_noise")
         check_noise(self.hint_noise, "hint_noise")
         picture = as_picture(self.image)
         check_sampled_size(picture.size)
@@ -87,14 +89,15 @@ class Colorize(PhotoTask):
 
 def _checked_hints(hints: ImageInput, picture: Picture) -> Picture:
     hint_picture = as_picture(hints)
+    name = f"the hints {hints}" if isinstance(hints, (str, Path)) else "the hints"
     if hint_picture.size != picture.size:
         (height, width), (expected_height, expected_width) = hint_picture.size, picture.size
-        given = f"the hints have {width}x{height} pixels, the picture has {expected_width}x{expected_height}"
+        given = f"{name} have {width}x{height} pixels, the picture has {expected_width}x{expected_height}"
         raise AdhereError(f"{given}: give both the same size")
     if hint_picture.alpha is None:
-        raise AdhereError("the hints have no transparency: leave only the strokes of color opaque, in a .png")
+        raise AdhereError(f"{name} have no transparency: leave only the strokes of color opaque, in a .png")
     if not _opaque(hint_picture).any():
-        raise AdhereError("the hints are transparent everywhere: paint strokes of color, opaque")
+        raise AdhereError(f"{name} are transparent everywhere: paint strokes of color, opaque")
     return hint_picture
 
 

@@ -1,7 +1,9 @@
 """Deblurring: a photograph that was blurred by a known point spread function."""
 
 import math
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +25,8 @@ from adhere.tasks.base import Crop, ImageInput, ModelInfo
 from adhere.tasks.restore import Restore
 
 _MAX_RADIUS_PIXELS = 100  # of a point spread function
+_MIN_PIXELS = 0.1  # below it, no subpixel is inside a disk
+_FORMS = "gaussian:SIGMA, motion:LENGTH,ANGLE or disk:RADIUS"
 _SUBPIXELS = 8  # per side of a pixel, for the shares of a disk
 
 
@@ -37,8 +41,8 @@ class Deblur(PhotoTask):
     Args:
         image: a path, a PIL image, or a uint8 or uint16 array (H, W[, C]).
         psf: k, the picture of a point: 'gaussian:SIGMA', 'motion:LENGTH,ANGLE' or 'disk:RADIUS' in pixels and degrees
-            counter-clockwise from the direction to the right; or a gray picture or an array (h, w), which is divided by
-            its sum.
+            counter-clockwise from the direction to the right; or a gray picture, or numbers (h, w) as an array,
+            a tensor or lists, which are divided by their sum.
         noise: the standard deviation of the picture's noise, in [-1, 1] units.
 
     Raises:
@@ -47,12 +51,13 @@ class Deblur(PhotoTask):
     """
 
     image: ImageInput = field(repr=False)
-    psf: str | Path | Image.Image | np.ndarray | Tensor
+    psf: str | Path | Image.Image | np.ndarray | Tensor | Sequence[Sequence[float]]
     noise: float = 0.004
     picture: Picture = field(init=False, repr=False)
     kernel: Float[Tensor, "h w"] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._plain_numbers("noise")
         check_noise(self.noise)
         object.__setattr__(self, "kernel", _kernel(self.psf))
         picture = as_picture(self.image)
@@ -75,27 +80,39 @@ class Deblur(PhotoTask):
         return super().inside(x0[:, top:, left:])
 
 
-def _kernel(psf: str | Path | Image.Image | np.ndarray | Tensor) -> Float[Tensor, "h w"]:
+def _kernel(psf: str | Path | Image.Image | np.ndarray | Tensor | Sequence[object]) -> Float[Tensor, "h w"]:
     """Return a point spread function with odd sides and sum 1."""
     if isinstance(psf, str) and (match := re.fullmatch(r"(gaussian|motion|disk):(.*)", psf)):
         kernel = _shape(match[1], match[2], psf)
-    elif isinstance(psf, Tensor) or (isinstance(psf, np.ndarray) and psf.ndim == 2 and psf.dtype.kind == "f"):
-        kernel = torch.as_tensor(psf, dtype=torch.float32)
-    elif isinstance(psf, str) and ":" in psf and not Path(psf).exists():
-        raise AdhereError(f"psf '{psf}': give gaussian:SIGMA, motion:LENGTH,ANGLE, disk:RADIUS or a picture")
+    elif isinstance(psf, (Tensor, list, tuple)) or (isinstance(psf, np.ndarray) and psf.ndim == 2):
+        kernel = _array(psf)
+    elif isinstance(psf, str) and not os.path.exists(os.path.expanduser(psf)):
+        raise AdhereError(f"psf '{psf}': no such file; give {_FORMS} or a gray picture of a point")
     else:
         picture = as_picture(psf)
         if not picture.is_gray(picture.visible()):
-            raise AdhereError("the psf is a picture with colors: give a gray one, the picture of a point")
+            raise AdhereError(f"{_name(psf)} is a picture with colors: give a gray one, the picture of a point")
         kernel = picture.tensor()[0, 0] / 2 + 0.5
-    return _checked_kernel(kernel)
+    return _checked_kernel(kernel, _name(psf))
 
 
-def _checked_kernel(kernel: Tensor) -> Float[Tensor, "h w"]:
+def _name(psf: object) -> str:
+    return f"the psf {psf}" if isinstance(psf, (str, Path)) else "the psf"
+
+
+def _array(psf: Tensor | np.ndarray | Sequence[object]) -> Tensor:
+    try:
+        values = psf.detach().cpu() if isinstance(psf, Tensor) else np.asarray(psf, np.float32)
+    except (ValueError, TypeError):
+        raise AdhereError("the psf must be numbers (h, w), with rows of one length") from None
+    return torch.as_tensor(values, dtype=torch.float32)
+
+
+def _checked_kernel(kernel: Tensor, name: str) -> Float[Tensor, "h w"]:
     if kernel.ndim != 2 or not bool(kernel.isfinite().all()) or kernel.min() < 0 or kernel.sum() <= 0:
-        raise AdhereError("the psf must be (h, w), of finite numbers of at least 0 that are not all 0")
+        raise AdhereError(f"{name} must be (h, w), of finite numbers of at least 0 that are not all 0")
     if max(kernel.shape) > 2 * _MAX_RADIUS_PIXELS + 1:
-        given = f"the psf has {kernel.shape[1]}x{kernel.shape[0]} pixels"
+        given = f"{name} has {kernel.shape[1]}x{kernel.shape[0]} pixels"
         raise AdhereError(f"{given}: at most {2 * _MAX_RADIUS_PIXELS + 1} per side are allowed; cut its black margin")
     height, width = kernel.shape
     kernel = pad(kernel, (0, 1 - width % 2, 0, 1 - height % 2))
@@ -108,11 +125,14 @@ def _shape(name: str, text: str, psf: str) -> Float[Tensor, "h w"]:
         numbers = [float(number) for number in text.split(",")]
         size, angle = (*numbers, 0.0) if name != "motion" else numbers
     except ValueError:
-        raise AdhereError(f"psf '{psf}': give gaussian:SIGMA, motion:LENGTH,ANGLE or disk:RADIUS, in numbers") from None
+        raise AdhereError(f"psf '{psf}': give {_FORMS}, in numbers") from None
     extent = {"gaussian": 4 * size, "motion": size / 2, "disk": size}[name]
-    if not (size > 0 and extent <= _MAX_RADIUS_PIXELS and math.isfinite(angle)):
+    if not (size >= _MIN_PIXELS and extent <= _MAX_RADIUS_PIXELS):
         limit = {"gaussian": _MAX_RADIUS_PIXELS / 4, "motion": 2 * _MAX_RADIUS_PIXELS, "disk": _MAX_RADIUS_PIXELS}[name]
-        raise AdhereError(f"psf '{psf}': {size:g} must be above 0 and at most {limit:g} pixels, and an angle finite")
+        what = {"gaussian": "a SIGMA", "motion": "a LENGTH", "disk": "a RADIUS"}[name]
+        raise AdhereError(f"psf '{psf}': give {what} from {_MIN_PIXELS} to {limit:g} pixels")
+    if not math.isfinite(angle):
+        raise AdhereError(f"psf '{psf}': give a finite ANGLE, in degrees")
     if name == "motion":
         return _line(size, math.radians(angle))
     radius = math.ceil(extent)

@@ -52,6 +52,7 @@ class Denoise(PhotoTask):
     picture: Picture = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._plain_numbers("noise")
         if self.noise is not None:
             check_noise(self.noise)
         picture = as_picture(self.image)

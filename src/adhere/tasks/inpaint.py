@@ -80,6 +80,7 @@ class Inpaint(Task):
     mask_array: Bool[np.ndarray, "h w"] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._plain_numbers("context", "boxes", "color", "tolerance", "grow", "feather")
         if self.context is not None and (not isinstance(self.context, int) or self.context < 1):
             raise AdhereError(f"context = {self.context!r}: at least 1 pixel around the mask is needed")
         options = (self.tolerance, self.invert, self.fill_holes, self.grow, self.feather)

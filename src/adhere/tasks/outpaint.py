@@ -15,6 +15,7 @@ from adhere.tasks.base import Crop, ImageInput, ModelInfo, Task
 from adhere.tasks.inpaint import Inpaint
 
 _MAX_PIXELS = 250_000_000
+_MAX_PASSES = 16  # in one direction; more take hours, and continue only what the model made up itself
 _SIDES = ("left", "right", "top", "bottom")
 
 
@@ -49,7 +50,8 @@ class Outpaint(Task):
         growth: the pixels to add at the left, right, top and bottom.
 
     Raises:
-        AdhereError: if the picture cannot be read, or would not grow, or by a negative number of pixels.
+        AdhereError: if the picture cannot be read, or would not grow, or by a negative number of pixels. `crops` raises
+            it for a side that takes more than 16 passes with the model.
     """
 
     image: ImageInput = field(repr=False)
@@ -63,6 +65,7 @@ class Outpaint(Task):
     growth: tuple[int, int, int, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._plain_numbers(*_SIDES, "aspect", "context")
         picture = as_picture(self.image)
         growth = (self.left, self.right, self.top, self.bottom)
         for side, pixels in zip(_SIDES, growth, strict=True):
@@ -88,6 +91,7 @@ class Outpaint(Task):
     def crops(self, model: ModelInfo, size: tuple[int, int] | None = None) -> list[Crop]:
         """Return the crops of the first pass; see `next_pass` for the others."""
         self._refuse_size(size)
+        self._check_passes(model)
         inpaint = _inpaint(self.picture, self._first_growth(model), self.context)
         return [_PassCrop(crop.size, crop.constraint, crop.box, inpaint=inpaint) for crop in inpaint.crops(model)]
 
@@ -107,6 +111,13 @@ class Outpaint(Task):
         """Return the picture after this pass, of the input's mode."""
         return _task_of(crops).postprocess(samples, crops)
 
+    def _check_passes(self, model: ModelInfo) -> None:
+        most = min(model.native_size) // 2
+        side, pixels = max(zip(_SIDES, self.growth, strict=True), key=lambda one: one[1])
+        if pixels > _MAX_PASSES * most:
+            given = f"{side} = {pixels}: takes {-(-pixels // most)} passes with this model"
+            raise AdhereError(f"{given}; at most {_MAX_PASSES} are allowed: add at most {_MAX_PASSES * most} pixels")
+
     def _first_growth(self, model: ModelInfo) -> tuple[int, int, int, int]:
         """Return the growth of the first pass."""
         most = min(model.native_size) // 2
@@ -120,10 +131,11 @@ def _grown(size: tuple[int, int], growth: tuple[int, int, int, int]) -> tuple[in
     return size[0] + top + bottom, size[1] + left + right
 
 
-def _growth_to(aspect: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
+def _growth_to(aspect: object, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """The growth that gives a picture of (height, width) an aspect (width, height), to the nearest pixel."""
-    if len(aspect) != 2 or not all(type(part) is int and part > 0 for part in aspect):
-        raise AdhereError(f"aspect = {aspect}: give (width, height), two whole numbers above 0, such as (16, 9)")
+    is_pair = isinstance(aspect, tuple) and len(aspect) == 2
+    if not is_pair or not all(type(part) is int and part > 0 for part in aspect):
+        raise AdhereError(f"aspect = {aspect!r}: give (width, height), two whole numbers above 0, such as (16, 9)")
     height, width = size
     columns = max(0, round(height * aspect[0] / aspect[1]) - width)
     rows = 0 if columns else max(0, round(width * aspect[1] / aspect[0]) - height)

@@ -22,7 +22,7 @@ from adhere.tasks._photo import check_noise
 from adhere.tasks._pixels import check_sampled_size, match_means, round_with_means, to_unit_range
 from adhere.tasks.base import Crop, ImageInput, ModelInfo, Task
 
-_LEAST, _MOST = 1.5, 8  # factors
+_LEAST, _MOST, _DEFAULT_FACTOR = 1.5, 8, 4
 
 
 @keyword_hints(
@@ -39,7 +39,7 @@ class Upscale(Task):
 
     Args:
         image: a path, a PIL image, or a uint8 or uint16 array (H, W[, C]).
-        factor: from 1.5 to 8, for both sides, which are rounded.
+        factor: from 1.5 to 8, for both sides, which are rounded; None is 4 unless a size is given.
         noise: the standard deviation of the input's noise, in [-1, 1] units; above 0 also for JPEG files.
         kernel: how the input was reduced: 'area', the mean over the area of a pixel, or 'bicubic', antialiased.
         size: (height, width) in pixels instead of the factor, of the input's aspect ratio within one pixel.
@@ -49,26 +49,26 @@ class Upscale(Task):
     """
 
     image: ImageInput = field(repr=False)
-    factor: float = 4
+    factor: float | None = None
     noise: float = 0.0
     kernel: Literal["area", "bicubic"] = "area"
     size: tuple[int, int] | None = None
     picture: Picture = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if (
-            isinstance(self.factor, bool)
-            or not isinstance(self.factor, (int, float))
-            or not _in_range(float(self.factor))
-        ):
-            raise AdhereError(f"factor = {self.factor!r}: give a number from {_LEAST} to {_MOST}; 2 and 4 are usual")
+        self._plain_numbers("factor", "noise", "size")
+        factor = _DEFAULT_FACTOR if self.factor is None else self.factor
+        if type(factor) not in (int, float) or not _in_range(float(factor)):
+            raise AdhereError(f"factor = {factor!r}: give a number from {_LEAST} to {_MOST}; 2 and 4 are usual")
+        if self.factor is not None and self.size is not None:
+            raise AdhereError(f"factor = {factor} and size = {self.size!r} are given: give one of them")
         check_noise(self.noise)
         if self.kernel not in ("area", "bicubic"):
             raise AdhereError(f"kernel = {self.kernel!r}: give 'area' or 'bicubic'")
         picture = as_picture(self.image)
         object.__setattr__(self, "picture", picture)
         if self.size is None:
-            height, width = (round(self.factor * side) for side in picture.size)
+            height, width = (round(factor * side) for side in picture.size)
             object.__setattr__(self, "size", (height, width))
         else:
             _check_size(self.size, picture.size)
@@ -173,7 +173,11 @@ def _check_size(size: object, small: tuple[int, int]) -> None:
     (height, width), (small_height, small_width) = size, small
     given = f"the size {width}x{height} (width x height)"
     if not any(_in_range(one) for one in (height / small_height, width / small_width)):
-        raise AdhereError(f"{given} is not from {_LEAST} to {_MOST} times {small_width}x{small_height}")
+        low, high = (
+            f"{math.ceil(one * small_width)}x{math.ceil(one * small_height)}" for one in (float(_LEAST), float(_MOST))
+        )
+        given = f"{given} is not from {_LEAST} to {_MOST} times {small_width}x{small_height}"
+        raise AdhereError(f"{given}: {low} to {high} are allowed")
     if abs(width - height * small_width / small_height) > 1 and abs(height - width * small_height / small_width) > 1:
         near = round(width * small_height / small_width)
         raise AdhereError(f"{given} has another aspect ratio than {small_width}x{small_height}: {width}x{near} has it")
