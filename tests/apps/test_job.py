@@ -17,6 +17,7 @@ REPORT = Report(
     residual=0.0001,
     peak_gb=0.55,
     repainted=None,
+    task={"name": "Inpaint"},
     model="adhere-photo",
     variant=None,
     config=None,

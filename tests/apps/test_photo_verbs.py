@@ -1,5 +1,6 @@
 """The verbs that restore a whole photograph: their units, and bad input for each of them."""
 
+import json
 import re
 from pathlib import Path
 
@@ -34,6 +35,28 @@ def test_the_estimated_noise_is_printed(folder, shared_model):
     assert printed and noise and float(printed[1]) == pytest.approx(noise / 2, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("verb", "options", "settings"),
+    [
+        ("denoise", {"sigma": "0.07"}, {"name": "Denoise", "noise": 0.14, "sample": False}),
+        ("deblur", {"noise": "0.01"}, {"name": "Deblur", "psf": "disk:1", "noise": 0.02}),
+        ("upscale", {}, {"name": "Upscale", "factor": 2.0, "noise": 0.0, "kernel": "area", "size": [48, 62]}),
+        ("outpaint", {}, {"name": "Outpaint", "left": 4, "growth": [4, 0, 0, 0]}),
+        ("inpaint", {"box": "1,2,3,4", "grow": "1"}, {"mask": "mask.png", "boxes": [[1, 2, 3, 4]], "grow": 1}),
+        ("colorize", {"hint_noise": "0.1"}, {"name": "Colorize", "hint_noise": 0.2}),
+    ],
+)
+def test_the_report_has_the_settings_of_the_verb(folder, verb_args, verb, options, settings):
+    assert run(verb_args(verb, json="report.json", **options)).exit_code == 0
+    task = json.loads(Path("report.json").read_text())["task"]
+    assert task | settings == task
+
+
+def test_the_report_has_the_estimated_noise(folder, shared_model):
+    assert run(arguments_for("denoise", "photo.png", o="o.png", json="r.json", model=str(shared_model))).exit_code == 0
+    assert json.loads(Path("r.json").read_text())["task"]["noise"] == adhere.Denoise("photo.png").noise
+
+
 def test_without_noise_the_picture_is_returned(folder, verb_args):
     assert run(verb_args("denoise", sigma="0")).exit_code == 0
     assert np.array_equal(np.asarray(Image.open("out.png")), np.asarray(Image.open("photo.png")))
@@ -58,6 +81,12 @@ NOISE_FLAGS = [("denoise", "--sigma"), ("deblur", "--noise"), ("upscale", "--noi
 def test_the_units_of_noise(folder, verb_args, verb, flag, value, message):
     line = error_line(verb_args(verb, **{flag.removeprefix("--").replace("-", "_"): value}), folder)
     assert f"{flag} '{value}': {message}" in line
+
+
+def test_steps_are_for_samples_and_the_mean_has_one(folder, verb_args):
+    line = error_line(verb_args("denoise", steps="4"), folder)
+    assert "--steps 4: the mean takes one evaluation; leave it out, or give --solver to sample" in line
+    assert run(verb_args("denoise", steps="4", solver="ddnm")).stdout.startswith("4 NFE")
 
 
 def test_denoise_needs_a_model_of_pixels(folder, verb_args, text_model):

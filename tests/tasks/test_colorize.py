@@ -24,7 +24,7 @@ def luma_of(image: Image.Image) -> np.ndarray:
 
 
 def test_the_luma_is_measured_and_hints_with_the_luma_of_the_picture():
-    gray = noise(24, 30)
+    gray = 60 + noise(24, 30) // 3  # with room for the chroma of the hints
     box = slice(3, 9), slice(4, 20)
     task = Colorize(gray, hints_of((200, 40, 90), box, (24, 30)), 0.2)
     (crop,) = task.crops(FakeModel(8))
@@ -60,6 +60,17 @@ def test_the_luma_of_the_written_file_is_the_picture_within_a_level(mode):
     assert floats.shape == (3, 24, 32) and floats.min() >= 0 and floats.max() <= 1
     shown = task.written(sample[None], crop)
     assert np.abs((Gray()(shown)[0, 0].numpy() + 1) * 127.5 - given)[visible].max() <= 0.51
+
+
+def test_hints_are_colors_that_a_picture_can_have():
+    """Of black, white and all between; the luma stays."""
+    gray = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
+    (crop,) = Colorize(gray, hints_of((255, 0, 0), (slice(0, 8), slice(0, 8)), (8, 8))).crops(FakeModel(8))
+    assert isinstance(crop.constraint, Sum)
+    exact, hints = crop.constraint.constraints
+    assert isinstance(exact, Linear) and isinstance(hints, Linear)
+    assert hints.y.abs().max() <= 1
+    torch.testing.assert_close(Gray()(hints.y), exact.y, atol=1e-5, rtol=0)
 
 
 def test_saturation_is_kept_where_there_is_room():

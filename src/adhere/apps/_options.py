@@ -41,11 +41,10 @@ _HELP = {
     "motion:LENGTH,ANGLE for a moved camera with the angle in degrees, counter-clockwise from the right; or a gray "
     "picture of a point on black.",
     "--noise": "The standard deviation of the noise in PHOTO, from 0 to 1, where 1 is from black to white. 0 is for a "
-    "picture without noise, whose values the result meets exactly.",
+    "picture without noise, whose values upscale meets exactly.",
     "--sigma": "The standard deviation of the noise in PHOTO, from 0 to 1, where 1 is from black to white. auto, the "
     "default, estimates it.",
-    "--size": "The size of the result in pixels. The default of generate is the size of the model's training pictures. "
-    "For upscale, it replaces --factor.",
+    "--size": "The size of the result in pixels. The default is the size of the model's training pictures.",
     "--model": "The diffusion model: a folder in the diffusers layout, a .safetensors file, the id of a model on the "
     "Hugging Face hub, or the name of a shipped model. An unknown name lists the shipped models. The default is "
     "adhere-photo, the shipped model for photographs.",
@@ -102,6 +101,7 @@ _HELP = {
     "--bottom": _GROWTH_HELP.format("bottom", "height"),
     "--aspect": "Instead of the sides: PHOTO grows to this aspect, centered, the shorter way.",
 }
+_LARGE_SIZE_HELP = "The size of the result in pixels, of the aspect ratio of PHOTO, instead of --factor."
 _PHOTO_HELP = (
     "The picture to work on, of at most 250 megapixels: a JPEG, PNG, WebP, TIFF, BMP or GIF file, or - for standard "
     "input."
@@ -128,6 +128,7 @@ Psf = Annotated[str, option("--psf", "PSF", parse_psf)]
 Noise = Annotated[float, option("--noise", "X", parse_noise)]
 Sigma = Annotated[float | None, option("--sigma", "X", parse_sigma)]
 Size = Annotated[str | None, option("--size", "WIDTHxHEIGHT")]  # typer would read two arguments for a tuple
+LargeSize = Annotated[str | None, option("--size", "WIDTHxHEIGHT", help=_LARGE_SIZE_HELP)]
 Model = Annotated[str | None, option("--model", "MODEL", parse_text)]
 Variant = Annotated[str | None, option("--variant", "NAME", parse_text)]
 Config = Annotated[str | None, option("--config", "FOLDER", parse_text)]

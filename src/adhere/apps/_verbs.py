@@ -89,7 +89,7 @@ def upscale(
     job: "Job",
     photo: _options.Photo,
     factor: _options.Factor = None,
-    size: _options.Size = None,
+    size: _options.LargeSize = None,
     kernel: _options.Kernel = "area",
     noise: _options.Noise = 0.0,
     frame: _options.Frame = None,
@@ -142,13 +142,22 @@ def deblur(
 
 
 def denoise(job: "Job", photo: _options.Photo, sigma: _options.Sigma = None, frame: _options.Frame = None) -> "Result":
-    """Remove noise from a picture: the mean of the pictures that it may show, by one network evaluation."""
+    """Remove noise from a picture: the mean of the pictures that it may show, by one network evaluation.
+
+    With --solver, or where several results are needed (--num-images, --mean, --contact-sheet, --uncertainty), samples
+    of these pictures are drawn instead: they have texture, and take 12 evaluations each by default.
+    """
     from adhere.tasks import Denoise
 
     job.check(input_file(photo))
+    is_sample = job.num_samples > 1
+    if job.steps not in (None, 1) and job.solver is None and not is_sample:
+        raise AdhereError(
+            f"--steps {job.steps}: the mean takes one evaluation; leave it out, or give --solver to sample"
+        )
     with _process.silenced_stderr():
         noise = None if sigma is None else 2 * sigma  # [-1, 1] units
-        task = Denoise(read_photo(photo, frame), noise, sample=job.num_samples > 1)
+        task = Denoise(read_photo(photo, frame), noise, sample=is_sample)
     report = job.run(task, task.picture.size)
     if sigma is None:
         print_line(f"note: the noise was estimated as --sigma {(task.noise or 0) / 2:.4f}")

@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 _app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 _UsageError: type[Exception] = typer.BadParameter.mro()[1]  # click's class; newer typers have a click of their own
 
+_RENAMED = {  # (verb, option that another verb has) -> message
+    ("denoise", "--noise"): "No such option: --noise. Call it --sigma",
+    ("deblur", "--sigma"): "No such option: --sigma. Call it --noise",
+    ("upscale", "--sigma"): "No such option: --sigma. Call it --noise",
+}
 _Verb = Callable[..., "Result"]
 _Work = Callable[[], tuple["Result", bool] | None]  # -> (report, whether it is printed as JSON); None: all is printed
 
@@ -160,6 +165,7 @@ def _exit_code(arguments: list[str]) -> int:
     except _UsageError as error:
         verb = f" {arguments[0]}" if arguments[0] in command.commands else ""
         message: str = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
+        message = _RENAMED.get((arguments[0], getattr(error, "option_name", "")), message)
         return _failure(2, f"{message.rstrip('.')} (see adhere{verb} --help)")
     except (OutOfMemory, MemoryError):
         return _failure(2, "out of memory; nothing was written: use a part of the picture, or a smaller one")

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -47,13 +47,14 @@ class Report:
         peak_gb: the largest amount of memory in use, in units of 1024^3 bytes: of the GPU if the network is on one,
             otherwise of the process; None if the system does not tell.
         repainted: the share of the pixels that were inpainted, or None.
+        task: the name of its class, and its settings that are numbers, texts or names of files, in the units of Python.
         model: the name, folder, file or hub id.
         variant: of the weights, or None.
         config: where the configurations of a single file's components were read, or None.
         prompt: what the result shows, or None.
         negative_prompt: what the result does not show, or None.
         guidance_scale: the one that was given, or None.
-        solver: the name of the preset.
+        solver: the name of the preset, or of the solver's class where the task has its own.
         steps: the noise levels of the run.
         seed: of the random numbers; of several pictures, that of the first, and the next ones have the next seeds.
         num_images: the number of samples.
@@ -68,6 +69,7 @@ class Report:
     residual: float
     peak_gb: float | None
     repainted: float | None
+    task: dict[str, object]
     model: str
     variant: str | None
     config: str | None
@@ -229,7 +231,7 @@ class Job:
         is_inpaint = isinstance(task, Inpaint)
         share = float(task.mask_array.mean()) if is_inpaint else None
         contents = files.contents([out.images[0] for out in outs], task.weights if is_inpaint else None)
-        return self._write(contents, self._report(outs, share, device, dtype))  # pyright: ignore[reportArgumentType]
+        return self._write(contents, self._report(task, outs, share, device, dtype))  # pyright: ignore[reportArgumentType]
 
     def _sample(
         self, pipe: "ConstrainedPipeline", task: Task, index: int, count: int, options: dict[str, Any]
@@ -249,7 +251,12 @@ class Job:
         )
 
     def _report(
-        self, outs: "list[ConstrainedOutput]", repainted: float | None, device: torch.device, dtype: torch.dtype
+        self,
+        task: Task,
+        outs: "list[ConstrainedOutput]",
+        repainted: float | None,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> Report:
         from adhere.pipelines.loading import _DEFAULT_MODEL
 
@@ -259,6 +266,7 @@ class Job:
             residual=round(max(out.residual[0] for out in outs), 6),
             peak_gb=peak_gb(device),
             repainted=None if repainted is None else round(repainted, 6),
+            task=_settings(task),
             model=self.model or _DEFAULT_MODEL,
             variant=self.variant,
             config=self.config,
@@ -294,6 +302,19 @@ class Job:
             commit()
             _process.set_written(True)
         return report
+
+
+def _settings(task: Task) -> dict[str, object]:
+    """Return the class of a task and its plain settings, as JSON can hold them."""
+    values = {one.name: getattr(task, one.name) for one in fields(task)} if is_dataclass(task) else {}
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+    return {"name": type(task).__name__} | {name: value for name, value in plain.items() if _is_plain(value)}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _device_and_dtype(device: str | None, dtype: str | None) -> tuple[torch.device, torch.dtype]:

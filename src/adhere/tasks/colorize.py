@@ -32,8 +32,8 @@ class Colorize(PhotoTask):
 
     Args:
         image: a path, a PIL image, or a uint8 or uint16 array (H, W[, C]).
-        hints: a picture of the same size, whose colors are hints where it is opaque. Only their chroma counts. Without
-            hints, a model of colors is needed, which adhere-photo is not.
+        hints: a picture of the same size, whose colors are hints where it is opaque. Only their chroma counts, less
+            saturated where the brightness of the picture does not allow it. Without hints, a model of colors is needed, which adhere-photo is not.
         hint_noise: how far the chroma may be from the hints, as a standard deviation in [-1, 1] units.
 
     Raises:
@@ -63,7 +63,7 @@ class Colorize(PhotoTask):
             known = torch.from_numpy(_opaque(self.hint_picture))[None, None].float()
             colors = torch.from_numpy(to_float(self.hint_picture.pixels)).expand(3, -1, -1)[None]
             colors, known = (_pad_zeros(x.to(y), y) for x in (colors, known))
-            colors = colors + y - luma(colors[0])[None]
+            colors = _with_luma(colors[0], y[0])[None]
             constraint = Sum((constraint, Linear(Mask(known), known * colors, self.hint_noise)), (1.0, 1.0))
         size = y.shape[-2], y.shape[-1]
         return [Crop(size, constraint, sampler=None if model.is_latent else thorough_sampler(size, 40))]
@@ -71,9 +71,7 @@ class Colorize(PhotoTask):
     def restored(self, x0: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 H W"]:
         """Return the sample with the luma of the picture, less saturated where it would leave the range."""
         x = self.inside(x0).detach().to("cpu", torch.float32)
-        y, chroma = luma(self.picture.tensor()[0]), x - luma(x)
-        allowed = torch.where(chroma > 0, 1 - y, 1 + y) / chroma.abs().clamp_min(1e-6)
-        return (y + chroma * allowed.amin(0, keepdim=True).clamp(0, 1)).clamp(-1, 1)
+        return _with_luma(x, luma(self.picture.tensor()[0]))
 
     def postprocess(self, samples: list[Tensor], crops: list[Crop]) -> Image.Image:
         """Return the colored picture, with 8 bits per channel; a profile of gray values is left out."""
@@ -85,6 +83,13 @@ class Colorize(PhotoTask):
 
     def _pixels(self, x0: Float[Tensor, "3 h w"]) -> np.ndarray:
         return quantize(self.restored(x0), np.dtype(np.uint8))
+
+
+def _with_luma(x: Float[Tensor, "3 h w"], y: Float[Tensor, "1 h w"]) -> Float[Tensor, "3 h w"]:
+    """Return colors with the luma y, less saturated where they would leave [-1, 1]."""
+    chroma = x - luma(x)
+    allowed = torch.where(chroma > 0, 1 - y, 1 + y) / chroma.abs().clamp_min(1e-6)
+    return (y + chroma * allowed.amin(0, keepdim=True).clamp(0, 1)).clamp(-1, 1)
 
 
 def _checked_hints(hints: ImageInput, picture: Picture) -> Picture:
