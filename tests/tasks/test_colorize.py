@@ -24,7 +24,7 @@ def luma_of(image: Image.Image) -> np.ndarray:
 
 
 def test_the_luma_is_measured_and_hints_with_the_luma_of_the_picture():
-    gray = 60 + noise(24, 30) // 3  # with room for the chroma of the hints
+    gray = 60 + noise(24, 30) // 3  # bright and dark enough for the chroma of the hints
     box = slice(3, 9), slice(4, 20)
     task = Colorize(gray, hints_of((200, 40, 90), box, (24, 30)), 0.2)
     (crop,) = task.crops(FakeModel(8))

@@ -110,8 +110,8 @@ def test_more_than_sixteen_passes_are_refused_before_the_first():
 
 def test_numbers_of_numpy_are_numbers():
     picture = noise(9, 10, 3)
-    assert Outpaint(picture, left=np.int64(3), context=np.int32(8)).growth == (3, 0, 0, 0)
-    assert Outpaint(picture, aspect=(np.int64(2), np.int64(1))).size == (9, 18)
+    assert Outpaint(picture, left=np.int64(3), context=np.int32(8)).growth == (3, 0, 0, 0)  # type: ignore[arg-type]
+    assert Outpaint(picture, aspect=(np.int64(2), np.int64(1))).size == (9, 18)  # type: ignore[arg-type]
 
 
 def test_metadata_are_those_of_the_new_size():

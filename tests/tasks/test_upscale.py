@@ -87,5 +87,5 @@ def test_other_values_are_refused(options, message):
 
 def test_numbers_of_numpy_are_numbers():
     picture = noise(20, 30, 3)
-    assert Upscale(picture).size == Upscale(picture, np.int64(4), np.float32(0.5)).size == (80, 120)
-    assert Upscale(picture, size=(np.int64(40), np.int64(60))).size == (40, 60)
+    assert Upscale(picture).size == Upscale(picture, np.int64(4), np.float32(0.5)).size == (80, 120)  # type: ignore[arg-type]
+    assert Upscale(picture, size=(np.int64(40), np.int64(60))).size == (40, 60)  # type: ignore[arg-type]

@@ -307,14 +307,18 @@ class Job:
 def _settings(task: Task) -> dict[str, object]:
     """Return the class of a task and its plain settings, as JSON can hold them."""
     values = {one.name: getattr(task, one.name) for one in fields(task)} if is_dataclass(task) else {}
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-    return {"name": type(task).__name__} | {name: value for name, value in plain.items() if _is_plain(value)}
+    plain = {name: _as_json(value) for name, value in values.items()}
+    return {"name": type(task).__name__} | {name: value for name, value in plain.items() if value is not ...}
 
 
-def _is_plain(value: object) -> bool:
-    if isinstance(value, tuple):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, int, float, str))
+def _as_json(value: object) -> object:
+    """Return a value with lists for tuples and text for paths, or ... if it is no plain setting."""
+    if isinstance(value, (tuple, list)):
+        parts = [_as_json(one) for one in value]
+        return ... if ... in parts else parts
+    if isinstance(value, Path):
+        return str(value)
+    return value if value is None or isinstance(value, (bool, int, float, str)) else ...
 
 
 def _device_and_dtype(device: str | None, dtype: str | None) -> tuple[torch.device, torch.dtype]:

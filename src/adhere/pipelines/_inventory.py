@@ -14,7 +14,8 @@ from adhere.pipelines.loading import _MODELS, SHIPPED_MODELS
 from adhere.pipelines.registry import FAMILIES
 
 _PURPOSES = {
-    "adhere-photo": "photographs: inpaint (text, scratches, small holes), outpaint, upscale, denoise, deblur, colorize (from hints)",
+    "adhere-photo": "photographs: inpaint (text, scratches, small holes), outpaint, upscale, denoise, deblur, "
+    "colorize (from hints)",
     "adhere-emoji": "emoji from a prompt: generate, inpaint, layout, silhouette",
 }
 _CACHED_PURPOSE = "what its card says"

@@ -33,7 +33,8 @@ class Colorize(PhotoTask):
     Args:
         image: a path, a PIL image, or a uint8 or uint16 array (H, W[, C]).
         hints: a picture of the same size, whose colors are hints where it is opaque. Only their chroma counts, less
-            saturated where the brightness of the picture does not allow it. Without hints, a model of colors is needed, which adhere-photo is not.
+            saturated where the brightness of the picture does not allow it. Without hints, a model of colors is needed,
+            which adhere-photo is not.
         hint_noise: how far the chroma may be from the hints, as a standard deviation in [-1, 1] units.
 
     Raises:

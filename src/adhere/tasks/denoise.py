@@ -34,8 +34,8 @@ _POSTERIOR_MEAN = Sampler(PosteriorMean(), timesteps=_one_time, num_steps=1)
 class Denoise(PhotoTask):
     """Remove white Gaussian noise from a picture: E[x0 | y] for y = x0 + noise n, by one evaluation.
 
-    Gray pictures stay gray, also as RGB. Transparency is kept. The reported residual is what was removed: about `noise`,
-    and about sqrt(3) of it for gray pictures; see `crops`.
+    Gray pictures stay gray, also as RGB. Transparency is kept. The reported residual is what was removed:
+    about `noise`, and about sqrt(3) of it for gray pictures; see `crops`.
 
     Args:
         image: a path, a PIL image, or a uint8 or uint16 array (H, W[, C]).
