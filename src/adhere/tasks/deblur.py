@@ -89,7 +89,7 @@ def _kernel(psf: str | Path | Image.Image | np.ndarray | Tensor | Sequence[objec
     elif isinstance(psf, str) and not os.path.exists(os.path.expanduser(psf)):
         raise AdhereError(f"psf '{psf}': no such file; give {_FORMS} or a gray picture of a point")
     else:
-        picture = as_picture(psf)
+        picture = as_picture(psf)  # pyright: ignore[reportArgumentType]  # lists are arrays, above
         if not picture.is_gray(picture.visible()):
             raise AdhereError(f"{_name(psf)} is a picture with colors: give a gray one, the picture of a point")
         kernel = picture.tensor()[0, 0] / 2 + 0.5

@@ -133,8 +133,7 @@ def _grown(size: tuple[int, int], growth: tuple[int, int, int, int]) -> tuple[in
 
 def _growth_to(aspect: object, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """The growth that gives a picture of (height, width) an aspect (width, height), to the nearest pixel."""
-    is_pair = isinstance(aspect, tuple) and len(aspect) == 2
-    if not is_pair or not all(type(part) is int and part > 0 for part in aspect):
+    if not isinstance(aspect, tuple) or len(aspect) != 2 or not all(type(part) is int and part > 0 for part in aspect):
         raise AdhereError(f"aspect = {aspect!r}: give (width, height), two whole numbers above 0, such as (16, 9)")
     height, width = size
     columns = max(0, round(height * aspect[0] / aspect[1]) - width)
