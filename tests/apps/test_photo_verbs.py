@@ -174,8 +174,6 @@ def test_colorize_keeps_the_luma_and_says_that_colors_were_replaced(folder, hint
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": None}, "--hints is missing: adhere-photo does not know the colors of things"),
-        ({"model": "adhere-photo"}, "--hints is missing: adhere-photo does not know the colors of things"),
         ({"hints": "missing.png"}, "missing.png: no such file"),
         ({"hints": "photo.png"}, "the hints photo.png have no transparency"),
         ({"hints": ""}, "--hints '': is empty"),
@@ -184,3 +182,9 @@ def test_colorize_keeps_the_luma_and_says_that_colors_were_replaced(folder, hint
 )
 def test_bad_input_of_colorize(folder, hints, verb_args, options, message):
     assert message in error_line(verb_args("colorize", **options), folder)
+
+
+@pytest.mark.parametrize("model", [None, "adhere-photo"])
+def test_the_shipped_model_needs_hints_to_colorize(folder, model):
+    line = error_line(arguments_for("colorize", "photo.png", o="out.png", model=model), folder)
+    assert "--hints is missing: adhere-photo does not know the colors of things" in line
