@@ -219,7 +219,7 @@ BAD = [
     ("inpaint", ["--save-mask", "mask.png"], "--save-mask mask.png: is the name of another file of this command"),
     ("outpaint", ["--left", "-5"], "--left '-5': give a whole number of pixels"),
     ("outpaint", ["--top", "5.5%"], "--top '5.5%': give a whole number of pixels, or a share"),
-    ("outpaint", ["--left", "0"], "the picture would not grow"),
+    ("outpaint", ["--left", "0"], "PHOTO would not grow"),
     ("outpaint", ["--aspect", "16x9"], "--aspect '16x9': give W:H"),
     ("outpaint", ["--aspect", "16:9"], "give one of them"),
     ("outpaint", ["--left", "90000", "--top", "90000"], "at most 250,000,000 are allowed"),
