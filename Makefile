@@ -36,7 +36,7 @@ test-min: .venv-min/.installed ## run the tests of the command line and of the f
 .venv-min/.installed: pyproject.toml constraints-min.txt
 	$(PYTHON) -m venv .venv-min
 	.venv-min/bin/python -m pip install -q -c constraints-min.txt torch
-	.venv-min/bin/python -m pip install -q -c constraints-min.txt -e ".[text]" pytest hypothesis beartype
+	.venv-min/bin/python -m pip install -q -c constraints-min.txt -e ".[text,style]" pytest hypothesis beartype
 	@touch $@
 
 lint: install ## ruff, pyright, import-linter, retired words (tools/retired_words.txt), size of the code
