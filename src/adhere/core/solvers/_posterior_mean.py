@@ -25,10 +25,11 @@ from adhere.core.solvers.base import Solver
 
 @dataclass(frozen=True)
 class PosteriorMean(Solver[None]):
-    """Returns E[x0 | y] for a `Linear` constraint whose operator is `Identity`, whatever x_t and t are."""
+    """Returns E[x0 | y] for a `Linear` constraint of one noise whose operator is `Identity`, whatever x_t and t are."""
 
     def supports(self, constraint: Constraint) -> bool:
-        return isinstance(constraint, Linear) and isinstance(constraint.operator, Identity)
+        has_one_noise = isinstance(constraint, Linear) and not isinstance(constraint.noise, Tensor)
+        return has_one_noise and isinstance(constraint.operator, Identity)
 
     def evaluations(self, log_snrs: Sequence[float], state_size: int = 0) -> int:
         return len(log_snrs)
@@ -36,7 +37,7 @@ class PosteriorMean(Solver[None]):
     def __call__(
         self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: None
     ) -> tuple[Tensor, Tensor, None]:
-        assert isinstance(constraint, Linear)  # see `supports`
+        assert isinstance(constraint, Linear) and not isinstance(constraint.noise, Tensor)  # see `supports`
         y, noise = constraint.y.to(x_t).expand_as(x_t), constraint.noise
         s = denoiser.schedule.t_from_log_snr(-math.log(max(noise, 1e-6)))
         alpha, sigma = denoiser.schedule(s)
