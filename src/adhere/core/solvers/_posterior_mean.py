@@ -28,8 +28,9 @@ class PosteriorMean(Solver[None]):
     """Returns E[x0 | y] for a `Linear` constraint of one noise whose operator is `Identity`, whatever x_t and t are."""
 
     def supports(self, constraint: Constraint) -> bool:
-        has_one_noise = isinstance(constraint, Linear) and not isinstance(constraint.noise, Tensor)
-        return has_one_noise and isinstance(constraint.operator, Identity)
+        if not isinstance(constraint, Linear) or isinstance(constraint.noise, Tensor):
+            return False
+        return isinstance(constraint.operator, Identity)
 
     def evaluations(self, log_snrs: Sequence[float], state_size: int = 0) -> int:
         return len(log_snrs)
