@@ -160,6 +160,9 @@ def test_objects_and_not_strings_can_be_given(place):
     names["task"] = names["task_a"] = adhere.Inpaint("photo.jpg", "mask.png")
     names["task_b"] = adhere.Inpaint("photo2.jpg", "mask.png")
     run(OBJECTS, "objects", names)
+    out = names["out"]
+    assert len(out.images) == len(out.residual) == 4 and out.nfe > 0
+    assert Path("repaired.png").exists()
 
 
 @pytest.mark.parametrize(("page", "command"), [(page, line) for page, line in SHELL if line.startswith("adhere ")])

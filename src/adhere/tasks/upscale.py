@@ -18,9 +18,9 @@ from adhere.errors import AdhereError
 from adhere.io._metadata import resized
 from adhere.io._samples import luma, quantize, to_float, to_pil
 from adhere.io.images import Picture, as_picture, pad_to_multiple
-from adhere.tasks._photo import check_noise
-from adhere.tasks._pixels import check_sampled_size, match_means, round_with_means, to_unit_range
-from adhere.tasks.base import Crop, ImageInput, ModelInfo, Task
+from adhere.tasks._photo import PhotoTask, check_noise
+from adhere.tasks._pixels import check_sampled_size, match_means, round_with_means
+from adhere.tasks.base import Crop, ImageInput, ModelInfo
 
 _LEAST, _MOST, _DEFAULT_FACTOR = 1.5, 8, 4
 
@@ -29,7 +29,7 @@ _LEAST, _MOST, _DEFAULT_FACTOR = 1.5, 8, 4
     scale="call it factor", sigma="call it noise, which is in [-1, 1] units", height="write size=(height, width)"
 )
 @dataclass(frozen=True, eq=False)
-class Upscale(Task):
+class Upscale(PhotoTask):
     """Enlarge a picture; the result, reduced to the size of the input, is the input.
 
     Gray pictures stay gray, also as RGB. Transparency is enlarged by bicubic interpolation, and the colors of pixels
@@ -107,17 +107,6 @@ class Upscale(Task):
     def _resize(self) -> LinearOperator:
         return Resize(self._size, self.picture.size, self.kernel)
 
-    def written(self, samples: Float[Tensor, "B 3 H W"], crop: Crop) -> Float[Tensor, "B 3 H W"]:
-        """Return the samples as they are written: within the range, in whole levels and with the means of the input."""
-        written = samples.clone()
-        for x0, x in zip(samples, written, strict=True):
-            self._unpad(x).copy_(torch.from_numpy(to_float(self._pixels(x0))))
-        return written
-
-    def postprocess_float(self, samples: list[Tensor], crops: list[Crop]) -> Float[Tensor, "C H W"]:
-        """Return the large picture, C = 1 if the input is gray."""
-        return to_unit_range(self._matched(samples[0]))
-
     def postprocess(self, samples: list[Tensor], crops: list[Crop]) -> Image.Image:
         """Return the large picture, with as many channels and bits per channel as the input; 8 for 1 bit."""
         pixels, alpha = self._pixels(samples[0]), self.picture.alpha
@@ -128,15 +117,15 @@ class Upscale(Task):
 
     def _pixels(self, x0: Float[Tensor, "3 h w"]) -> np.ndarray:
         """Return the sample as integers (H, W, C)."""
-        x, factor = self._matched(x0), self._whole_factor
+        x, factor = self.restored(x0), self._whole_factor
         if self.noise or factor is None:
             return quantize(x, self.picture.pixels.dtype)
         return round_with_means(x, self._means(), factor)
 
-    def _matched(self, x0: Float[Tensor, "3 h w"]) -> Float[Tensor, "C H W"]:
+    def restored(self, x0: Float[Tensor, "3 h w"]) -> Float[Tensor, "C H W"]:
         """Return the sample in [-1, 1], with the channels of the input, and with its means unless it has noise."""
         dtype = torch.float64 if self.picture.pixels.dtype == np.uint16 else torch.float32
-        x = self._unpad(x0).detach().to("cpu", dtype)
+        x = self.inside(x0).detach().to("cpu", dtype)
         if self.picture.is_gray(self.picture.visible()):
             x = luma(x).repeat(self.picture.pixels.shape[2], 1, 1)
         if self.noise:
@@ -149,7 +138,8 @@ class Upscale(Task):
         pixels = self.picture.pixels
         return quantize(self.picture.tensor()[0, : pixels.shape[2]], pixels.dtype)
 
-    def _unpad(self, x0: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 H W"]:
+    def inside(self, x0: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 H W"]:
+        """Return the part of a sample that is not padding, as a view."""
         return x0[:, : self._size[0], : self._size[1]]
 
 
