@@ -15,11 +15,14 @@ The run folder holds
 - expert.safetensors, the averaged weights in float16;
 - log.jsonl, with the mean loss at every save and the PSNR of the averaged weights at every validation;
 - PAUSE, if somebody creates it: the training saves and sleeps for as long as this file exists.
-SIGTERM and SIGINT save and end the training. `cpu_hours` is the processor time of all calls together.
+SIGTERM and SIGINT save and end the training. `cpu_hours` are the hours of all calls together.
 
 Every random choice of a step is seeded by its number, so a resumed training takes the steps of an unbroken one, without
 `--cooldown`, which brings the learning rate linearly to zero over the `--hours` of one call. Otherwise, the rate is
-constant after a warm-up. Crops are cut on the CPU, also with --device cuda, and `--hours` are those of the CPU.
+constant after a warm-up.
+
+On a GPU, `--device cuda --bf16 --compile` keeps the decoded pictures on the device, cuts the crops there, and lays out
+the activations with channels last. Hours are then those of the clock instead of the processor.
 """
 
 import argparse
@@ -63,7 +66,7 @@ class Settings:
         run: The run folder.
         start: Weights (safetensors) to begin from when the run folder has no checkpoint; by default the teacher's, or
             random ones if `clean_share` is 1.
-        hours: CPU hours after which this call ends.
+        hours: Hours after which this call ends, of the processor with device cpu, else of the clock.
         steps: Number of steps, counted from the first call, after which this call ends.
         crop: Side of a crop in pixels, even.
         batch: Crops per step.
@@ -121,7 +124,8 @@ class ExpertTraining:
 
     def __init__(self, settings: Settings, start: Weights | None = None):
         self.settings, self.step = settings, 0
-        self._cpu_begin = time.process_time()
+        self._now = time.process_time if settings.device == "cpu" else time.monotonic
+        self._begin = self._now()
         torch.manual_seed(settings.seed)
         self.network = FFDNet(settings.channels, settings.num_layers)
         if start is not None:
@@ -137,7 +141,7 @@ class ExpertTraining:
             for name, part in self._parts().items():
                 part.load_state_dict(state[name])
             self.step = state["step"]
-            self._cpu_begin -= 3600 * state["cpu_hours"]
+            self._begin -= 3600 * state["cpu_hours"]
 
     def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer]:
         return {"network": self.network, "average": self.average, "adamw": self.adamw}
@@ -148,8 +152,8 @@ class ExpertTraining:
 
     @property
     def cpu_hours(self) -> float:
-        """Processor time of this and all earlier calls, in hours."""
-        return (time.process_time() - self._cpu_begin) / 3600
+        """Time of this and all earlier calls, in hours: of the processor with device cpu, else of the clock."""
+        return (self._now() - self._begin) / 3600
 
     def save(self) -> None:
         """Write the checkpoint and the averaged weights, each under a temporary name first, then renamed."""
@@ -163,7 +167,7 @@ class ExpertTraining:
         save_file(weights, part, metadata=metadata)
         os.replace(part, self.settings.run / "expert.safetensors")
 
-    def take_step(self, loss: Callable[[nn.Module, int], Tensor], rate: float) -> float:
+    def take_step(self, loss: Callable[[nn.Module, int], Tensor], rate: float) -> Tensor:
         """Take one step of the optimizer and update the averaged weights.
 
         Args:
@@ -171,7 +175,7 @@ class ExpertTraining:
             rate: Factor of the learning rate, in [0, 1].
 
         Returns:
-            The loss.
+            The loss, which is not yet read back from the device.
         """
         for group in self.adamw.param_groups:
             group["lr"] = rate * self.settings.lr
@@ -185,7 +189,7 @@ class ExpertTraining:
         with torch.no_grad():
             for mean, new in zip(self.average.parameters(), self.network.parameters(), strict=True):
                 mean.lerp_(new, 1 - decay)
-        return float(value.detach())
+        return value.detach()
 
     def log(self, **values: float | dict[int, float]) -> None:
         """Print a row and append it to log.jsonl."""
@@ -272,7 +276,7 @@ def train(settings: Settings, stop: list[int]) -> ExpertTraining:
     pictures = validation_pictures(settings.data).to(settings.device)
     teacher = pretrained_ffdnet().to(settings.device) if settings.clean_share < 1 else None  # pyright: ignore[reportArgumentType]
     start = load_file(settings.start) if settings.start is not None else teacher and teacher.state_dict()
-    loss = make_loss(settings, Crops(settings.data, settings.crop), teacher)
+    loss = make_loss(settings, Crops(settings.data, settings.crop, settings.device), teacher)
     training = ExpertTraining(settings, start)
     if training.step == 0 and teacher is not None:
         training.log(psnr_ffdnet=denoising_psnr(teacher, pictures, VALIDATION_LEVELS))
@@ -281,7 +285,7 @@ def train(settings: Settings, stop: list[int]) -> ExpertTraining:
     saved, validated, losses = time.monotonic(), -math.inf, []
 
     def report(validate: bool) -> None:
-        values: Row = {"loss": round(sum(losses) / len(losses), 5)} if losses else {}
+        values: Row = {"loss": round(float(sum(losses)) / len(losses), 5)} if losses else {}
         losses.clear()
         if validate:
             values["psnr"] = denoising_psnr(training.average, pictures, VALIDATION_LEVELS)
@@ -311,7 +315,7 @@ def parse_settings() -> Settings:
     add("--data", type=Path, default=default.data, help="the data folder, written by training.photo.fetch")
     add("--run", type=Path, default=default.run, help="the run folder")
     add("--start", type=Path, help="weights to begin from when the run folder has no checkpoint; by default FFDNet's")
-    add("--hours", type=float, default=default.hours, help="CPU hours after which this call ends")
+    add("--hours", type=float, default=default.hours, help="hours after which this call ends, see above")
     add("--steps", type=int, default=default.steps, help="number of steps, from the first call, after which it ends")
     add("--crop", type=int, default=default.crop, help="side of a crop in pixels, even")
     add("--batch", type=int, default=default.batch, help="crops per step")

@@ -1,6 +1,7 @@
 """Training crops and validation pictures of the low-noise expert of adhere-photo.
 
-The pictures are those that `training.photo.fetch` writes. All are decoded once, when a `Crops` is made.
+The pictures are those that `training.photo.fetch` writes. All are decoded once, when a `Crops` is made, and stay on the
+device of the training, where the crops are cut.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 HELD_OUT = ("Garden", "friends", "picosdeeuropa")  # titles in photographs.csv, for validation
 SCALE_WEIGHTS = {256: 1.0, 384: 2.0, 512: 2.0, 768: 1.0, 1024: 0.5}  # by short side; larger copies are mostly smooth
@@ -24,14 +26,15 @@ class Crops:
     Args:
         folder: The data folder, with the subfolders pyramid and gcompris.
         size: Side of a crop in pixels, even.
+        device: Where the pictures are kept.
 
     Raises:
         FileNotFoundError: If either subfolder has no picture of this size.
     """
 
-    def __init__(self, folder: Path, size: int):
-        self.size = size
-        self.pictures: list[np.ndarray] = []
+    def __init__(self, folder: Path, size: int, device: str = "cpu"):
+        self.size, self.device = size, device
+        self.pictures: list[Tensor] = []
         weights: list[float] = []
         for name, share, weigh in (
             ("pyramid", PYRAMID_SHARE, self._pyramid_weight),
@@ -53,48 +56,50 @@ class Crops:
         title, short_side = file.stem.rsplit("_", 1)
         return 0.0 if title in HELD_OUT else SCALE_WEIGHTS.get(int(short_side), 0.0)
 
-    def _read(self, files: Iterable[Path], weigh: Callable[[Path], float]) -> tuple[list[np.ndarray], list[float]]:
-        """Return the pictures (H, W, 3), uint8, that have a weight and are large enough, and their weights."""
+    def _read(self, files: Iterable[Path], weigh: Callable[[Path], float]) -> tuple[list[Tensor], list[float]]:
+        """Return the pictures (3, H, W), uint8, that have a weight and are large enough, and their weights."""
         pictures, weights = [], []
         for file in files:
             if (weight := weigh(file)) == 0:
                 continue
             with Image.open(file) as image:
                 if min(image.size) >= self.size:
-                    pictures.append(np.asarray(image.convert("RGB")))
+                    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+                    pictures.append(pixels.to(self.device))
                     weights.append(weight)
         return pictures, weights
 
-    def _crop(self, rng: np.random.Generator) -> np.ndarray:
-        """Return a crop (size, size, 3) in [0, 1], now and then of a picture at half its scale."""
+    def _crop(self, rng: np.random.Generator) -> Tensor:
+        """Return a crop (3, size, size) in [0, 1], now and then of a picture at half its scale."""
         index = int(np.searchsorted(self.cumulative, rng.random() * self.cumulative[-1], side="right"))
         picture = self.pictures[min(index, len(self.pictures) - 1)]
-        factor = 2 if rng.random() < 0.2 and min(picture.shape[:2]) >= 2 * self.size else 1
+        height, width = picture.shape[1:]
+        factor = 2 if rng.random() < 0.2 and min(height, width) >= 2 * self.size else 1
         side = factor * self.size
-        top, left = rng.integers(picture.shape[0] - side + 1), rng.integers(picture.shape[1] - side + 1)
-        crop = picture[top : top + side, left : left + side].astype(np.float32) / 255
-        return crop.reshape(self.size, factor, self.size, factor, 3).mean((1, 3))
+        top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+        crop = picture[:, top : top + side, left : left + side].float() / 255
+        return avg_pool2d(crop, factor) if factor > 1 else crop
 
-    def _augmented(self, rng: np.random.Generator) -> np.ndarray:
-        """Return a crop (size, size, 3) in [0, 1], flipped, transposed, darkened or made gray at random."""
+    def _augmented(self, rng: np.random.Generator) -> Tensor:
+        """Return a crop (3, size, size) in [0, 1], flipped, transposed, darkened or made gray at random."""
         crop = self._crop(rng)
         if rng.random() < 0.5:  # skies and blurred backgrounds teach little: prefer the busier of two
             other = self._crop(rng)
-            crop = other if other[..., 1].std() > crop[..., 1].std() else crop
+            crop = torch.where(other[1].std() > crop[1].std(), other, crop)
         if rng.random() < 0.5:
-            crop = crop[:, ::-1]
+            crop = crop.flip(2)
         if rng.random() < 0.5:
-            crop = crop[::-1]
+            crop = crop.flip(1)
         if rng.random() < 0.5:
-            crop = crop.transpose(1, 0, 2)
+            crop = crop.transpose(1, 2)
         if rng.random() < 0.3:
             crop = crop * 0.25 ** rng.random()  # exposures down to a quarter, log-uniform
         if rng.random() < 0.08:
-            crop = np.repeat(crop @ np.array(LUMA, np.float32)[:, None], 3, axis=2)
-        return np.ascontiguousarray(crop, np.float32)
+            crop = torch.tensordot(crop.new_tensor(LUMA), crop, 1).expand(3, -1, -1)
+        return crop
 
     def batch(self, count: int, rng: np.random.Generator) -> Tensor:
-        """Draw crops.
+        """Draw crops, without waiting for the device.
 
         Args:
             count: Number of crops, B.
@@ -103,7 +108,7 @@ class Crops:
         Returns:
             The crops, (B, 3, size, size), in [0, 1].
         """
-        return torch.from_numpy(np.stack([self._augmented(rng) for _ in range(count)])).permute(0, 3, 1, 2).contiguous()
+        return torch.stack([self._augmented(rng) for _ in range(count)])
 
 
 def validation_pictures(folder: Path) -> Tensor:
