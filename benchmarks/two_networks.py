@@ -4,8 +4,8 @@
 
 two-networks.png: damaged, inpainted by `unet` alone, by both networks, original; four photographs as in the demo, and
 ten other pictures of scikit-image, of which `motorcycle_left` also validates trainings. two-networks-steps.png: the
-denoised picture at each noise level for a flat, a dark and a textured picture; the red line at the top marks those of
-`unet_2`.
+denoised picture at each noise level for a flat, a dark and a textured picture, with the log-SNR and the name of the
+network above.
 """
 
 import argparse
@@ -28,7 +28,6 @@ DEMO = (("chelsea", "text"), ("coffee", "strokes"), ("astronaut", "strokes"), ("
 FILES = ("motorcycle_left.png", "retina.jpg", "hubble_deep_field.jpg", "ihc.png", "grass.png", "camera.png",
          "gravel.png", "coins.png", "brick.png", "moon.png")  # fmt: skip
 CROP = slice(64, 192)  # of the states
-FRAME = np.array([255, 0, 0], np.uint8)
 
 
 def other_picture(name: str) -> np.ndarray:
@@ -60,16 +59,14 @@ def comparison(one: ConstrainedPipeline, two: ConstrainedPipeline) -> Image.Imag
     return image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
 
 
-def states(pipe: ConstrainedPipeline, picture: np.ndarray) -> list[np.ndarray]:
-    """Return the middle of the denoised picture after each step under the mask of strokes."""
-    found = []
-    schedule, boundary = pipe.schedule(), pipe.config["boundary_log_snr"]
+def states(pipe: ConstrainedPipeline, picture: np.ndarray) -> tuple[list[float], list[np.ndarray]]:
+    """Return the log-SNR of each step and the middle of its denoised picture, under the mask of strokes."""
+    log_snrs, found = [], []
+    schedule = pipe.schedule()
 
     def keep(_: object, step: int, t: float, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        x0 = to_uint8(tensors["x0"])[0][CROP, CROP]
-        if log_snr(schedule, t) >= boundary:
-            x0[:2] = FRAME
-        found.append(x0)
+        log_snrs.append(log_snr(schedule, t))
+        found.append(to_uint8(tensors["x0"])[0][CROP, CROP])
         return {}
 
     mask = masks.load("strokes")
@@ -80,7 +77,19 @@ def states(pipe: ConstrainedPipeline, picture: np.ndarray) -> list[np.ndarray]:
         callback_on_step_end=keep,
         callback_on_step_end_tensor_inputs=["x0"],
     )
-    return found
+    return log_snrs, found
+
+
+def steps(pipe: ConstrainedPipeline, pictures: list[np.ndarray]) -> Image.Image:
+    """Return the states of each picture in a row, under the log-SNR of each step and the network that it uses."""
+    rows, log_snrs = [], []
+    for picture in pictures:
+        log_snrs, found = states(pipe, picture)
+        rows.append(found)
+    side = CROP.stop - CROP.start
+    networks = ["unet_2" if one >= pipe.config["boundary_log_snr"] else "unet" for one in log_snrs]
+    titles = [label(f"{one:.2f}  {name}", 24, side) for one, name in zip(log_snrs, networks, strict=True)]
+    return grid([titles, *rows])
 
 
 def main() -> None:
@@ -93,9 +102,7 @@ def main() -> None:
         pipe.set_progress_bar_config(disable=True)
     flat = np.full((256, 256, 3), (96, 128, 160), np.uint8)
     dark = (photograph("chelsea") // 6).astype(np.uint8)
-    grid([states(two, picture) for picture in (flat, dark, other_picture("grass.png"))]).save(
-        folder / "two-networks-steps.png", optimize=True
-    )
+    steps(two, [flat, dark, other_picture("grass.png")]).save(folder / "two-networks-steps.png", optimize=True)
     comparison(one, two).save(folder / "two-networks.png", optimize=True)
 
 
