@@ -16,8 +16,9 @@ averaged over the images:
 - spread: standard deviation of the samples over that of the exact posterior.
 
 Under a mask, the distances are over the masked entries only. 'exact' is a second exact draw and gives the floor.
-`moment_matching_posterior` is also run with fewer Jacobian products per noise level. Runs that are in the file are not
-repeated. Rows of 'moment_matching, GMRES' are of the solver of version 0.1.0 (commit de98268), which is no longer here.
+`moment_matching_posterior` is also run with fewer Jacobian products per noise level, and with products at higher noise.
+Runs that are in the file are not repeated. Rows of 'moment_matching, GMRES' are of the solver of version 0.1.0 (commit
+de98268), which is no longer here.
 """
 
 import argparse
@@ -61,6 +62,7 @@ def _variant(jacobian_products: int, fusion_snr: float, product_center: float) -
 
 
 SAMPLERS: dict[str, Sampler] = {name: sampler for name, sampler in PRESETS.items() if name != "plain"} | {
+    "moment_matching_posterior, product_center=-0.6": _variant(2, 0.6, -0.6),
     "moment_matching_posterior, jacobian_products=1, product_center=-0.6": _variant(1, 0.6, -0.6),
     "moment_matching_posterior, jacobian_products=0, fusion_snr=1": _variant(0, 1.0, 0.0),
 }

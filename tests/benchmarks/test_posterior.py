@@ -92,9 +92,14 @@ def test_another_seed_gives_other_images() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "nfe"), [("jacobian_products=1, product_center=-0.6", 12), ("jacobian_products=0, fusion_snr=1", 8)]
+    ("settings", "nfe"),
+    [
+        ("product_center=-0.6", 16),
+        ("jacobian_products=1, product_center=-0.6", 12),
+        ("jacobian_products=0, fusion_snr=1", 8),
+    ],
 )
-def test_fewer_jacobian_products_take_fewer_evaluations(settings: str, nfe: int) -> None:
+def test_the_variants_of_the_posterior_preset_take_their_number_of_evaluations(settings: str, nfe: int) -> None:
     prior = emoji_prior()
     _, found = next(iter(problems(prior, 0.05, 1, 2)))
     sampler = SAMPLERS[f"moment_matching_posterior, {settings}"]
