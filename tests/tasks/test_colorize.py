@@ -5,8 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from adhere import AdhereError, Colorize, Gray, Linear, Sum
-from adhere.core.constraints import mask_of
+from adhere import AdhereError, Colorize, Gray, Linear
 from tests.picture_files import image_of, noise
 from tests.tasks.fake_model import FakeModel
 from tests.tiny_models import load
@@ -26,22 +25,20 @@ def luma_of(image: Image.Image) -> np.ndarray:
 def test_the_luma_is_measured_and_hints_with_the_luma_of_the_picture():
     gray = 60 + noise(24, 30) // 3  # bright and dark enough for the chroma of the hints
     box = slice(3, 9), slice(4, 20)
-    task = Colorize(gray, hints_of((200, 40, 90), box, (24, 30)), 0.2)
+    task = Colorize(gray, hints_of((200, 40, 90), box, (24, 30)), 0.01)
     (crop,) = task.crops(FakeModel(8))
-    assert crop.size == (24, 32) and isinstance(crop.constraint, Sum)
-    exact, hints = crop.constraint.constraints
-    assert isinstance(exact, Linear) and isinstance(exact.operator, Gray) and exact.noise == 0
-    torch.testing.assert_close(exact.y[0, 0, :, :30], torch.from_numpy(gray) / 127.5 - 1)
-    known = mask_of(hints)
-    assert isinstance(hints, Linear) and hints.noise == 0.2 and known is not None
-    expected = torch.zeros(1, 1, 24, 32)
-    expected[0, 0][box] = 1
-    assert known.equal(expected)
-    torch.testing.assert_close(Gray()(hints.y)[known == 1], exact.y[known == 1])
-    shown = (hints.y - Gray()(hints.y)) * known
+    linear = crop.constraint
+    assert crop.size == (24, 32) and isinstance(linear, Linear) and isinstance(linear.noise, torch.Tensor)
+    colors = linear.operator.adjoint(linear.y)
+    y = torch.from_numpy(gray) / 127.5 - 1
+    torch.testing.assert_close(Gray()(colors)[0, 0, :, :30], y)
+    luma_std, chroma_std = linear.noise[0, 0], linear.noise[0, 1]
+    assert luma_std.max() <= 0.001 and linear.noise[0, 2].equal(chroma_std)
+    assert 0 < chroma_std[box].max() <= 0.01 < chroma_std[12:].min()
     color = torch.tensor([200.0, 40, 90]) / 127.5 - 1
     chroma = color - (color * torch.tensor([0.299, 0.587, 0.114])).sum()
-    torch.testing.assert_close(shown, chroma.view(1, 3, 1, 1) * known, atol=1e-5, rtol=0)
+    shown = (colors - Gray()(colors))[0, :, *box]
+    torch.testing.assert_close(shown, chroma.view(3, 1, 1).expand_as(shown), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "I;16", "1"])
@@ -66,11 +63,10 @@ def test_hints_are_colors_that_a_picture_can_have():
     """Of black, white and all between; the luma stays."""
     gray = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
     (crop,) = Colorize(gray, hints_of((255, 0, 0), (slice(0, 8), slice(0, 8)), (8, 8))).crops(FakeModel(8))
-    assert isinstance(crop.constraint, Sum)
-    exact, hints = crop.constraint.constraints
-    assert isinstance(exact, Linear) and isinstance(hints, Linear)
-    assert hints.y.abs().max() <= 1
-    torch.testing.assert_close(Gray()(hints.y), exact.y, atol=1e-5, rtol=0)
+    assert isinstance(crop.constraint, Linear)
+    colors = crop.constraint.operator.adjoint(crop.constraint.y)
+    assert colors.abs().max() <= 1 + 1e-5
+    torch.testing.assert_close(Gray()(colors)[0, 0], torch.from_numpy(gray) / 127.5 - 1, atol=1e-5, rtol=0)
 
 
 def test_saturation_is_kept_where_there_is_room():
@@ -91,6 +87,25 @@ def test_the_shipped_model_spreads_colors_up_to_edges():
     red, _, blue = np.asarray(out.images[0]).astype(float).transpose(2, 0, 1)
     assert (red - blue)[8:-8, 4:28].mean() > 40
     assert (blue - red)[8:-8, 36:60].mean() > 40
+
+
+@pytest.mark.parametrize("hint_noise", [0.0, 0.1])
+def test_the_shipped_model_respects_the_hints(hint_noise):
+    """A stroke that contradicts the others of its region keeps its color within 3 standard deviations and a level."""
+    hints = hints_of((150, 90, 100), (slice(20, 24), slice(4, 60)), (64, 64))
+    hints[40:44, 30:34] = (90, 130, 90, 255)
+    out = load(None)(
+        Colorize(np.full((64, 64), 116, np.uint8), hints, hint_noise), generator=torch.Generator().manual_seed(0)
+    )
+    shown, y = np.asarray(out.images[0]).astype(float), 0.299 * 90 + 0.587 * 130 + 0.114 * 90
+    error = (shown - 116)[40:44, 30:34] - (np.array([90, 130, 90]) - y)
+    assert np.sqrt(np.square(error).mean()) <= 3 * hint_noise * 127.5 + 1
+
+
+def test_the_shipped_model_leaves_gray_what_has_gray_hints():
+    hints = hints_of((100, 100, 100), (slice(4, 8), slice(4, 60)), (64, 64))
+    out = load(None)(Colorize(60 + noise(64, 64) // 3, hints), generator=torch.Generator().manual_seed(0))
+    assert np.ptp(np.asarray(out.images[0]).astype(int), 2).max() <= 3
 
 
 @pytest.mark.parametrize(

@@ -5,21 +5,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
 from adhere._hints import keyword_hints
-from adhere.core.constraints import Constraint, Linear, Sum
-from adhere.core.operators import Gray, Mask
+from adhere.core.constraints import Linear
+from adhere.core.operators import Gray
+from adhere.core.presets import PRESETS
 from adhere.errors import AdhereError
 from adhere.io._samples import luma, quantize, to_float, to_pil
 from adhere.io.images import Picture, as_picture, pad_to_multiple
-from adhere.tasks._photo import PhotoTask, check_noise, thorough_sampler
+from adhere.tasks._chroma import LumaChroma, spread
+from adhere.tasks._photo import PhotoTask, check_noise
 from adhere.tasks._pixels import check_sampled_size
 from adhere.tasks.base import Crop, ImageInput, ModelInfo
 
 _OPAQUE = 128  # the alpha from which on a color is a hint
+_LEAST_NOISE = 0.001  # of measurements, in [-1, 1] units; the written luma is exact in any case
+_NUM_STEPS = 8  # of the default sampler: more do not change the colors
 
 
 @keyword_hints(noise="call it hint_noise, which is in [-1, 1] units", mask="make the hints transparent where it is 0")
@@ -56,18 +61,32 @@ class Colorize(PhotoTask):
         object.__setattr__(self, "hint_picture", None if self.hints is None else _checked_hints(self.hints, picture))
 
     def crops(self, model: ModelInfo, size: tuple[int, int] | None = None) -> list[Crop]:
-        """Return the luma and, where there are hints, the colors of these hints with the luma of the picture."""
+        """Return the luma and, where there are hints, the chroma that spreads from them, with its uncertainty."""
         self._refuse_size(size)
-        y = pad_to_multiple(luma(self.picture.tensor()[0])[None].to(model.execution_device), model.multiple)
-        constraint: Constraint = Linear(Gray(), y)
-        if self.hint_picture is not None:
-            known = torch.from_numpy(_opaque(self.hint_picture))[None, None].float()
-            colors = torch.from_numpy(to_float(self.hint_picture.pixels)).expand(3, -1, -1)[None]
-            colors, known = (_pad_zeros(x.to(y), y) for x in (colors, known))
-            colors = _with_luma(colors[0], y[0])[None]
-            constraint = Sum((constraint, Linear(Mask(known), known * colors, self.hint_noise)), (1.0, 1.0))
-        size = y.shape[-2], y.shape[-1]
-        return [Crop(size, constraint, sampler=None if model.is_latent else thorough_sampler(size, 40))]
+        y = pad_to_multiple(luma(self.picture.tensor()[0])[None], model.multiple)
+        size, device = (y.shape[-2], y.shape[-1]), model.execution_device
+        if self.hint_picture is None:
+            return [Crop(size, Linear(Gray(), y.to(device)))]
+        colors, noise = self._spread(self.hint_picture, y[0])
+        constraint = Linear(LumaChroma(), LumaChroma()(colors[None]).to(device), noise[None].to(device))
+        sampler = None if model.is_latent else replace(PRESETS["moment_matching"], num_steps=_NUM_STEPS)
+        return [Crop(size, constraint, sampler=sampler)]
+
+    def _spread(
+        self, hint_picture: Picture, y: Float[Tensor, "1 h w"]
+    ) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "3 h w"]]:
+        """Return colors with the luma y, and the noise of their luma and chroma.
+
+        A hint and what spreads from all of them are two observations of its chroma, with the noise of each.
+        """
+        hints, known = torch.from_numpy(to_float(hint_picture.pixels)), torch.from_numpy(_opaque(hint_picture))
+        hints, known = _pad_zeros(hints.expand(3, -1, -1), y), _pad_zeros(known[None], y)
+        chroma, std = spread(y, _with_luma(hints, y) - y, known)
+        variance, hint_variance = std.clamp_min(_LEAST_NOISE).square(), max(self.hint_noise, _LEAST_NOISE) ** 2
+        weight = torch.where(known, variance / (variance + hint_variance), 0)  # of the hint
+        colors = _with_luma(torch.lerp(y + chroma, _with_luma(hints, y), weight), y)
+        noise = (variance * (1 - weight)).sqrt()
+        return colors, torch.cat([torch.full_like(y, _LEAST_NOISE), noise, noise])
 
     def restored(self, x0: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 H W"]:
         """Return the sample with the luma of the picture, less saturated where it would leave the range."""
@@ -112,5 +131,5 @@ def _opaque(hints: Picture) -> Bool[np.ndarray, "H W"]:
     return hints.alpha >= _OPAQUE
 
 
-def _pad_zeros(x: Float[Tensor, "1 c h w"], like: Tensor) -> Float[Tensor, "1 c H W"]:
-    return torch.nn.functional.pad(x, (0, like.shape[-1] - x.shape[-1], 0, like.shape[-2] - x.shape[-2]))
+def _pad_zeros(x: Shaped[Tensor, "c h w"], like: Tensor) -> Shaped[Tensor, "c H W"]:
+    return pad(x, (0, like.shape[-1] - x.shape[-1], 0, like.shape[-2] - x.shape[-2]))
