@@ -40,6 +40,7 @@ class Metric(NamedTuple):
 ALL = "all"  # the item of a row about all items
 METRICS = {
     "psnr": Metric("PSNR (dB)", math.inf, ".2f"),
+    "psnr_four": Metric("PSNR of the four (dB)", math.inf, ".2f"),
     "ssim": Metric("SSIM", 1, ".3f"),
     "feature_distance": Metric("feature distance", 0, ".4f"),
     "ciede2000": Metric("CIEDE2000", 0, ".2f"),
@@ -62,6 +63,10 @@ METRICS = {
     "nfe": Metric("NFE", None, ".0f"),
     "work": Metric("work", None, ".0f"),
     "offset": Metric("mean offset (8-bit levels)", 0, "+.1f"),
+    "changed": Metric("known pixels changed", 0, ".1%"),
+    "seam": Metric("seam ratio", 1, ".2f"),
+    "chroma": Metric("chroma (8-bit levels)", 0, ".0f"),
+    "band": Metric("error along tile borders", 1, ".3f"),
     "change": Metric("RMS change", 0, ".1e"),
     "strength": Metric("strength", None, ".1f"),
     "seconds": Metric("seconds", 0, ".2f"),
