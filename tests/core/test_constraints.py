@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adhere.core.constraints import Constraint, Linear, Linearization, Loss, Sum, Unconstrained, mask_of
-from adhere.core.filters import Blur, Downsample
+from adhere.core.filters import Blur, Convolve, Downsample, Resize
 from adhere.core.latents import DecodedConstraint
 from adhere.core.nonlinear import Nonlinear
 from adhere.core.operators import Gray, Identity, InnerProduct, Mask
@@ -445,6 +445,31 @@ def test_stacked_linear_constraints_equal_the_single_ones(name):
     norms = [constraint.residual_norm(part) for constraint, part in zip(constraints, x0.split(2), strict=True)]
     assert_close(stacked.residual_norm(x0), torch.cat(norms), 1e-12)
     assert stacked.noise == 0.1
+
+
+BATCHED = OPERATORS | {
+    "convolve": Convolve(normal(seeded(1), 3, 2)),
+    "resize": Resize(SHAPE[1:], (5, 3), "bicubic"),
+}
+
+
+@pytest.mark.parametrize("operator", BATCHED.values(), ids=BATCHED)
+@few_examples
+@given(seed=SEEDS, factor=st.floats(-3, 3))
+def test_noise_per_entry_keeps_batches_apart_and_projections_linear(operator, seed, factor):
+    """A batch is that of single samples, and x0 - P x0 is linear in (x0, y), for any noise above 0 in each entry."""
+    g = seeded(seed)
+    y, z = (operator(normal(g, 2, *SHAPE)) for _ in range(2))
+    x0, v = normal(g, 2, *SHAPE), normal(g, 2, *SHAPE)
+    noise = noise_per_entry(y[:1], g)
+    together = Linear(operator, y, noise)
+    for i in range(2):
+        one, x = Linear(operator, y[i : i + 1], noise), x0[i : i + 1]
+        assert_close(together.project(x0, 0.5)[i : i + 1], one.project(x, 0.5), 1e-9)
+        assert_close(together.residual_norm(x0)[i : i + 1], one.residual_norm(x))
+        assert_close(together.neg_grad(x0)[i : i + 1], one.neg_grad(x))
+    sum_of_both = Linear(operator, y + factor * z, noise).project(x0 + factor * v, 0.5)
+    assert_close(sum_of_both, together.project(x0, 0.5) + factor * Linear(operator, z, noise).project(v, 0.5), 1e-3)
 
 
 def test_constraints_that_cannot_share_a_batch_are_not_stacked():

@@ -147,7 +147,9 @@ class Linear(Constraint):
         """The weight of each entry in C."""
         if not isinstance(self.noise, Tensor):
             return 1.0
-        return 1 / (1 + (self.noise / max(self._scale, torch.finfo(self.y.dtype).tiny)).square())
+        scale = 2 * (self.y.square().flatten(1).sum(1) / self._num_measured).sqrt()  # of each sample: (B or 1,)
+        scale = scale.clamp_min(torch.finfo(self.y.dtype).tiny).view(-1, *[1] * (self.y.ndim - 1))
+        return 1 / (1 + (self.noise / scale).square())
 
     @cached_property
     def _num_measured(self) -> Float[Tensor, "..."]:
