@@ -44,6 +44,7 @@ from benchmarks.photo import PHOTOGRAPHS, biharmonic, telea
 from benchmarks.tables import ALL, METRICS, Row, embed, load, meta, save
 from benchmarks.tasks import BASELINES_PYTHON, SIZE, middle, navier_stokes, real_esrgan
 
+PHOTO, EMOJI_MODEL = "adhere-photo", "adhere-emoji"
 EMOJI = 20
 EMOJI_MASKS = {"half": half, "box": box, "free_form": free_form}
 STEPS = 20  # of diffusers' pipeline
@@ -64,17 +65,17 @@ Fill = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of a picture (H, W, 3) 
 
 
 @cache
-def pipeline(model: str = "adhere-photo") -> ConstrainedPipeline:
+def pipeline(model: str) -> ConstrainedPipeline:
     return quiet_pipeline(model)
 
 
-def ours(task: Task, seed: int = 0, model: str = "adhere-photo") -> np.ndarray:
+def ours(task: Task, seed: int = 0, model: str = PHOTO) -> np.ndarray:
     """Return the result of adhere with its defaults."""
     out = pipeline(model)(task, generator=torch.Generator().manual_seed(seed))
     return np.asarray(out.images[0])
 
 
-def adhere_fill(picture: np.ndarray, mask: np.ndarray, seed: int = 0, model: str = "adhere-photo") -> np.ndarray:
+def adhere_fill(picture: np.ndarray, mask: np.ndarray, seed: int = 0, model: str = PHOTO) -> np.ndarray:
     return ours(adhere.Inpaint(picture, mask), seed, model)
 
 
@@ -82,7 +83,7 @@ def adhere_fill(picture: np.ndarray, mask: np.ndarray, seed: int = 0, model: str
 def diffusers_pipeline() -> StableDiffusionInpaintPipeline:
     """Return diffusers' inpainting with the components of adhere-emoji."""
     names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
-    components = {name: pipeline("adhere-emoji").components[name] for name in names}
+    components = {name: pipeline(EMOJI_MODEL).components[name] for name in names}
     missing: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
     pipe = StableDiffusionInpaintPipeline(**components, **missing, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
@@ -184,7 +185,7 @@ def known(args: argparse.Namespace) -> Iterator[Row]:
 
 def emoji(args: argparse.Namespace) -> Iterator[Row]:
     items, pictures = held_out.load(EMOJI)
-    fills = {OURS: partial(adhere_fill, model="adhere-emoji"), **FILLS, DIFFUSERS: diffusers_fill}
+    fills = {OURS: partial(adhere_fill, model=EMOJI_MODEL), **FILLS, DIFFUSERS: diffusers_fill}
     by_name = {item.code: picture for item, picture in zip(items, pictures, strict=True)}
     yield from inpainted(fills, by_name, {name: make() for name, make in EMOJI_MASKS.items()}, "emoji")
 
@@ -242,7 +243,7 @@ def gray(args: argparse.Namespace) -> Iterator[Row]:
 
 def bands(side: int) -> np.ndarray:
     """Return the pixels along the borders of tiles, (side, side), True within BAND_PIXELS // 2 of one."""
-    tiled = TiledDenoiser(pipeline().make_denoiser(), TILE_SIZE, TILE_SIZE // 8)
+    tiled = TiledDenoiser(pipeline(PHOTO).make_denoiser(), TILE_SIZE, TILE_SIZE // 8)
     borders = {end for span in tiled._spans(side) for end in (span.start, span.stop)} - {0, side}
     position = np.arange(side)
     near = np.any([(position >= b - BAND_PIXELS // 2) & (position < b + BAND_PIXELS // 2) for b in borders], 0)
@@ -251,7 +252,7 @@ def bands(side: int) -> np.ndarray:
 
 def tiles(args: argparse.Namespace) -> Iterator[Row]:
     """Yield the squared errors in bands along tiles over those of the other pixels, for all pictures together."""
-    near, pipe = bands(TILED_SIDE), pipeline()
+    near, pipe = bands(TILED_SIDE), pipeline(PHOTO)
     pictures = [p for p in photographs(args.unseen).values() if min(p.shape[:2]) >= TILED_SIDE]
     for title, tile_size in (("with tiles", TILE_SIZE), ("without tiles", pipe.tile_size)):
         usual, pipe.tile_size = pipe.tile_size, tile_size
