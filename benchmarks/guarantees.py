@@ -59,7 +59,7 @@ FIGURES = ("known", "offset", "gray", "emoji", "tiles")
 FILLS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "Telea": telea, "Navier-Stokes": navier_stokes, "biharmonic": biharmonic}  # fmt: skip
 OURS, DIFFUSERS, REAL_ESRGAN, ORIGINAL = "adhere", "diffusers", "Real-ESRGAN", "original"
-METHODS = (OURS, *FILLS, DIFFUSERS, REAL_ESRGAN, ORIGINAL)
+COLUMNS = (OURS, *FILLS, DIFFUSERS, REAL_ESRGAN, ORIGINAL)
 
 Fill = Callable[[np.ndarray, np.ndarray], np.ndarray]  # of a picture (H, W, 3) uint8 and a mask (H, W)
 
@@ -275,7 +275,7 @@ AIMS = {"known": "0", "seam": "0.9 to 1.1", "mean offset, plain": "-1 to 1", "me
 
 def guarantees_table(rows: list[Row]) -> str:
     """Return Markdown with one line per figure and one column per method."""
-    used = [method for method in METHODS if any(row.method == method for row in rows)]
+    used = [method for method in COLUMNS if any(row.method == method for row in rows)]
     lines = [["figure", "aim", *used], ["---", "---", *("---:" for _ in used)]]
     for task in dict.fromkeys(row.task for row in rows):
         aim = next(text for start, text in AIMS.items() if task.startswith(start))
