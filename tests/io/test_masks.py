@@ -1,5 +1,6 @@
 """Masks, and pasting a result so that everything outside the mask stays exactly the same."""
 
+import math
 import warnings
 
 import numpy as np
@@ -291,6 +292,15 @@ def test_blending_removes_the_step_at_the_seam_and_fades_out_linearly(offset, bl
     assert np.abs(far - abs(offset) * 127.5).max() <= 1  # the unchanged result in the middle
     fade = error[top : top + blend, width // 2]
     assert np.abs(fade - abs(offset) * 127.5 * np.arange(blend) / blend).max() <= 1  # linear in between
+
+
+def test_blending_follows_differences_along_the_seam():
+    """A Gaussian of 1.5 pixels keeps exp(-2 (1.5 pi / 16)^2) = 84 % of a wave of 16 pixels, so that 16 % are left."""
+    picture, mask = as_picture(np.full((64, 64, 3), 128, np.uint8)), np.zeros((64, 64), bool)
+    mask[32:] = True
+    wave = 0.2 * torch.sin(torch.arange(64) * 2 * math.pi / 16).expand(3, 64, 64)
+    out = as_picture(paste_known(picture, whole(picture.tensor()[0] + wave), mask)).pixels.astype(int)
+    assert np.abs(out[32, 8:-8] - 128).max() <= 0.16 * 0.2 * 127.5 + 1
 
 
 @pytest.mark.parametrize("tile", [1, 5, 16])
