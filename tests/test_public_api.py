@@ -46,7 +46,7 @@ def hub_cache(tmp_path_factory) -> Path:
 def hub(hub_cache, monkeypatch):
     """Use the cache with the tiny model, and no network."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub_cache))
-    monkeypatch.setattr(loading, "_hub_is_reachable", lambda: False)
+    monkeypatch.setattr(loading, "hub_is_reachable", lambda: False)
 
 
 @pytest.fixture(scope="module")

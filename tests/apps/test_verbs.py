@@ -43,7 +43,8 @@ def test_the_report_in_json(folder, inpaint_args, shared_model):
     figures = ["nfe", "seconds", "residual", "peak_gb", "repainted"]
     prompts = ["prompt", "negative_prompt", "guidance_scale"]
     settings = ["solver", "steps", "seed", "num_images", "device", "dtype", "compile", "version"]
-    assert list(report) == [*figures, "task", "model", "variant", "config", *prompts, *settings]
+    parts = ["model", "variant", "config", "vae", "loras", "offload"]
+    assert list(report) == [*figures, "task", *parts, *prompts, *settings]
     expected = {"nfe": 3, "model": str(shared_model), "solver": "ddnm", "steps": 3, "seed": 7, "dtype": "float32"}
     assert report | dict.fromkeys(prompts) | expected | {"version": adhere.__version__} == report
     assert report["seconds"] > 0

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 import adhere
 from adhere import AdhereError, ConstrainedPipeline, Generate, Upscale
-from adhere.pipelines import _model_files, loading
+from adhere.pipelines import _components, _model_files, loading
 from adhere.pipelines.pixel import PixelPipeline
 from adhere.pipelines.registry import FAMILIES
 from adhere.pipelines.sd import RectifiedFlowPipeline, SDPipeline
@@ -348,7 +348,7 @@ def offline(monkeypatch):
         raise socket.gaierror("no address")
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
-    monkeypatch.setattr(loading, "getproxies", dict)
+    monkeypatch.setattr(_components, "getproxies", dict)
 
 
 def test_a_hub_that_cannot_be_reached_is_reported_at_once_in_one_line(offline, tmp_path):
@@ -386,9 +386,9 @@ def test_a_hub_that_is_reached_lists_its_files(snapshot, tmp_path, monkeypatch):
     """Of a variant that is not downloaded, the cache has no file."""
     for file in snapshot.rglob("*.safetensors"):
         file.unlink()
-    monkeypatch.setattr(loading, "_hub_is_reachable", lambda: True)
+    monkeypatch.setattr(loading, "hub_is_reachable", lambda: True)
     monkeypatch.setattr(DiffusionPipeline, "download", lambda *_, **__: str(snapshot))
-    monkeypatch.setattr(loading, "_load_component", lambda *_: exec("raise OSError('no weights')"))
+    monkeypatch.setattr(loading, "load_component", lambda *_: exec("raise OSError('no weights')"))
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(snapshot / "model_index.json"))
     names = ["unet/diffusion_pytorch_model.fp16.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors"]
     monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda *_, **__: names)

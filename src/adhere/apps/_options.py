@@ -15,6 +15,7 @@ from adhere.apps._parsers import (
     parse_growth,
     parse_guidance_scale,
     parse_kernel,
+    parse_lora,
     parse_noise,
     parse_path,
     parse_psf,
@@ -52,6 +53,14 @@ _HELP = {
     ".fp16.safetensors.",
     "--config": "For a .safetensors file: a folder in the diffusers layout, or the id of a model on the hub, "
     "with the configurations of its components. The default is that of the base model on the hub.",
+    "--vae": "An autoencoder instead of the model's own, with as many latent channels: a folder in the diffusers "
+    "layout, the id of a model on the hub, or a .safetensors file.",
+    "--lora": "A LoRA for the model, a .safetensors file, and its weight, by default 1: lora.safetensors:0.8. May be "
+    "given several times. It needs the package peft.",
+    "--offload": "Keep each part of the model on the GPU only while it computes, which takes less of its memory. It "
+    "needs the package accelerate.",
+    "--context": "How many pixels around what is painted are sampled with it. The default is three eighths of the side "
+    "of the model's training pictures, and at least 96.",
     "--prompt": "A description of what the result shows. Only for models that read text.",
     "--negative-prompt": "A description of what the result does not show. Only for models that read text.",
     "--guidance-scale": "How closely the result follows the prompt. 1 switches guidance off, and 3 to 8 are usual. The "
@@ -132,6 +141,10 @@ LargeSize = Annotated[str | None, option("--size", "WIDTHxHEIGHT", help=_LARGE_S
 Model = Annotated[str | None, option("--model", "MODEL", parse_text)]
 Variant = Annotated[str | None, option("--variant", "NAME", parse_text)]
 Config = Annotated[str | None, option("--config", "FOLDER", parse_text)]
+Vae = Annotated[str | None, option("--vae", "FOLDER", parse_text)]
+Loras = Annotated[list[Any] | None, option("--lora", "FILE[:WEIGHT]", parse_lora)]
+Offload = Annotated[bool, option("--offload")]
+Context = Annotated[int | None, option("--context", "N", integer_parser(1, 10_000))]
 Prompt = Annotated[str | None, option("--prompt", "TEXT")]
 NegativePrompt = Annotated[str | None, option("--negative-prompt", "TEXT")]
 GuidanceScale = Annotated[float | None, option("--guidance-scale", "X", parse_guidance_scale)]

@@ -91,6 +91,17 @@ def parse_kernel(flag: str, text: str) -> str:
     raise AdhereError(f"{flag} '{text}': give area or bicubic")
 
 
+def parse_lora(flag: str, text: Any) -> tuple[str, float]:
+    """(file, weight) from FILE or FILE:WEIGHT."""
+    file, colon, weight = str(text).rpartition(":")
+    if not colon or re.search(r"[^\d.+-]", weight):  # a colon in the name of the file or of a drive
+        return parse_text(flag, str(text)), 1.0
+    with suppress(ValueError):
+        if file and -100 <= float(weight) <= 100:
+            return file, float(weight)
+    raise AdhereError(f"{flag} '{text}': give FILE or FILE:WEIGHT, such as lora.safetensors:0.8")
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """(height, width) from WIDTHxHEIGHT."""
     if sides := re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text, re.ASCII):

@@ -30,6 +30,7 @@ def inpaint(
     grow: _options.Grow = 0,
     feather: _options.Feather = 0,
     soft: _options.Soft = False,
+    context: _options.Context = None,
     save_mask: _options.SaveMask = None,
     frame: _options.Frame = None,
 ) -> "Result":
@@ -47,7 +48,7 @@ def inpaint(
         picture = read_photo(photo, frame)
         if mask is None and not box and color is None and picture.alpha is None:
             raise AdhereError("what to inpaint is missing: give --mask, --box or --color; PHOTO has no transparency")
-        task = Inpaint(picture, mask, **selection, **edges)
+        task = Inpaint(picture, mask, context, **selection, **edges)
     return job.run(task, task.picture.size)
 
 
@@ -59,6 +60,7 @@ def outpaint(
     top: _options.Top = None,
     bottom: _options.Bottom = None,
     aspect: _options.Aspect = None,
+    context: _options.Context = None,
     frame: _options.Frame = None,
 ) -> "Result":
     """Continue a picture beyond its edges. Its own pixels stay bit for bit the same (up to compression in a JPEG).
@@ -75,7 +77,7 @@ def outpaint(
     growth = [_pixels(left, width), _pixels(right, width), _pixels(top, height), _pixels(bottom, height)]
     if aspect is None and not any(growth):
         raise AdhereError("PHOTO would not grow: give --left, --right, --top or --bottom, or --aspect")
-    task = Outpaint(picture, *growth, aspect=aspect)
+    task = Outpaint(picture, *growth, aspect=aspect, context=context)
     return job.run(task, task.size)
 
 

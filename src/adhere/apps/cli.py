@@ -78,6 +78,9 @@ def _shared_options(
     model: _options.Model = None,
     variant: _options.Variant = None,
     config: _options.Config = None,
+    vae: _options.Vae = None,
+    loras: _options.Loras = None,
+    offload: _options.Offload = False,
     prompt: _options.Prompt = None,
     negative_prompt: _options.NegativePrompt = None,
     guidance_scale: _options.GuidanceScale = None,
@@ -115,6 +118,7 @@ def _command(name: str) -> Callable[[_Verb], _Verb]:
             prints_json = settings["json_file"] == STREAM
             if settings["json_file"] is not None:
                 settings["json_file"] = None if prints_json else Path(settings["json_file"])
+            settings["loras"] = tuple(settings["loras"] or ())
             job = Job(**settings, show_progress=sys.stderr.isatty())
             return lambda: (verb(job, **values), prints_json)
 

@@ -5,12 +5,8 @@ import, so it is imported only after the request has been checked.
 """
 
 import json
-import logging
-import textwrap
 import time
-import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,16 +19,16 @@ from adhere import __version__
 from adhere.apps import _process
 from adhere.apps._estimate import Estimate, estimate, peak_gb
 from adhere.apps._files import Files
+from adhere.apps._model import Lora, check_parts, device_and_dtype, load_model
 from adhere.apps._progress import step_callback
 from adhere.core.presets import get_sampler
-from adhere.errors import AdhereError, AdhereWarning
+from adhere.errors import AdhereError
 from adhere.io._atomic import staged_writes
 from adhere.tasks import Generate, Inpaint, Outpaint, Task
 
 if TYPE_CHECKING:
     from adhere.pipelines.base import ConstrainedOutput, ConstrainedPipeline
 
-_DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
 _USUAL_MASK_SHARE = 0.9
 
 
@@ -51,6 +47,9 @@ class Report:
         model: the name, folder, file or hub id.
         variant: of the weights, or None.
         config: where the configurations of a single file's components were read, or None.
+        vae: where the autoencoder was read, if it is not the model's own, or None.
+        loras: the files that were added, with their weights.
+        offload: whether components were on the device only while they computed.
         prompt: what the result shows, or None.
         negative_prompt: what the result does not show, or None.
         guidance_scale: the one that was given, or None.
@@ -73,6 +72,9 @@ class Report:
     model: str
     variant: str | None
     config: str | None
+    vae: str | None
+    loras: list[list[str | float]]
+    offload: bool
     prompt: str | None
     negative_prompt: str | None
     guidance_scale: float | None
@@ -119,6 +121,9 @@ class Job:
         model: as for `adhere.load`; None is the shipped photograph model.
         variant: of the weights in the model's folder, such as 'fp16'; None are those without a variant.
         config: where the configurations of a single file's components are; None is the hub.
+        vae: the folder, the hub id or the .safetensors file of an autoencoder; None is the model's own.
+        loras: .safetensors files that are added to the model, with their weights.
+        offload: whether components are on the GPU only while they compute.
         prompt: for models that read text.
         negative_prompt: for models that read text.
         guidance_scale: above 0; None is the model's own.
@@ -140,6 +145,9 @@ class Job:
     model: str | None = None
     variant: str | None = None
     config: str | None = None
+    vae: str | None = None
+    loras: tuple[Lora, ...] = ()
+    offload: bool = False
     prompt: str | None = None
     negative_prompt: str | None = None
     guidance_scale: float | None = None
@@ -184,10 +192,11 @@ class Job:
             Image.MAX_IMAGE_PIXELS = None
         if self.dry_run and self.json_file is not None:
             raise AdhereError(f"--json {self.json_file}: a dry run writes no file; write --json -")
-        self._files.check(photo, [path for path in others if path is not None])
+        read = [*(path for path in others if path is not None), *(Path(file) for file, _ in self.loras)]
+        self._files.check(photo, read)
         if self.solver is not None:
             get_sampler(self.solver)
-        _device_and_dtype(self.device, self.dtype)
+        check_parts(self.loras, self.offload, device_and_dtype(self.device, self.dtype)[0])
 
     def run(self, task: Task, size: tuple[int, int] | None = None, needs_latents: bool = False) -> Result:
         """Sample the pictures, write the files and return the report; in a dry run, return an estimate.
@@ -209,9 +218,9 @@ class Job:
             files.check_size(size)
         if self.solver == "plain" and not isinstance(task, Generate):
             raise AdhereError("--solver 'plain': ignores all constraints, so only adhere generate accepts it")
-        device, dtype = _device_and_dtype(self.device, self.dtype)
-        parts = {name: value for name in ("variant", "config") if (value := getattr(self, name)) is not None}
-        pipe = _load(self.model, device, dtype, **parts)
+        device, dtype = device_and_dtype(self.device, self.dtype)
+        parts = {name: value for name in ("variant", "config", "vae") if (value := getattr(self, name)) is not None}
+        pipe = load_model(self.model, device, dtype, self.loras, self.offload, **parts)
         if needs_latents and not pipe.is_latent:
             name = type(task).__name__.lower()
             raise AdhereError(f"{name} needs a latent model, not one of pixels: give --model, such as adhere-emoji")
@@ -270,6 +279,9 @@ class Job:
             model=self.model or _DEFAULT_MODEL,
             variant=self.variant,
             config=self.config,
+            vae=self.vae,
+            loras=[list(one) for one in self.loras],
+            offload=self.offload,
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
             guidance_scale=self.guidance_scale,
@@ -319,72 +331,3 @@ def _as_json(value: object) -> object:
     if isinstance(value, Path):
         return str(value)
     return value if value is None or isinstance(value, (bool, int, float, str)) else ...
-
-
-def _device_and_dtype(device: str | None, dtype: str | None) -> tuple[torch.device, torch.dtype]:
-    """The device and the dtype of the network."""
-    if dtype not in (None, *_DTYPES):
-        raise AdhereError(f"--dtype '{dtype}': choose one of {', '.join(_DTYPES)}")
-    found = _default_device() if device is None else _usable_device(device)
-    return found, _DTYPES[dtype or ("float32" if found.type == "cpu" else "float16")]
-
-
-def _default_device() -> torch.device:
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
-def _usable_device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).tolist()  # the device 'meta' exists, but computes nothing
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise AdhereError(f"--device '{name}': cannot be used here ({reason}); use cpu") from error
-    return device
-
-
-def _load(model: str | None, device: torch.device, dtype: torch.dtype, **files: str) -> "ConstrainedPipeline":
-    """The model on the device; `files` says which of its files are read."""
-    from adhere.pipelines._checks import explain_errors
-    from adhere.pipelines.loading import load
-
-    _silence_libraries()
-    try:
-        pipe = load(model, torch_dtype=dtype, **files)
-    except ModuleNotFoundError as error:
-        hint = "pip install 'adhere[text]'"
-        raise AdhereError(f"model '{model}' needs the package {error.name}, which is not installed: {hint}") from error
-    with explain_errors():
-        pipe.to(device)  # type: ignore[attr-defined]
-    return pipe
-
-
-def _silence_libraries() -> None:
-    """Switch off log messages and progress bars of libraries; errors that matter are raised as AdhereError.
-
-    What this package logs becomes a warning, and so does that a prompt was cut.
-    """
-    from diffusers.utils.logging import disable_progress_bar
-
-    for library in ("huggingface_hub", "transformers"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)
-    disable_progress_bar()
-    logging.getLogger("diffusers").setLevel(logging.WARNING)
-    logging.getLogger("diffusers").handlers = [_Notes("was truncated because")]
-    logging.getLogger("adhere").handlers = [_Notes("")]
-    with suppress(ImportError):  # only models that read text need transformers
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()
-
-
-class _Notes(logging.Handler):
-    """Turns log messages that contain a phrase into warnings."""
-
-    def __init__(self, phrase: str) -> None:
-        super().__init__(logging.WARNING)
-        self.phrase = phrase
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if self.phrase in (message := record.getMessage()):
-            warnings.warn(textwrap.shorten(message, 300), AdhereWarning, stacklevel=2)

@@ -161,7 +161,7 @@ def check_weights(folder: Path, index: dict[str, Any], variant: str | None, sour
     """Raise AdhereError unless each model of the index has its configuration and safetensors."""
     parts = [folder / name for name, entry in index.items() if is_model(entry)]
     for part in parts:
-        name = part.name
+        name = part.name if part != folder else "."
         if not (part / "config.json").is_file():
             raise AdhereError(f"{source}: {name}/config.json is missing; save the pipeline with save_pretrained")
         if any(part.glob("*.safetensors")):
@@ -171,6 +171,10 @@ def check_weights(folder: Path, index: dict[str, Any], variant: str | None, sour
             for file in (file for file in files if chosen in variants_of([file])):
                 check_header(part / file, f"{source}: {name}/{file}")
             continue
+        if any(part.glob("*.gguf")):
+            raise AdhereError(
+                f"{source}: the weights in {name}/ are GGUF, which is not supported: give a folder with *.safetensors"
+            )
         if any(file for pattern in ("*.bin", "*.pt", "*.ckpt") for file in part.glob(pattern)):
             raise AdhereError(
                 f"{source}: the weights in {name}/ are pickled, which can run code when loaded; "

@@ -150,7 +150,8 @@ class LatentPipeline(ConstrainedPipeline):
         channels = int(self.vae.config["latent_channels"])
         if self.latent_channels != channels:
             raise AdhereError(
-                f"the network takes {self.latent_channels} channels, the latents have {channels}: use a base model"
+                f"the network takes {self.latent_channels} channels, the latents have {channels}: use a base model "
+                "with an autoencoder that was made for it"
             )
 
     def wrap_network(
@@ -167,6 +168,8 @@ class LatentPipeline(ConstrainedPipeline):
             size: (height, width) of the pictures in pixels.
             guidance_scale: up to 1, there is no guidance.
         """
+        if getattr(getattr(self, self.network), "encoder_hid_proj", None) is not None:
+            raise AdhereError("an IP-Adapter is loaded, which is not supported: call pipe.unload_ip_adapter()")
         schedule, prediction_type = self.schedule(size), self._schedule_and_type(size)[1]
         denoiser = NetworkDenoiser(network, schedule, prediction_type, getattr(self, self.network).dtype)
         scale = self._current_scale(guidance_scale)

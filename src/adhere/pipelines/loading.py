@@ -4,17 +4,12 @@ The family is read from `model_index.json`, or for a single file from its weight
 weights are refused before they are opened.
 """
 
-import importlib
 import inspect
-import os
 import re
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import huggingface_hub
 import torch
@@ -26,6 +21,8 @@ from safetensors import SafetensorError
 
 from adhere.errors import AdhereError
 from adhere.pipelines import experts
+from adhere.pipelines._components import HUB_ID, hub_is_reachable, hub_options, load_component, with_autoencoder
+from adhere.pipelines._foreign_files import refuse_file, refuse_folder, refuse_format
 from adhere.pipelines._model_files import (
     REFINER,
     as_adhere_error,
@@ -43,7 +40,6 @@ from adhere.pipelines._model_files import (
     prior_spectrum_in,
     read_index,
     scheduler_settings_in,
-    variants_of,
 )
 from adhere.pipelines.base import ConstrainedPipeline
 from adhere.pipelines.registry import FAMILIES, family_for
@@ -53,7 +49,6 @@ _DEFAULT_MODEL = "adhere-photo"
 _MODELS = Path(__file__).parents[1] / "models"
 SHIPPED_MODELS = sorted(index.parent.name for index in _MODELS.glob("*/model_index.json"))
 _COMPONENTS = {"unet_2", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"}  # beside the network
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def load(model: str | Path | None = None, **kwargs: Any) -> ConstrainedPipeline:
@@ -63,7 +58,8 @@ def load(model: str | Path | None = None, **kwargs: Any) -> ConstrainedPipeline:
         model: a diffusers folder, a hub id, one .safetensors file, 'adhere-photo' or 'adhere-emoji'; None is
             adhere-photo, the photograph model that ships.
         kwargs: for diffusers' `from_pretrained` or `from_single_file`, such as `torch_dtype` (float32 by default),
-            `variant`, `config` or components.
+            `variant`, `config` or components. `vae` may also be the folder, the hub id or the .safetensors file of an
+            autoencoder.
 
     Raises:
         AdhereError: if the model cannot be found, has no safetensors weights, or is of an unknown class.
@@ -91,14 +87,16 @@ def load(model: str | Path | None = None, **kwargs: Any) -> ConstrainedPipeline:
     kwargs = {"use_safetensors": True, "low_cpu_mem_usage": is_accelerate_available()} | kwargs
     if is_folder:
         with as_adhere_error(source):
+            if not (path / "model_index.json").is_file():
+                refuse_folder(path, source)
             index = read_index(path, source)
         return _from_folder_or_hub(path, index, source, {"local_files_only": True} | kwargs)
-    if not _HUB_ID.fullmatch(name):
+    if not HUB_ID.fullmatch(name):
         raise AdhereError(
             f"{source}: no such folder or file; give a diffusers folder, a .safetensors file, a hub id such as "
             f"organization/name, or a shipped model: {', '.join(SHIPPED_MODELS)}"
         )
-    if not _hub_is_reachable():
+    if not hub_is_reachable():
         kwargs = {"local_files_only": True} | kwargs
     with as_adhere_error(source):
         index = _read_index_from_hub(name, kwargs)
@@ -131,6 +129,17 @@ def from_pipe(pipeline: DiffusionPipeline, **components: Any) -> ConstrainedPipe
     return copy_statements(pipeline, pipe)
 
 
+def _components_of(family: Any) -> set[str]:
+    return set(family._get_signature_keys(family)[0])
+
+
+def _without_safety_checker(kwargs: dict[str, Any], index: Mapping[str, Any]) -> dict[str, Any]:
+    """Return kwargs without the safety checker of Stable Diffusion's folder, 1.2 GB that no run would use."""
+    if "safety_checker" in kwargs or not is_model(index.get("safety_checker")):
+        return kwargs
+    return {"safety_checker": None, "requires_safety_checker": False} | kwargs
+
+
 def _refuse_refiner(settings: Mapping[str, Any], source: str) -> None:
     if settings.get("requires_aesthetics_score"):
         raise AdhereError(f"{source}: {REFINER}")
@@ -157,6 +166,7 @@ def _from_folder_or_hub(
     """Return the pipeline of a folder or a hub id, whose model_index.json is `index`."""
     family: Any = family_for(index.get("_class_name"), source)
     _refuse_refiner(index, source)
+    kwargs = with_autoencoder(_without_safety_checker(kwargs, index), _components_of(family), source, location)
     check_index(index, family, kwargs, source)
     guidance_scale = number_in(index, "_guidance_scale", 0.01, source) if "_guidance_scale" in index else None
     temperature = number_in(index, "_temperature", 0.0, source) if "_temperature" in index else None
@@ -172,7 +182,7 @@ def _from_folder_or_hub(
         if not {"quantization_config", "device_map"} & kwargs.keys():
             for name in ({family.network} | _COMPONENTS) - kwargs.keys():
                 if is_model(index.get(name)) and index[name][0] in ("diffusers", "transformers", experts.__name__):
-                    kwargs[name] = _load_component(location, index[name], name, kwargs)
+                    kwargs[name] = load_component(location, index[name], name, kwargs, source)
         pipe = family.from_pretrained(location, **kwargs)
     if guidance_scale is not None:  # the model's own recommendation
         pipe.default_guidance_scale = guidance_scale
@@ -190,7 +200,7 @@ def _hub_errors(name: str, index: dict[str, Any], kwargs: dict[str, Any], source
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError):
         with suppress(OSError):
-            cached = Path(huggingface_hub.hf_hub_download(name, "model_index.json", **_hub_options(kwargs))).parent
+            cached = Path(huggingface_hub.hf_hub_download(name, "model_index.json", **hub_options(kwargs))).parent
             files = [path.relative_to(cached) for path in cached.rglob("*.safetensors")]
             if not kwargs.get("local_files_only"):
                 chosen = {key: kwargs[key] for key in ("revision", "token") if key in kwargs}
@@ -230,21 +240,22 @@ def _from_single_file(file: Path, source: str, kwargs: dict[str, Any]) -> Any:
     diffusers reads the configurations of the components from `config`, a local folder or a hub id, or from the hub
     entry of the model's base.
     """
-    if file.suffix != ".safetensors":
-        raise AdhereError(f"{source}: a single file must be .safetensors; pickled weights can run code when loaded")
+    refuse_format(file, source)
     config = None if kwargs.get("config") is None else str(kwargs["config"])
     with as_adhere_error(source):
         check_header(file, "the file")
+        refuse_file(file, source)
         index, folder = {}, None if config is None else Path(config).expanduser()
         if folder is not None and folder.is_dir():
             index, config = read_index(folder, f"config '{config}'"), str(folder)
         family: Any = family_for(index.get("_class_name") or class_of(file), source)
         _refuse_refiner(index, source)
+        kwargs = with_autoencoder(kwargs, _components_of(family), source, folder or config)
         if folder is not None and index:
             check_index(index, family, kwargs, f"config '{config}'")
             unread = kwargs.keys() | set(family._optional_components)
             check_configurations(folder, {name: entry for name, entry in index.items() if name not in unread})
-        if not _hub_is_reachable():
+        if not hub_is_reachable():
             kwargs = {"local_files_only": True} | kwargs
         try:
             pipe = family.from_single_file(str(file), **kwargs | {"config": config})
@@ -272,56 +283,9 @@ def _with_settings(scheduler: Any, settings: dict[str, Any]) -> Any:
     )
 
 
-def _hub_is_reachable() -> bool:
-    """Return whether the hub's name resolves; without that, its client would retry for half a minute."""
-    host = urlsplit(huggingface_hub.constants.ENDPOINT).hostname
-    try:
-        return bool(getproxies()) or bool(socket.getaddrinfo(host, None))
-    except OSError:
-        return False
-
-
-def _hub_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
-
-
 def _read_index_from_hub(name: str, kwargs: dict[str, Any]) -> dict[str, Any]:
     try:
-        index = huggingface_hub.hf_hub_download(name, "model_index.json", **_hub_options(kwargs))
+        index = huggingface_hub.hf_hub_download(name, "model_index.json", **hub_options(kwargs))
     except LocalEntryNotFoundError as error:
         raise AdhereError("not in the local cache, and the hub cannot be reached; give a folder") from error
     return parse_index(Path(index).read_bytes())
-
-
-def _load_component(location: str | Path, entry: list[str], name: str, kwargs: dict[str, Any]) -> Any:
-    """Return one component; a file that lacks some of its weights is refused, where the libraries only warn."""
-    library, class_name = entry
-    if isinstance(location, Path) and kwargs.get("variant") not in variants_of(os.listdir(location / name)):
-        kwargs = {key: value for key, value in kwargs.items() if key != "variant"}  # the plain weights, as in diffusers
-    options = [
-        "use_safetensors",
-        "local_files_only",
-        "torch_dtype",
-        "dtype",
-        "variant",
-        "revision",
-        "token",
-        "cache_dir",
-    ]
-    if library != "transformers":
-        options.append("low_cpu_mem_usage")
-    chosen = {key: kwargs[key] for key in options if key in kwargs}
-    dtype = torch.float32
-    for key in {"torch_dtype", "dtype"} & chosen.keys():
-        given = chosen[key]
-        dtype = chosen[key] = given.get(name, given.get("default", dtype)) if isinstance(given, dict) else given
-    if "dtype" not in chosen:
-        chosen["torch_dtype"] = dtype  # otherwise diffusers loads in torch's default dtype
-    model_class = getattr(importlib.import_module(library), class_name)
-    loaded, info = model_class.from_pretrained(location, subfolder=name, output_loading_info=True, **chosen)
-    if missing := sorted(info["missing_keys"]):
-        raise AdhereError(
-            f"the weights in {name}/ lack {len(missing)} entries, such as '{missing[0]}'; copy or save it again"
-        )
-    # Without accelerate, diffusers leaves a transformer in the dtype it was saved in.
-    return loaded if loaded.dtype == dtype else loaded.to(dtype)
