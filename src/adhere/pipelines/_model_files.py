@@ -154,7 +154,7 @@ def is_model(entry: Any) -> bool:
     """Return whether an entry of model_index.json, [library, class], is a model with weights."""
     if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(one, str) for one in entry):
         return False
-    return not entry[1].endswith(("Scheduler", "Tokenizer", "TokenizerFast", "ImageProcessor", "FeatureExtractor"))
+    return re.search("(Scheduler|(Tokenizer|ImageProcessor|FeatureExtractor)(Fast|Pil)?)$", entry[1]) is None
 
 
 def check_weights(folder: Path, index: dict[str, Any], variant: str | None, source: str) -> None:

@@ -137,7 +137,7 @@ def _without_safety_checker(kwargs: dict[str, Any], index: Mapping[str, Any]) ->
     """Return kwargs without the safety checker of Stable Diffusion's folder, 1.2 GB that no run would use."""
     if "safety_checker" in kwargs or not is_model(index.get("safety_checker")):
         return kwargs
-    return {"safety_checker": None, "requires_safety_checker": False} | kwargs
+    return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False} | kwargs
 
 
 def _refuse_refiner(settings: Mapping[str, Any], source: str) -> None:
