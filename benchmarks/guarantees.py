@@ -272,8 +272,16 @@ def tiles(args: argparse.Namespace) -> Iterator[Row]:
 
 
 FUNCTIONS = {"known": known, "offset": offset, "gray": gray, "emoji": emoji, "tiles": tiles}
-AIMS = {"known": "0", "seam": "0.9 to 1.1", "mean offset, plain": "-1 to 1", "mean offset, dark": "-2 to 2",
-        "chroma of gray photographs, one": "0", "chroma": "at most 1", "error along tile borders, upscale x2, without": "–", "error": "0.95 to 1.05"}  # fmt: skip
+AIMS = {
+    "known": "0",
+    "seam": "0.9 to 1.1",
+    "mean offset, plain": "-1 to 1",
+    "mean offset, dark": "-2 to 2",
+    "chroma of gray photographs, one": "0",
+    "chroma": "at most 1",
+    "error along tile borders, upscale x2, without": "–",
+    "error": "0.95 to 1.05",
+}
 
 
 def guarantees_table(rows: list[Row]) -> str:
