@@ -247,7 +247,7 @@ def bands(side: int) -> np.ndarray:
     borders = {end for span in tiled._spans(side) for end in (span.start, span.stop)} - {0, side}
     position = np.arange(side)
     near = np.any([(position >= b - BAND_PIXELS // 2) & (position < b + BAND_PIXELS // 2) for b in borders], 0)
-    return near[:, None] | near
+    return np.logical_or(near[:, None], near)
 
 
 def tiles(args: argparse.Namespace) -> Iterator[Row]:
