@@ -10,8 +10,8 @@ Two manifests name each picture with its package, title, author and licence:
 - `gcompris.csv`: photographs inside the Qt resource archives (.rcc) of `gcompris-qt-data`, by byte offset and length.
   Each is written at the scales `ARCHIVE_SCALES`, in `gcompris/`. The names, authors and licences are those that the
   package's copyright file gives for the name in the archive. The author is empty where the file names only the
-  project, and for `categorization_fish*`, whose entries do not describe the pictures. Paintings, drawings and one
-  picture under the GFDL are left out.
+  project. Left out are paintings, drawings, pictures under the GFDL or under a version of CC-BY or CC-BY-SA that is not
+  compatible with the GPL, and `categorization_fish*`, whose entries do not describe the pictures.
 
 The packages are downloaded with `apt-get download` (no root needed) and unpacked with `dpkg-deb -x`; nothing is
 installed. What exists already is not written again.
