@@ -32,8 +32,8 @@ HEADER = """\
 
 One example of each verb, and two of `inpaint`. Each command is what `adhere` was called with, on files that
 `python -m examples.gallery` writes into out/gallery; that command makes this page and its pictures in a few minutes on
-one core. All seeds are the default, 0. [Tasks](tasks.md) describes the verbs, and [results](results.md) measures them on
-more pictures.
+one core. All seeds are the default, 0. [Tasks](tasks.md) describes the verbs, and [results](results.md) measures them
+on more pictures.
 
 The photographs are parts of those in scikit-image: astronaut (NASA, public domain), chelsea (Stéfan van der Walt, CC0),
 coffee (Rachel Michetti, CC0) and rocket (SpaceX, CC0). The models were not trained on them. Photographs are edited by
@@ -215,11 +215,11 @@ EXAMPLES = (
     ),
     Example(
         "outpaint",
-        "outpaint: more room on one side",
+        "outpaint: a wider picture",
         a_cat,
         "outpaint cat.png --right 64 -o wide.png",
-        "The photograph, and the same with 64 columns more at the right. adhere-photo continues colors, not objects; even "
-        "on a background out of focus they drift, as at the top.",
+        "The photograph, and the same with 64 columns more at the right. adhere-photo continues colors, not objects; "
+        "even on a background out of focus they drift, as at the top.",
     ),
     Example(
         "upscale",
@@ -250,16 +250,16 @@ EXAMPLES = (
         "colorize: a few strokes of color",
         a_gray_photograph,
         "colorize gray.png --hints strokes.png -o colored.png",
-        "The gray picture with the strokes, the result, the original. Each stroke has one color, the mean of the original "
-        "under it.",
+        "The gray picture with the strokes, the result, the original. Each stroke has one color, the mean of the "
+        "original under it.",
     ),
     Example(
         "style",
         "style: the colors and textures of wood",
         some_wood,
         'style --reference wood.png --prompt "a red heart, 3d" --model adhere-emoji -o wooden.png',
-        "The reference, and the result. This is poor: adhere-emoji knows emoji on white only, and a texture all over the "
-        "picture is far from what it can paint.",
+        "The reference, and the result. This is poor: adhere-emoji knows emoji on white only, and a texture all over "
+        "the picture is far from what it can paint.",
         scale=3,
     ),
     Example(

@@ -18,7 +18,11 @@ _PURPOSES = {
     "colorize (from hints)",
     "adhere-emoji": "emoji from a prompt: generate, inpaint, layout, silhouette",
 }
-_CACHED_PURPOSE = "what its card says"
+_TEXT_PURPOSE = "what a prompt says: all verbs but denoise"
+_FAMILY_PURPOSES = {  # of models that do not ship
+    "PixelPipeline": "pictures like those of its training: all verbs but style, layout, silhouette",
+    "UnconditionalLatentPipeline": "pictures like those of its training: all verbs but denoise",
+}
 _MEGABYTE = 1e6
 
 
@@ -30,7 +34,7 @@ class KnownModel:
         name: for `adhere.load`.
         family: the name of its class here.
         size: the bytes of its files.
-        license: as its card says, or 'unknown'.
+        license: as its card says; without a card, where it can be read.
         purpose: what it is good for.
     """
 
@@ -48,7 +52,7 @@ class KnownModel:
 
 def known_models() -> list[KnownModel]:
     """Return the shipped models, then those in the cache that can be loaded, by name."""
-    shipped = [_model(name, _MODELS / name, _PURPOSES.get(name, _CACHED_PURPOSE)) for name in SHIPPED_MODELS]
+    shipped = [_model(name, _MODELS / name) for name in SHIPPED_MODELS]
     return [*shipped, *sorted(_cached(), key=lambda model: model.name)]
 
 
@@ -58,22 +62,26 @@ def _cached() -> Iterator[KnownModel]:
             for revision in repo.revisions if repo.repo_type == "model" else ():
                 if "main" in revision.refs or len(repo.revisions) == 1:
                     with suppress(AdhereError):  # another kind of model
-                        yield _model(repo.repo_id, Path(revision.snapshot_path), _CACHED_PURPOSE)
+                        yield _model(repo.repo_id, Path(revision.snapshot_path))
 
 
-def _model(name: str, folder: Path, purpose: str) -> KnownModel:
+def _model(name: str, folder: Path) -> KnownModel:
     """Describe the model in a folder; raise AdhereError if it is not of a known family."""
     family = FAMILIES.get(base_class(str(read_index(folder, name).get("_class_name"))))
     if family is None:
         raise AdhereError(f"{name}: is of no known family")
+    family = family.partition(":")[2]
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return KnownModel(name, family.partition(":")[2], size, _license(folder / "README.md"), purpose)
+    license = _license(folder / "README.md") or f"see huggingface.co/{name}"
+    purpose = _PURPOSES.get(name) or _FAMILY_PURPOSES.get(family, _TEXT_PURPOSE)
+    return KnownModel(name, family, size, license, purpose)
 
 
-def _license(card: Path) -> str:
-    """The license in the header of a model card."""
+def _license(card: Path) -> str | None:
+    """Return the license in the header of a model card: its name if it is not one of the hub's list."""
     with suppress(OSError):
         header = card.read_text(encoding="utf-8", errors="replace").split("---")[1:2]
-        if header and (found := re.search(r"^license:\s*(\S+)", header[0], re.MULTILINE)):
-            return found[1]
-    return "unknown"
+        for entry in ("license_name", "license"):
+            if header and (found := re.search(rf"^{entry}:\s*(?:- )?[\"']?([^\s\"'\[]+)", header[0], re.MULTILINE)):
+                return found[1]
+    return None
