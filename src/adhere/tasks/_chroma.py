@@ -124,11 +124,10 @@ def _kernel(a: Float[Tensor, "n f"], b: Float[Tensor, "m f"]) -> Float[Tensor, "
 def _cells(known: Bool[Tensor, "h w"]) -> Int[Tensor, " n"]:
     """Return the number, from 0 on, of the square cell in which each known pixel lies, at most _MAX_HINTS in all."""
     rows, columns = known.nonzero().unbind(1)
-    for side in range(1, max(known.shape) + 1):
-        cells = (rows // side) * known.shape[1] + columns // side
-        numbers, cells = cells.unique(return_inverse=True)
-        if len(numbers) <= _MAX_HINTS:
-            break
+    side, cells = 0, torch.arange(len(rows), device=rows.device)
+    while side == 0 or int(cells.max()) >= _MAX_HINTS:
+        side += 1
+        _, cells = ((rows // side) * known.shape[1] + columns // side).unique(return_inverse=True)
     return cells
 
 

@@ -33,7 +33,8 @@ class Colorize(PhotoTask):
     """Color a gray picture: the luma of the result is the picture, and its colors spread from hints.
 
     The luma (ITU-R BT.601) of the written file is the picture within one level. A picture with colors is replaced by
-    its luma first. Transparency is kept, and the result has 8 bits per channel.
+    its luma first. Transparency is kept, and the result has 8 bits per channel. Colors spread by regression on
+    position, luma and texture, see `adhere.tasks._chroma`; the model gets them with their uncertainty.
 
     Args:
         image: a path, a PIL image, or a uint8 or uint16 array (H, W[, C]).
