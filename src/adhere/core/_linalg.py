@@ -14,6 +14,8 @@ from torch import Tensor
 
 from adhere.errors import InvalidInput
 
+_KEPT_ENTRIES = 2**25  # per sample, of the directions of conjugate residuals: 0.25 GB in float32
+
 
 def per_sample(values: Shaped[Tensor, " b"], like: Tensor) -> Tensor:
     """Return values (B,) as (B, 1, ..., 1), to scale the samples of `like` (B, ...)."""
@@ -73,11 +75,13 @@ def conjugate_residuals(
         u, shaped like b.
 
     Source: Stiefel (1955), in the form of GCR: Eisenstat, Elman and Schultz (1983), equation 2.1. Each direction is
-    orthogonalized against all before it. In exact arithmetic, the last one would do; but without the others, ten
-    iterations enlarge rounding errors so much that a batch differs from single runs.
+    orthogonalized against those before it. In exact arithmetic, the last one would do; but without the others, ten
+    iterations enlarge rounding errors so much that a batch differs from single runs. So all are kept, except of large
+    systems: there as many as have `_KEPT_ENTRIES` entries, at least two.
     """
     u, r = torch.zeros_like(b), b
     converged = tolerance**2 * dot(b, b)
+    kept = max(2, _KEPT_ENTRIES // max(1, b[0].numel()))
     directions: list[tuple[Tensor, Tensor, Tensor]] = []  # p, matrix(p), |matrix(p)|^2
     for _ in range(num_iterations):
         p, matrix_p = r.clone(), matrix(r)
@@ -85,7 +89,7 @@ def conjugate_residuals(
             beta = safe_divide(dot(matrix_p, matrix_q), qq)
             p.addcmul_(beta, q, value=-1)
             matrix_p.addcmul_(beta, matrix_q, value=-1)
-        directions.append((p, matrix_p, dot(matrix_p, matrix_p)))
+        directions = [*directions[-kept + 1 :], (p, matrix_p, dot(matrix_p, matrix_p))]
         step = torch.where(dot(r, r) > converged, safe_divide(dot(r, matrix_p), directions[-1][2]), 0)
         u.addcmul_(step, p)
         r = torch.addcmul(r, step, matrix_p, value=-1)

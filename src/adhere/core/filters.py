@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import conv1d, conv2d, conv_transpose2d, pad
+from torch.nn.functional import avg_pool2d, conv1d, conv2d, conv_transpose2d, interpolate, pad
 
 from adhere.core._linalg import constants
 from adhere.core.operators import LinearOperator
@@ -96,7 +96,12 @@ class Downsample(_SeparableFilter):
             raise InvalidInput(
                 f"down-sampling by {self.factor}: {tuple(x.shape[-2:])} is not a multiple of it; pad first"
             )
-        return super().__call__(x)
+        return avg_pool2d(x, self.factor) if self.kind == "area" else super().__call__(x)
+
+    def adjoint(self, y: Float[Tensor, "b c h_small w_small"]) -> Float[Tensor, "b c h w"]:
+        if self.kind == "area":
+            return interpolate(y / self.factor**2, scale_factor=self.factor, mode="nearest")
+        return super().adjoint(y)
 
 
 @dataclass(frozen=True)

@@ -92,11 +92,13 @@ def trajectory(
         solver = replace(solver, generator=generator)
     solver = solver.prepare([log_snr(denoiser.schedule, t) for t in timesteps])
     x_t, solver_memory, transition_memory = x_T, None, None
+    del x_T  # of large states, none is kept longer than needed
     for step, t in enumerate(timesteps):
         result = solver(denoiser, constraint, x_t, t, solver_memory)
         if not isinstance(result, tuple) or len(result) != 3:
             raise InvalidInput(f"{type(solver).__name__} must return (x_t, x0, memory)")
         x_t, x0, solver_memory = result
+        del result
         replacement = yield State(step, len(timesteps), t, x_t, x0, constraint)
         if replacement is not None:
             x_t, x0, solver_memory = replacement.x_t, replacement.x0, None

@@ -49,7 +49,7 @@ class TiledDenoiser(DenoiserWrapper):
                 weight = self._ramp(rows, height, x_t)[:, None] * self._ramp(columns, width, x_t)
                 total[..., rows, columns] += weight * self.denoiser(x_t[..., rows, columns], t)
                 weights[rows, columns] += weight
-        return total / weights
+        return total.div_(weights)
 
     def _spans(self, length: int) -> list[slice]:
         """Return spans that cover `length`; the last one may overlap by more than `overlap`."""

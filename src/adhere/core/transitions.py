@@ -112,9 +112,9 @@ class DPMSolver2M(Transition[tuple[Tensor, float]]):
             previous_x0, previous_h = memory
             D = torch.lerp(previous_x0, x0, 1 + h / (2 * previous_h))
         decay = math.exp(-self.eta * h)
-        x_s = torch.sub((sigma_s / sigma_t * decay) * x_t, D, alpha=alpha_s * math.expm1(-(1 + self.eta) * h))
+        x_s = ((sigma_s / sigma_t * decay) * x_t).sub_(D, alpha=alpha_s * math.expm1(-(1 + self.eta) * h))
         if self.eta > 0:
             temperature = 1.0 if self.temperature is None else self.temperature
             std = temperature * sigma_s * math.sqrt(1 - decay**2)
-            x_s = x_s.add(randn(x_t.shape, x_t, generator), alpha=std)
+            x_s.add_(randn(x_t.shape, x_t, generator), alpha=std)
         return x_s, (x0, h)

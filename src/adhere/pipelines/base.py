@@ -376,17 +376,15 @@ class ConstrainedPipeline(DiffusionPipeline):
 
     def _last_state(self, states: _States, options: RunOptions, update: Callable[[], object]) -> State:
         """Return the state at the last noise level, with the callback called at each one."""
-        state, replacement = None, None
-        while not self._interrupt or state is None:
-            try:
-                state = states.send(replacement)
-            except StopIteration:
-                break
+        replacement = None
+        while True:
+            state = states.send(replacement)
             update()
             replacement = options.call_back(self, state)
             state = replacement or state
-        assert state is not None  # a trajectory yields at least once or raises
-        return state
+            if self._interrupt or state.step + 1 == state.num_steps:
+                return state
+            del state  # a large one is not kept during the next step
 
     def to_json_string(self) -> str:
         """Return the configuration as it is saved: under the diffusers class, so that diffusers loads the folder."""

@@ -145,14 +145,15 @@ class MomentMatching(Solver[_Memory]):
         x, s = self.fused_state(denoiser.schedule, x_t, t, None if memory is None else memory[0])
         alpha, sigma = denoiser.schedule(s)
         snr, scale = (alpha / sigma) ** 2, sigma**2 / alpha
-        eta = x / scale
         V = partial(self._covariance(x_t).product, snr=snr)  # (2)
 
-        u_0, tilt = 0.0, 0.0
+        u_0 = 0.0
         if memory is not None and not (constraint.needs_decoding and lambda_t > self.tilt_max_log_snr):
             m, eta_m, snr_m = memory
-            u_0, tilt = self._tilt(constraint, m + V((eta - eta_m) - (snr - snr_m) * m), snr)  # (3), (4)
-        x = x + scale * tilt
+            expected = V((x / scale).sub_(eta_m).sub_(m, alpha=snr - snr_m)).add_(m)  # (3)
+            u_0, tilt = self._tilt(constraint, expected, snr)  # (4)
+            x = torch.add(x, tilt, alpha=scale)
+            del expected, tilt  # of large pictures, each of them takes much memory
         x0 = denoiser(x, s)
 
         network_V = lambda v: scale * jvp(denoiser, x, s, x0, v)  # noqa: E731
@@ -162,7 +163,7 @@ class MomentMatching(Solver[_Memory]):
             mean, step = self._nonlinear_mean(constraint, linear, x0, u_0, V, products)
         else:
             mean, step = self._linear_mean(linear, x0, u_0, snr, products)
-        return x_t, mean, (mean, eta + tilt + step, snr)
+        return x_t, mean, (mean, torch.add(step, x, alpha=1 / scale), snr)
 
     def _covariance(self, x: Tensor) -> StationaryCovariance:
         return self.covariance or StationaryCovariance.default(x.shape[1])
@@ -187,7 +188,7 @@ class MomentMatching(Solver[_Memory]):
         for product in products:
             pairs.append((step, product(step)))
             step = A.adjoint(solve())
-        mean = x0 + clip_rms(V(step), linear.max_step_rms)
+        mean = clip_rms(V(step), linear.max_step_rms).add_(x0)
         return linear.project_exact(mean), step
 
     def _nonlinear_mean(
