@@ -164,6 +164,14 @@ class ConstrainedPipeline(DiffusionPipeline):
         """Return the pictures (B, 3, H, W), in about [-1, 1], of states."""
         return x0
 
+    def _tiles(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """Return the side and the overlap of the network's tiles for pictures of (height, width), or None."""
+        return None if self.tile_size is None else (self.tile_size, self.tile_size // 8)
+
+    def _scales(self, size: tuple[int, int], sampler: Sampler) -> tuple[int, float] | None:
+        """Return how often the network's state is halved at high noise, and up to which log-SNR, or None."""
+        return (self.max_downsamplings, sampler.multiscale_max_log_snr) if self.max_downsamplings else None
+
     @property
     def _compiled_modules(self) -> list[torch.nn.Module]:
         """The modules that `compile` compiles: the network."""
@@ -352,10 +360,12 @@ class ConstrainedPipeline(DiffusionPipeline):
             sampler = sampler.for_model(self.temperature, self.prior_covariance)
             timesteps = sampler.timesteps_for(self.schedule(plan.size), options.num_inference_steps)
             denoiser = denoisers[key]
-            if self.tile_size is not None:
-                denoiser = TiledDenoiser(denoiser, self.tile_size, self.tile_size // 8)
-            if self.max_downsamplings:
-                denoiser = MultiscaleDenoiser(denoiser, self.max_downsamplings, sampler.multiscale_max_log_snr)
+            tiles = self._tiles(plan.size)
+            if tiles is not None:
+                denoiser = TiledDenoiser(denoiser, *tiles)
+            scales = self._scales(plan.size, sampler)
+            if scales is not None:
+                denoiser = MultiscaleDenoiser(denoiser, *scales)
             checked = CheckedDenoiser(denoiser, timesteps, checks)
             runs.append(Run(plan, name, sampler, CountingDenoiser(checked), timesteps, checked))
         return runs

@@ -10,12 +10,14 @@ scattered over most cells, is applied through the decoder (`DecodedConstraint`).
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
+from torch.utils.checkpoint import checkpoint
 
 from adhere.core._linalg import constants
 from adhere.core.constraints import Constraint, Linear, Unconstrained, mask_of
@@ -23,7 +25,9 @@ from adhere.core.covariance import StationaryCovariance
 from adhere.core.denoisers import CFGDenoiser, Denoiser, NetworkDenoiser
 from adhere.core.latents import DecodedConstraint, KnownLatents
 from adhere.core.operators import Mask
+from adhere.core.sampling import Sampler
 from adhere.core.schedules import PredictionType, Schedule
+from adhere.core.tiling import _in_tiles
 from adhere.errors import AdhereError
 from adhere.pipelines.base import ConstrainedPipeline
 from adhere.pipelines.schedulers import noise_schedule
@@ -42,6 +46,9 @@ class DiffusersVAE:
         scale, shift: one number, or one per latent channel.
         decode_options: keyword arguments of `vae.decode`.
         record: called as record(part, given, returned) after each encoding and decoding.
+        tiles: the side and the overlap of tiles in which large pictures are encoded and decoded, in cells of the
+            latents, and the longest side of latents without tiles; None is without tiles.
+        factor: the side of a cell in pixels.
     """
 
     vae: Any  # diffusers' autoencoders have no common type
@@ -49,6 +56,8 @@ class DiffusersVAE:
     shift: tuple[float, ...] = (0.0,)
     decode_options: dict[str, Any] = field(default_factory=dict)
     record: Callable[[str, Tensor, Tensor], None] | None = field(default=None, compare=False, repr=False)
+    tiles: tuple[int, int, int] | None = None
+    factor: int = 1
 
     @classmethod
     def from_config(
@@ -66,19 +75,34 @@ class DiffusersVAE:
         return self.vae.dtype
 
     def encode(self, x: Tensor) -> Tensor:
-        encoded = self.vae.encode(x.to(self.dtype))
-        z = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-        z = (z.to(x.dtype) - self._per_channel(self.shift, x)) * self._per_channel(self.scale, x)
+        z = self._in_tiles(self._encode, x, self.factor, 1)
+        z = (z - self._per_channel(self.shift, x)) * self._per_channel(self.scale, x)
         if self.record is not None:
             self.record("encoder of the VAE", x, z)
         return z
 
     def decode(self, z: Tensor) -> Tensor:
         z_vae = z / self._per_channel(self.scale, z) + self._per_channel(self.shift, z)
-        x = self.vae.decode(z_vae.to(self.dtype), return_dict=False, **self.decode_options)[0].to(z.dtype)
+        x = self._in_tiles(self._decode, z_vae, 1, self.factor)
         if self.record is not None:
             self.record("decoder of the VAE", z, x)
         return x
+
+    def _encode(self, x: Tensor) -> Tensor:
+        encoded = self.vae.encode(x.to(self.dtype))
+        return (encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents).to(x.dtype)
+
+    def _decode(self, z: Tensor) -> Tensor:
+        return self.vae.decode(z.to(self.dtype), return_dict=False, **self.decode_options)[0].to(z.dtype)
+
+    def _in_tiles(self, function: Callable[[Tensor], Tensor], x: Tensor, cell_in: int, cell_out: int) -> Tensor:
+        """Return function(x), in tiles if x is large; a backward pass then recomputes each tile's activations."""
+        if self.tiles is None or max(x.shape[-2:]) <= self.tiles[2] * cell_in:
+            return function(x)
+        one = function
+        if torch.is_grad_enabled() and x.requires_grad:
+            one = partial(checkpoint, function, use_reentrant=False)
+        return _in_tiles(one, x, *self.tiles[:2], cell_in, cell_out)
 
     def _per_channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
         return constants(values, like.dtype, like.device).view(1, -1, 1, 1)
@@ -90,6 +114,8 @@ class LatentPipeline(ConstrainedPipeline):
     vae: Any
     scheduler: Any
     vae_scale_factor: int
+    _tile_size: int | None = 0  # 0 is the default: the native side, for pictures of at least twice that side
+    _coarse_max_log_snr: float = 1.0  # up to it, the network sees all of such a picture at once, at a lower resolution
     guidance_max_log_snr: float = math.inf  # above it, guidance is off, which saves half of the passes there
     _guidance_scale: float = 1.0  # of the call that is running, or was the last
 
@@ -100,7 +126,48 @@ class LatentPipeline(ConstrainedPipeline):
     @property
     def autoencoder(self) -> DiffusersVAE:
         """The autoencoder that constraints use."""
-        return DiffusersVAE.from_config(self.vae, self._record)
+        return self._tiled(DiffusersVAE.from_config(self.vae, self._record))
+
+    def _tiled(self, vae: DiffusersVAE) -> DiffusersVAE:
+        """Return the autoencoder in tiles, as large as those of the network, and with twice their overlap."""
+        side = self.tile_size
+        if side is None:
+            return vae
+        return replace(vae, tiles=(side, side // 4, self._longest_whole_side), factor=self.vae_scale_factor)
+
+    @property
+    def tile_size(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The side of the tiles of network, encoder and decoder, in cells of the latents; None: no tiles.
+
+        By default it is the longer native side, for pictures with a side of at least twice that; a side that is set
+        holds for all larger pictures.
+        """
+        return self._native_side if self._tile_size == 0 else self._tile_size
+
+    @tile_size.setter
+    def tile_size(self, value: int | None) -> None:
+        self._tile_size = value
+
+    @property
+    def _native_side(self) -> int:
+        return max(self.native_size) // self.vae_scale_factor
+
+    @property
+    def _longest_whole_side(self) -> int:
+        """The longest side of latents that are not taken in tiles, if there are tiles."""
+        return self._tile_size or 2 * self._native_side - 1
+
+    def _tiles(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        longest = max(size) // self.vae_scale_factor
+        side = self.tile_size
+        return None if side is None or longest <= self._longest_whole_side else (side, side // 4)
+
+    def _scales(self, size: tuple[int, int], sampler: Sampler) -> tuple[int, float] | None:
+        """At high noise, the network sees all of a picture that is taken in tiles, at about its native size."""
+        halvings = int(math.log2(max(size) / self.vae_scale_factor / self._native_side))
+        if halvings < 1 or self._tiles(size) is None:
+            return None
+        return halvings, self._coarse_max_log_snr
 
     @property
     def _record(self) -> Callable[[str, Tensor, Tensor], None] | None:

@@ -33,10 +33,10 @@ class UnconditionalLatentPipeline(LatentPipeline, LDMPipeline):  # pyright: igno
     @property
     def autoencoder(self) -> DiffusersVAE:
         options = {"force_not_quantize": True} if isinstance(self.vqvae, VQModel) else {}
-        return DiffusersVAE.from_config(self.vqvae, self._record, **options)
+        return self._tiled(DiffusersVAE.from_config(self.vqvae, self._record, **options))
 
     def decode(self, x0: Tensor) -> Tensor:
-        return DiffusersVAE.from_config(self.vqvae, self._record).decode(x0)
+        return self._tiled(DiffusersVAE.from_config(self.vqvae, self._record)).decode(x0)
 
     def make_denoiser(self, prompts: PromptInputs | None = None, size: tuple[int, int] | None = None) -> Denoiser:
         (prompts or PromptInputs()).refuse_text()
