@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import avg_pool2d, conv2d, interpolate
 
 from adhere.core._linalg import conjugate_residuals
+from adhere.core import filters
 from adhere.core.filters import Blur, Convolve, Downsample, Resize, _check_sizes
 from adhere.core.operators import (
     Gray,
@@ -204,6 +205,42 @@ def test_tight_operators_are_solved_by_two_products_with_a_a_transposed(A):
         u = counted.solve_normal(y, damping)
         assert len(calls) <= 2
         assert_close(A(A.adjoint(u)) + damping * u, y, 1e-12)
+
+
+LARGE_FILTERS = [Blur(0.8), Blur(2.0), Downsample(2, "bicubic"), Downsample(3, "bicubic")]
+
+
+@pytest.mark.parametrize("A", LARGE_FILTERS, ids=repr)
+def test_of_large_sides_solve_normal_makes_counted_products_without_a_matrix(A, monkeypatch):
+    """It agrees with the closed form of small sides."""
+    y = normal(seeded(0), 2, 3, 21, 40)
+    expected = A.solve_normal(y, 0.01)
+    monkeypatch.setattr(filters, "_MAX_DENSE_SIDE", 20)
+    monkeypatch.setattr(filters, "_spectrum", None)  # the matrix of eigenvectors
+    original, calls = type(A).__call__, []
+    monkeypatch.setattr(type(A), "__call__", lambda self, x: calls.append(x) or original(self, x))
+    assert_close(A.solve_normal(y, 0.01, 20), expected, 1e-3)
+    assert len(calls) == 20
+    assert_close(A.solve_normal(y, torch.tensor([0.01, 0.5]).double().view(2, 1, 1, 1), 20)[:1], expected[:1], 1e-3)
+
+
+@given(st.integers(1, 9), st.integers(1, 9))
+def test_cosine_transforms_are_inverse_and_have_their_definition(height, width):
+    x = normal(seeded(0), 2, height, width)
+    n = torch.arange(width).double()
+    matrix = torch.cos(torch.pi * (2 * n + 1) * n[:, None] / (2 * width))
+    assert_close(filters._cosines(x), x @ matrix.T, 1e-10)
+    assert_close(filters._inverse_cosines(filters._cosines(x)), x, 1e-10)
+
+
+@pytest.mark.parametrize("A", [*LARGE_FILTERS, Downsample(2)], ids=repr)
+def test_large_planes_are_filtered_one_by_one_to_the_same_result(A, monkeypatch):
+    x = normal(seeded(0), 2, 3, 12, 18)
+    y = A(x)
+    back = A.adjoint(y)
+    monkeypatch.setattr(filters, "_ENTRIES_AT_ONCE", 1)
+    assert_close(A(x), y, 1e-12)
+    assert_close(A.adjoint(y), back, 1e-12)
 
 
 @pytest.mark.parametrize("kind", [Blur(0.8), Downsample(2, "bicubic")], ids=["blur", "bicubic"])

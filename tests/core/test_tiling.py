@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, interpolate
 
 from adhere.core.denoisers import CountingDenoiser, NetworkDenoiser
 from adhere.core.schedules import FlowSchedule
-from adhere.core.tiling import TiledDenoiser
+from adhere.core.tiling import TiledDenoiser, _in_tiles
 from adhere.testing.priors import Gaussian
 from tests.core.exact import assert_close, normal, seeded
 
@@ -80,3 +80,36 @@ def test_schedule_and_dtype_are_those_of_the_wrapped_denoiser():
 def test_an_overlap_out_of_range_is_refused(tile_size, overlap):
     with pytest.raises(ValueError, match=f"overlap = {overlap}: .* below tile_size = {tile_size}"):
         TiledDenoiser(WHITE, tile_size, overlap)
+
+
+# Encoders and decoders -----------------------------------------------------------------------------------------------
+
+CELL = 4
+
+
+def enlarged(z):
+    return interpolate(z, scale_factor=CELL, mode="nearest")
+
+
+@settings(max_examples=30, deadline=None)
+@given(size=SIZES, tile=tiles())
+def test_a_decoder_and_an_encoder_of_single_cells_are_the_same_in_tiles(size, tile):
+    z = normal(seeded(0), 2, 3, *size)
+    assert_close(_in_tiles(enlarged, z, *tile, 1, CELL), enlarged(z))
+    x = normal(seeded(0), 2, 3, *(CELL * side for side in size))
+    assert_close(_in_tiles(lambda part: avg_pool2d(part, CELL), x, *tile, CELL, 1), avg_pool2d(x, CELL))
+
+
+@settings(max_examples=30, deadline=None)
+@given(tile=st.integers(2, 12), share=st.floats(0, 0.5), counts=st.tuples(st.integers(1, 4), st.integers(1, 4)))
+def test_the_seams_of_a_decoder_are_ramps_over_the_overlap(tile, share, counts):
+    """Each tile is decoded as a constant c_i in [0, 1]. Where two tiles overlap, the weights are w and 1 - w, with a w
+    that is linear over the overlap: so neighboring pixels differ by at most max |c_i - c_j| / (pixels of it + 1).
+    """
+    g, overlap = seeded(0), int(share * tile)
+    size = [tile + (count - 1) * (tile - overlap) for count in counts]  # then at most two tiles meet along each axis
+    constant = lambda part: torch.rand(1, generator=g).double().expand_as(enlarged(part))  # noqa: E731
+    out = _in_tiles(constant, normal(g, 1, 1, *size), tile, overlap, 1, CELL)
+    assert out.min() >= 0 and out.max() <= 1
+    for dim in (-1, -2):
+        assert (out.diff(dim=dim).abs() <= 1 / (CELL * overlap + 1) + 1e-12).all()

@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -12,9 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv1d, conv2d, conv_transpose2d, interpolate, pad
 
-from adhere.core._linalg import constants
+from adhere.core._linalg import conjugate_residuals, constants
 from adhere.core.operators import LinearOperator
 from adhere.errors import InvalidInput
+
+_MAX_DENSE_SIDE = 1024  # of a measurement, for eigenvectors as a matrix
+_ENTRIES_AT_ONCE = 2**22  # of the planes that are convolved together
 
 
 class _SeparableFilter(LinearOperator):
@@ -39,7 +42,9 @@ class _SeparableFilter(LinearOperator):
         """Return (A A^T + damping I)^-1 r, in closed form unless damping is 0: A A^T is a Kronecker product.
 
         The damping is at least the machine epsilon of r, since less would amplify rounding errors. In a tensor, 0 is
-        taken as that epsilon.
+        taken as that epsilon. Where a side of r is above 1024, its matrix of eigenvectors would be too large, and
+        `num_iterations` conjugate residuals are taken instead; the inverse for mirrored edges, by cosine transforms,
+        preconditions them.
         """
         if self.is_tight:
             return r / (sum(value**2 for value in self.kernel) ** 2 + damping)
@@ -50,10 +55,26 @@ class _SeparableFilter(LinearOperator):
             return super().solve_normal(r, damping, num_iterations, tolerance)
         else:
             damping = max(damping, eps)
+        if max(r.shape[-2:]) > _MAX_DENSE_SIDE:
+            return self._solve_large(r, damping, num_iterations, tolerance)
         spectra = (_spectrum(self.kernel, self.stride, size, r.dtype, r.device) for size in r.shape[-2:])
         (lambda_rows, U_rows), (lambda_columns, U_columns) = spectra
         weights = U_rows.mT @ r @ U_columns / (lambda_rows[:, None] * lambda_columns + damping)
         return U_rows @ weights @ U_columns.mT
+
+    def _solve_large(self, r: Tensor, damping: float | Tensor, num_iterations: int, tolerance: float) -> Tensor:
+        taps = torch.tensor(self.kernel, dtype=torch.float64)
+        lags = range(0, len(taps), self.stride)
+        correlation = torch.stack([(taps[lag:] * taps[: len(taps) - lag]).sum() for lag in lags])
+        rows, columns = (_cosine_spectrum(correlation, side).to(r) for side in r.shape[-2:])
+        scale = (rows[:, None] * columns + damping).rsqrt()
+        P = lambda u: _inverse_cosines(_inverse_cosines(scale * _cosines(_cosines(u).mT).mT).mT).mT  # noqa: E731
+
+        def matrix(u: Tensor) -> Tensor:
+            u = P(u)
+            return P(self(self.adjoint(u)) + damping * u)
+
+        return P(conjugate_residuals(matrix, P(r), num_iterations, tolerance))
 
 
 @dataclass(frozen=True)
@@ -288,23 +309,38 @@ def _normalized(kernel: list[float]) -> tuple[float, ...]:
 def _separable(x: Tensor, kernel: Sequence[float], stride: int) -> Tensor:
     """Return x (..., H, W) correlated with the kernel along both axes at every `stride`-th pixel, edges repeated."""
     margin = (len(kernel) - stride) // 2
-    flat = x.reshape(-1, 1, *x.shape[-2:])  # (B C, 1, H, W)
     taps = constants(tuple(kernel), x.dtype, x.device)
-    flat = conv2d(pad(flat, (margin, margin, margin, margin), "replicate"), taps.view(1, 1, -1, 1), stride=(stride, 1))
-    flat = conv2d(flat, taps.view(1, 1, 1, -1), stride=(1, stride))
-    return flat.view(*x.shape[:-2], *flat.shape[-2:])
+
+    def filtered(planes: Tensor) -> Tensor:  # (N, 1, H, W)
+        planes = pad(planes, (margin, margin, margin, margin), "replicate")
+        planes = conv2d(planes, taps.view(1, 1, -1, 1), stride=(stride, 1))
+        return conv2d(planes, taps.view(1, 1, 1, -1), stride=(1, stride))
+
+    return _by_planes(filtered, x)
 
 
 def _separable_adjoint(y: Tensor, kernel: Sequence[float], stride: int) -> Tensor:
     """Return the transpose of `_separable`: spread y, then add the margins to the edges which they repeat."""
     margin = (len(kernel) - stride) // 2
-    flat = y.reshape(-1, 1, *y.shape[-2:])
     taps = constants(tuple(kernel), y.dtype, y.device)
-    flat = conv_transpose2d(flat, taps.view(1, 1, 1, -1), stride=(1, stride))
-    flat = conv_transpose2d(flat, taps.view(1, 1, -1, 1), stride=(stride, 1))
-    for dim in (-1, -2):
-        flat = _fold_margin(flat, margin, dim)
-    return flat.view(*y.shape[:-2], *flat.shape[-2:])
+
+    def spread(planes: Tensor) -> Tensor:
+        planes = conv_transpose2d(planes, taps.view(1, 1, 1, -1), stride=(1, stride))
+        planes = conv_transpose2d(planes, taps.view(1, 1, -1, 1), stride=(stride, 1))
+        return _fold_margin(_fold_margin(planes, margin, -1), margin, -2)
+
+    return _by_planes(spread, y)
+
+
+def _by_planes(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return function(x) for x (..., H, W) as planes (N, 1, H, W): large ones one by one.
+
+    On CPUs, a convolution pads one channel to eight or sixteen, which takes as many times the memory.
+    """
+    planes = x.reshape(-1, 1, *x.shape[-2:])
+    at_once = max(1, _ENTRIES_AT_ONCE // max(1, planes[0].numel()))
+    out = torch.cat([function(part) for part in planes.split(at_once)]) if len(planes) > at_once else function(planes)
+    return out.view(*x.shape[:-2], *out.shape[-2:])
 
 
 def _fold_margin(x: Tensor, margin: int, dim: int) -> Tensor:
@@ -315,6 +351,38 @@ def _fold_margin(x: Tensor, margin: int, dim: int) -> Tensor:
     inner.narrow(dim, 0, 1).add_(x.narrow(dim, 0, margin).sum(dim, keepdim=True))
     inner.narrow(dim, size - 1, 1).add_(x.narrow(dim, size + margin, margin).sum(dim, keepdim=True))
     return inner
+
+
+def _cosine_spectrum(correlation: Tensor, size: int) -> Tensor:
+    """Return the eigenvalues (size,) of a filter with mirrored edges, whose taps at the lags m and -m are these."""
+    angle = torch.arange(size, dtype=torch.float64)[:, None] * torch.arange(len(correlation)) * (math.pi / size)
+    return (2 * angle.cos() @ correlation - correlation[0]).clamp_min(0)
+
+
+def _cosines(x: Tensor) -> Tensor:
+    """Return the cosine transform X(k) = sum_n x(n) cos(pi (2n + 1) k / 2N) of each row (DCT-II).
+
+    Source: by an FFT of N numbers: Makhoul (1980).
+    """
+    v = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], -1)
+    return (torch.fft.fft(v) * _quarter_turn(x)).real
+
+
+def _inverse_cosines(X: Tensor) -> Tensor:
+    """Return the rows x whose `_cosines` are X."""
+    mirrored = torch.cat([torch.zeros_like(X[..., :1]), X[..., 1:].flip(-1)], -1)
+    v = torch.fft.ifft(torch.complex(X, -mirrored) * _quarter_turn(X).conj()).real
+    even = (X.shape[-1] + 1) // 2
+    x = torch.empty_like(X)
+    x[..., ::2], x[..., 1::2] = v[..., :even], v[..., even:].flip(-1)
+    return x
+
+
+def _quarter_turn(x: Tensor) -> Tensor:
+    """Return exp(-i pi k / 2N) for k = 0, ..., N - 1, N the length of the rows of x."""
+    size = x.shape[-1]
+    angle = torch.arange(size, dtype=x.dtype, device=x.device) * (-math.pi / (2 * size))
+    return torch.polar(torch.ones_like(angle), angle)
 
 
 @lru_cache(maxsize=32)

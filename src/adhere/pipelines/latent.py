@@ -165,9 +165,9 @@ class LatentPipeline(ConstrainedPipeline):
     def _scales(self, size: tuple[int, int], sampler: Sampler) -> tuple[int, float] | None:
         """At high noise, the network sees all of a picture that is taken in tiles, at about its native size."""
         halvings = int(math.log2(max(size) / self.vae_scale_factor / self._native_side))
-        if halvings < 1 or self._tiles(size) is None:
-            return None
-        return halvings, self._coarse_max_log_snr
+        while halvings > 0 and any(side % (self.multiple << halvings) for side in size):
+            halvings -= 1
+        return (halvings, self._coarse_max_log_snr) if halvings > 0 and self._tiles(size) is not None else None
 
     @property
     def _record(self) -> Callable[[str, Tensor, Tensor], None] | None:
