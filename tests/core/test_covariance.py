@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adhere.core import covariance
 from adhere.core.covariance import StationaryCovariance
 from tests.core.exact import assert_close, matrix_of, normal, seeded
 
@@ -269,3 +270,13 @@ def test_another_number_of_channels_is_refused():
 def test_an_exponent_of_zero_is_white_noise():
     model, v = StationaryCovariance(((0.5,),), exponent=0.0), normal(seeded(0), 2, 1, 4, 6)
     assert_close(model.product(v, 3.0), v / (1 / 0.5 + 3.0), 1e-12)
+
+
+@few_examples
+@given(SEEDS, CHANNELS, SIDES, SIDES)
+def test_large_states_are_filtered_channel_by_channel_to_the_same_product(seed, channels, height, width):
+    model, v = random_model(seed, channels), normal(seeded(seed), 2, channels, height, width)
+    expected = model.product(v, 0.7)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(covariance, "_ENTRIES_AT_ONCE", 1)
+        assert_close(model.product(v, 0.7), expected, 1e-12)

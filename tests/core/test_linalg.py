@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adhere.core import _linalg
 from adhere.core._linalg import (
     bfgs_product,
     clip_rms,
@@ -15,6 +16,7 @@ from adhere.core._linalg import (
     dot,
     gmres,
     iterations_needed,
+    kept_directions,
     max_norm,
     minimal_residual_step,
     per_sample,
@@ -158,6 +160,19 @@ def test_conjugate_residuals_solve_a_symmetric_system(seed, n):
     u = conjugate_residuals(lambda u: u @ S, b, 4 * n, tolerance=1e-10)
     assert_close(u, torch.linalg.solve(S, b.T).T, 1e-6)
     assert not u[1].any()
+
+
+@few_examples
+@given(SEEDS, st.integers(1, 12))
+def test_conjugate_residuals_of_large_systems_keep_two_directions(seed, n):
+    """For a symmetric matrix, the others are orthogonal already."""
+    g = seeded(seed)
+    S, b = random_covariance(g, n), normal(g, 3, n)
+    expected = conjugate_residuals(lambda u: u @ S, b, n // 2 + 1)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(_linalg, "_KEPT_ENTRIES", 1)
+        assert kept_directions(n) == 2
+        assert_close(conjugate_residuals(lambda u: u @ S, b, n // 2 + 1), expected, 1e-6)
 
 
 @few_examples

@@ -360,3 +360,15 @@ def test_transparency_as_a_soft_mask():
 def test_bad_selections_are_refused(options, message):
     options = {"boxes": [(0, 0, 2, 2)]} | options
     assert message in refusal(noise(24, 31, 3), **options)
+
+
+def test_a_masked_part_with_more_pixels_than_are_sampled_is_refused_and_a_small_one_of_a_large_picture_is_not(
+    monkeypatch,
+):
+    """The limit holds for what is sampled, not for the file."""
+    monkeypatch.setattr("adhere.tasks._pixels.MAX_SAMPLED_PIXELS", 200_000)
+    pixels, mask = noise(600, 900, 3), np.zeros((600, 900), bool)
+    mask[300, 450] = True
+    assert [crop.size for crop in Inpaint(pixels, mask).crops(FakeModel(4))] == [(196, 196)]
+    with pytest.raises(AdhereError, match=r"masked part with its context would have 900x600 pixels; at most 200,000"):
+        Inpaint(pixels, ~mask).crops(FakeModel(4))

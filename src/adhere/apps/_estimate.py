@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from adhere.core._linalg import kept_directions
+from adhere.core.constraints import Linear
 from adhere.core.noise import randn
+from adhere.core.solvers.moment_matching import MomentMatching
 from adhere.tasks import Task
 from adhere.tasks.base import Crop
 
@@ -19,9 +22,10 @@ if TYPE_CHECKING:
     from adhere.pipelines.base import ConstrainedPipeline
 
 _BYTES_PER_GB = 1024**3
-# What a run of the default solver was measured to take on 512 x 512 and 1024 x 1024 pixels, beside one evaluation: the
-# directions of its conjugate residuals, the measurement, the state, and the picture itself.
-_SOLVER_BYTES_PER_PIXEL = 660
+# What a run of the default solver was measured to take on 512 x 512 to 4096 x 4096 pixels, beside one evaluation: so
+# many arrays like the state and like the measurement, and two for each direction of its conjugate residuals.
+_STATES, _MEASUREMENTS = 11, 18
+_BYTES_PER_PIXEL = 100  # of the picture itself, in float32 and as integers: for latent models, whose states are small
 _WARM_UP_SIDE = 16  # in entries of the state
 
 
@@ -69,7 +73,7 @@ def estimate(
         count: the number of samples.
         options: `guidance_scale`, `solver` and `num_inference_steps` of the pipeline.
     """
-    nfe, seconds, largest, extra = 0, 0.0, (0, 0), 0
+    nfe, seconds, largest, extra, solver = 0, 0.0, (0, 0), 0, 0
     following: Task | None = task
     with torch.no_grad(), pipe.vae_in_float32():
         while following is not None:
@@ -80,12 +84,13 @@ def estimate(
                 nfe, seconds = nfe + calls, seconds + calls * _seconds_per_call(pipe, run)
                 if math.prod(run.plan.size) > math.prod(largest):
                     largest, extra = run.plan.size, max(0, _memory(pipe.execution_device) - before)
+                    solver = _solver_bytes(pipe, run)
             black = [torch.zeros(3, *crop.size) for crop in crops]
             following = _next(following, pipe, black, crops)
     pixels = math.prod(largest)
-    per_pixel = extra // pixels + _SOLVER_BYTES_PER_PIXEL
+    per_pixel = (extra + solver) // pixels
     peak = _memory(pipe.execution_device)
-    peak_gb = None if not peak else round((peak + pixels * _SOLVER_BYTES_PER_PIXEL) / _BYTES_PER_GB, 3)
+    peak_gb = None if not peak else round((peak + solver) / _BYTES_PER_GB, 3)
     weights = round(_weight_bytes(pipe) / _BYTES_PER_GB, 3)
     return Estimate(count * nfe, round(count * seconds, 3), peak_gb, weights, per_pixel, largest)
 
@@ -118,6 +123,17 @@ def _next(task: Task, pipe: "ConstrainedPipeline", samples: list[torch.Tensor], 
 
 def _entries(pipe: "ConstrainedPipeline", run: "Run") -> int:
     return math.prod(pipe.state_shape(run.plan.size))
+
+
+def _solver_bytes(pipe: "ConstrainedPipeline", run: "Run") -> int:
+    """The bytes of the arrays that the solver holds beside an evaluation, or of the picture if those are fewer."""
+    state, constraint, solver = _entries(pipe, run), run.plan.constraint, run.sampler.solver
+    measured = constraint.y[0].numel() if isinstance(constraint, Linear) else state
+    directions = kept_directions(measured)
+    if isinstance(solver, MomentMatching):
+        directions = min(directions, solver.num_iterations)
+    arrays = _STATES * state + (_MEASUREMENTS + 2 * directions) * measured
+    return max(4 * arrays, _BYTES_PER_PIXEL * math.prod(run.plan.size))
 
 
 def _seconds_per_call(pipe: "ConstrainedPipeline", run: "Run") -> float:

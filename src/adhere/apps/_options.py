@@ -113,7 +113,8 @@ _HELP = {
 _LARGE_SIZE_HELP = "The size of the result in pixels, of the aspect ratio of PHOTO, instead of --factor."
 _PHOTO_HELP = (
     "The picture to work on, of at most 250 megapixels: a JPEG, PNG, WebP, TIFF, BMP or GIF file, or - for standard "
-    "input."
+    "input. What is sampled may have 50 megapixels: of inpaint and outpaint the new parts, each with its surroundings, "
+    "otherwise the result."
 )
 
 

@@ -81,7 +81,7 @@ def conjugate_residuals(
     """
     u, r = torch.zeros_like(b), b
     converged = tolerance**2 * dot(b, b)
-    kept = max(2, _KEPT_ENTRIES // max(1, b[0].numel()))
+    kept = kept_directions(b[0].numel())
     directions: list[tuple[Tensor, Tensor, Tensor]] = []  # p, matrix(p), |matrix(p)|^2
     for _ in range(num_iterations):
         p, matrix_p = r.clone(), matrix(r)
@@ -94,6 +94,11 @@ def conjugate_residuals(
         u.addcmul_(step, p)
         r = torch.addcmul(r, step, matrix_p, value=-1)
     return u
+
+
+def kept_directions(entries: int) -> int:
+    """Return how many directions `conjugate_residuals` keeps for a system of so many unknowns per sample."""
+    return max(2, _KEPT_ENTRIES // max(1, entries))
 
 
 def iterations_needed(condition_number: float, tolerance: float, limit: int) -> int:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from adhere.errors import InvalidInput
 
-_ENTRIES_AT_ONCE = 2**22  # a larger state is filtered channel by channel, which takes less memory
+_ENTRIES_AT_ONCE = 2**20  # a larger state is filtered channel by channel, which takes less memory
+
 
 @dataclass(frozen=True)
 class StationaryCovariance:

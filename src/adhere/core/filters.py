@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv1d, conv2d, conv_transpose2d, interpolate, pad
 
+from adhere.core._cosines import cosine_spectrum, cosines
 from adhere.core._linalg import conjugate_residuals, constants
 from adhere.core.operators import LinearOperator
 from adhere.errors import InvalidInput
@@ -66,9 +67,9 @@ class _SeparableFilter(LinearOperator):
         taps = torch.tensor(self.kernel, dtype=torch.float64)
         lags = range(0, len(taps), self.stride)
         correlation = torch.stack([(taps[lag:] * taps[: len(taps) - lag]).sum() for lag in lags])
-        rows, columns = (_cosine_spectrum(correlation, side).to(r) for side in r.shape[-2:])
+        rows, columns = (cosine_spectrum(correlation, side).to(r) for side in r.shape[-2:])
         scale = (rows[:, None] * columns + damping).rsqrt()
-        P = lambda u: _inverse_cosines(_inverse_cosines(scale * _cosines(_cosines(u).mT).mT).mT).mT  # noqa: E731
+        P = lambda u: inversecosines(inversecosines(scale * cosines(cosines(u).mT).mT).mT).mT  # noqa: E731
 
         def matrix(u: Tensor) -> Tensor:
             u = P(u)
@@ -351,38 +352,6 @@ def _fold_margin(x: Tensor, margin: int, dim: int) -> Tensor:
     inner.narrow(dim, 0, 1).add_(x.narrow(dim, 0, margin).sum(dim, keepdim=True))
     inner.narrow(dim, size - 1, 1).add_(x.narrow(dim, size + margin, margin).sum(dim, keepdim=True))
     return inner
-
-
-def _cosine_spectrum(correlation: Tensor, size: int) -> Tensor:
-    """Return the eigenvalues (size,) of a filter with mirrored edges, whose taps at the lags m and -m are these."""
-    angle = torch.arange(size, dtype=torch.float64)[:, None] * torch.arange(len(correlation)) * (math.pi / size)
-    return (2 * angle.cos() @ correlation - correlation[0]).clamp_min(0)
-
-
-def _cosines(x: Tensor) -> Tensor:
-    """Return the cosine transform X(k) = sum_n x(n) cos(pi (2n + 1) k / 2N) of each row (DCT-II).
-
-    Source: by an FFT of N numbers: Makhoul (1980).
-    """
-    v = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], -1)
-    return (torch.fft.fft(v) * _quarter_turn(x)).real
-
-
-def _inverse_cosines(X: Tensor) -> Tensor:
-    """Return the rows x whose `_cosines` are X."""
-    mirrored = torch.cat([torch.zeros_like(X[..., :1]), X[..., 1:].flip(-1)], -1)
-    v = torch.fft.ifft(torch.complex(X, -mirrored) * _quarter_turn(X).conj()).real
-    even = (X.shape[-1] + 1) // 2
-    x = torch.empty_like(X)
-    x[..., ::2], x[..., 1::2] = v[..., :even], v[..., even:].flip(-1)
-    return x
-
-
-def _quarter_turn(x: Tensor) -> Tensor:
-    """Return exp(-i pi k / 2N) for k = 0, ..., N - 1, N the length of the rows of x."""
-    size = x.shape[-1]
-    angle = torch.arange(size, dtype=x.dtype, device=x.device) * (-math.pi / (2 * size))
-    return torch.polar(torch.ones_like(angle), angle)
 
 
 @lru_cache(maxsize=32)

@@ -9,17 +9,21 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from adhere.errors import AdhereError
 
-MAX_SAMPLED_PIXELS = 50_000_000  # of a picture that is sampled as a whole
+MAX_SAMPLED_PIXELS = 50_000_000  # of a picture, or a part of one, that is sampled as a whole
 
 
-def check_sampled_size(size: tuple[int, int]) -> None:
+def check_sampled_size(size: tuple[int, int], what: str = "the result") -> None:
     """Check the (height, width) of a picture that is sampled as a whole.
+
+    Args:
+        size: (height, width) in pixels.
+        what: the picture, for the message.
 
     Raises:
         AdhereError: if it has too many pixels.
     """
     if size[0] * size[1] > MAX_SAMPLED_PIXELS:
-        given = f"the result would have {size[1]}x{size[0]} pixels"
+        given = f"{what} would have {size[1]}x{size[0]} pixels"
         raise AdhereError(f"{given}; at most {MAX_SAMPLED_PIXELS:,} are allowed: request a smaller one")
 
 

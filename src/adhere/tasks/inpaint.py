@@ -18,7 +18,7 @@ from adhere.io._crops import Box, crops_around
 from adhere.io._selection import KNOWN_MAX_WEIGHT, UNKNOWN_MIN_WEIGHT, Selection, noise_of
 from adhere.io.images import Picture, as_picture, pad_to_multiple
 from adhere.io.masks import _as_weights, as_mask, mask_from_alpha, paste_known, paste_known_float
-from adhere.tasks._pixels import to_unit_range
+from adhere.tasks._pixels import check_sampled_size, to_unit_range
 from adhere.tasks.base import Crop, ImageInput, ModelInfo, Task
 
 
@@ -116,7 +116,10 @@ class Inpaint(Task):
         """
         self._refuse_size(size)
         context = self.context or max(96, 3 * min(model.native_size) // 8)
-        return [self._crop(box, model) for box in crops_around(self.mask_array, context)]
+        boxes = crops_around(self.mask_array, context)
+        for rows, columns in boxes:
+            check_sampled_size((rows.stop - rows.start, columns.stop - columns.start), "a masked part with its context")
+        return [self._crop(box, model) for box in boxes]
 
     def _crop(self, box: Box, model: ModelInfo) -> Crop:
         padded = lambda plane: pad_to_multiple(plane.to(model.execution_device), model.multiple)  # noqa: E731

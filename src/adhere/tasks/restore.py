@@ -14,7 +14,7 @@ from adhere.core.constraints import Linear
 from adhere.core.operators import LinearOperator, Unpad
 from adhere.errors import AdhereError
 from adhere.io.images import as_picture
-from adhere.tasks._pixels import rgb_image, to_unit_range
+from adhere.tasks._pixels import check_sampled_size, rgb_image, to_unit_range
 from adhere.tasks.base import Crop, ImageInput, ModelInfo, Task
 
 
@@ -59,6 +59,7 @@ class Restore(Task):
             raise AdhereError(f"A^T cannot be applied to y of shape {tuple(y.shape)}: {reason}{hint}") from error
         if image.ndim != 4 or image.shape[:2] != (1, 3):
             raise AdhereError(f"A^T y has shape {tuple(image.shape)}: y must measure one RGB picture, (1, 3, H, W)")
+        check_sampled_size((image.shape[-2], image.shape[-1]))
         for check in (check_constraint, check_range):
             check(Linear(self.operator, y, self.noise), image.shape, y.dtype, y.device)
         object.__setattr__(self, "measurement", y)
