@@ -46,8 +46,8 @@ class DiffusersVAE:
         scale, shift: one number, or one per latent channel.
         decode_options: keyword arguments of `vae.decode`.
         record: called as record(part, given, returned) after each encoding and decoding.
-        tiles: the side and the overlap of tiles in which large pictures are encoded and decoded, in cells of the
-            latents, and the longest side of latents without tiles; None is without tiles.
+        tiles: the side and the overlap of tiles in which larger pictures are encoded and decoded, in cells of the
+            latents; None is without tiles.
         factor: the side of a cell in pixels.
     """
 
@@ -56,7 +56,7 @@ class DiffusersVAE:
     shift: tuple[float, ...] = (0.0,)
     decode_options: dict[str, Any] = field(default_factory=dict)
     record: Callable[[str, Tensor, Tensor], None] | None = field(default=None, compare=False, repr=False)
-    tiles: tuple[int, int, int] | None = None
+    tiles: tuple[int, int] | None = None
     factor: int = 1
 
     @classmethod
@@ -97,12 +97,12 @@ class DiffusersVAE:
 
     def _in_tiles(self, function: Callable[[Tensor], Tensor], x: Tensor, cell_in: int, cell_out: int) -> Tensor:
         """Return function(x), in tiles if x is large; a backward pass then recomputes each tile's activations."""
-        if self.tiles is None or max(x.shape[-2:]) <= self.tiles[2] * cell_in:
+        if self.tiles is None or max(x.shape[-2:]) <= self.tiles[0] * cell_in:
             return function(x)
         one = function
         if torch.is_grad_enabled() and x.requires_grad:
             one = partial(checkpoint, function, use_reentrant=False)
-        return _in_tiles(one, x, *self.tiles[:2], cell_in, cell_out)
+        return _in_tiles(one, x, *self.tiles, cell_in, cell_out)
 
     def _per_channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
         return constants(values, like.dtype, like.device).view(1, -1, 1, 1)
@@ -129,18 +129,18 @@ class LatentPipeline(ConstrainedPipeline):
         return self._tiled(DiffusersVAE.from_config(self.vae, self._record))
 
     def _tiled(self, vae: DiffusersVAE) -> DiffusersVAE:
-        """Return the autoencoder in tiles, as large as those of the network, and with twice their overlap."""
-        side = self.tile_size
-        if side is None:
+        """Return the autoencoder in tiles, by default of twice the side of the network's: its seams are visible."""
+        side = self._tile_size or 2 * self._native_side
+        if self.tile_size is None:
             return vae
-        return replace(vae, tiles=(side, side // 4, self._longest_whole_side), factor=self.vae_scale_factor)
+        return replace(vae, tiles=(side, side // 4), factor=self.vae_scale_factor)
 
     @property
     def tile_size(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The side of the tiles of network, encoder and decoder, in cells of the latents; None: no tiles.
+        """The side of the tiles, in cells of the latents; None: no tiles.
 
-        By default it is the longer native side, for pictures with a side of at least twice that; a side that is set
-        holds for all larger pictures.
+        By default it is the longer native side, for pictures with a side of at least twice that, and the encoder and
+        the decoder take tiles of twice the side. A side that is set holds for all of them and for all larger pictures.
         """
         return self._native_side if self._tile_size == 0 else self._tile_size
 
@@ -152,15 +152,11 @@ class LatentPipeline(ConstrainedPipeline):
     def _native_side(self) -> int:
         return max(self.native_size) // self.vae_scale_factor
 
-    @property
-    def _longest_whole_side(self) -> int:
-        """The longest side of latents that are not taken in tiles, if there are tiles."""
-        return self._tile_size or 2 * self._native_side - 1
-
     def _tiles(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        longest = max(size) // self.vae_scale_factor
-        side = self.tile_size
-        return None if side is None or longest <= self._longest_whole_side else (side, side // 4)
+        longest, side = max(size) // self.vae_scale_factor, self.tile_size
+        if side is None or longest <= (self._tile_size or 2 * self._native_side - 1):
+            return None
+        return side, side // 4
 
     def _scales(self, size: tuple[int, int], sampler: Sampler) -> tuple[int, float] | None:
         """At high noise, the network sees all of a picture that is taken in tiles, at about its native size."""
