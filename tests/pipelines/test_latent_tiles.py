@@ -38,7 +38,7 @@ def sides_seen(pipe, monkeypatch, module, name):
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_every_family_samples_a_large_picture_in_tiles_of_its_native_side(tmp_path, monkeypatch, name):
+def test_every_family_samples_a_large_picture_in_tiles_of_twice_its_native_side(tmp_path, monkeypatch, name):
     pipe = built(name, tmp_path)
     side = pipe.tile_size
     decoded = sides_seen(pipe, monkeypatch, pipe.vae, "decode")
@@ -46,8 +46,8 @@ def test_every_family_samples_a_large_picture_in_tiles_of_its_native_side(tmp_pa
     prompt = None if name == "ldm" else ["a", "b"]
     out = pipe([Generate(size)] * 2, prompt, num_inference_steps=2, generator=seeded(1, 2), output_type="pt")
     assert out.images.shape == (2, 3, *size)
-    assert side == max(pipe.native_size) // pipe.vae_scale_factor
-    assert max(decoded) == 2 * side
+    assert side == 2 * max(pipe.native_size) // pipe.vae_scale_factor
+    assert max(decoded) == side
     assert len(decoded) == 4
 
 
@@ -59,11 +59,11 @@ def test_the_network_sees_no_more_than_a_tile_and_prompts_and_guidance_reach_it(
         pipe(Generate(LARGE), prompt, guidance_scale=scale, generator=seeded(0), **options).images
         for prompt, scale in (("a", 2.0), ("b", 2.0), ("a", 5.0))
     )
-    assert max(seen) == 8
+    assert max(seen) == 16
     assert not torch.equal(one, other) and not torch.equal(one, strong)
 
 
-def test_tiles_can_be_set_and_switched_off_and_are_not_used_below_twice_the_native_side(tmp_path, monkeypatch):
+def test_tiles_can_be_set_and_switched_off_and_are_not_used_up_to_twice_the_native_side(tmp_path, monkeypatch):
     pipe = built("sd", tmp_path)
     seen = sides_seen(pipe, monkeypatch, pipe.unet, "forward")
 
@@ -72,8 +72,9 @@ def test_tiles_can_be_set_and_switched_off_and_are_not_used_below_twice_the_nati
         pipe(Generate(size), num_inference_steps=1, output_type="pt")
         return max(seen)
 
-    assert pipe.tile_size == 8
+    assert pipe.tile_size == 16
     assert longest((64, 120)) == 15
+    assert longest(LARGE) == 16
     pipe.tile_size = 12
     assert longest((64, 120)) == 12
     pipe.tile_size = None

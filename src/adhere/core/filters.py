@@ -69,7 +69,7 @@ class _SeparableFilter(LinearOperator):
         correlation = torch.stack([(taps[lag:] * taps[: len(taps) - lag]).sum() for lag in lags])
         rows, columns = (cosine_spectrum(correlation, side).to(r) for side in r.shape[-2:])
         scale = (rows[:, None] * columns + damping).rsqrt()
-        P = lambda u: inversecosines(inversecosines(scale * cosines(cosines(u).mT).mT).mT).mT  # noqa: E731
+        P = lambda u: inverse_cosines(inverse_cosines(scale * cosines(cosines(u).mT).mT).mT).mT  # noqa: E731
 
         def matrix(u: Tensor) -> Tensor:
             u = P(u)

@@ -114,8 +114,8 @@ class LatentPipeline(ConstrainedPipeline):
     vae: Any
     scheduler: Any
     vae_scale_factor: int
-    _tile_size: int | None = 0  # 0 is the default: the native side, for pictures of at least twice that side
-    _coarse_max_log_snr: float = 1.0  # up to it, the network sees all of such a picture at once, at a lower resolution
+    _tile_size: int | None = 0  # 0 is the default, see `tile_size`
+    _coarse_max_log_snr: float = 1.0  # in nats; up to it, the network sees large pictures at a lower resolution
     guidance_max_log_snr: float = math.inf  # above it, guidance is off, which saves half of the passes there
     _guidance_scale: float = 1.0  # of the call that is running, or was the last
 
@@ -129,23 +129,20 @@ class LatentPipeline(ConstrainedPipeline):
         return self._tiled(DiffusersVAE.from_config(self.vae, self._record))
 
     def _tiled(self, vae: DiffusersVAE) -> DiffusersVAE:
-        """Return the autoencoder in tiles, by default of twice the side of the network's: its seams are visible."""
-        side = self._tile_size or 2 * self._native_side
-        if self.tile_size is None:
-            return vae
-        return replace(vae, tiles=(side, side // 4), factor=self.vae_scale_factor)
+        """Return the autoencoder in the tiles of the network."""
+        side = self.tile_size
+        return vae if side is None else replace(vae, tiles=(side, side // 4), factor=self.vae_scale_factor)
 
     @property
     def tile_size(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The side of the tiles, in cells of the latents; None: no tiles.
+        """The side of the tiles of network, encoder and decoder, in cells of the latents; None: no tiles.
 
-        By default it is the longer native side, for pictures with a side of at least twice that, and the encoder and
-        the decoder take tiles of twice the side. A side that is set holds for all of them and for all larger pictures.
+        By default it is twice the longer native side: smaller tiles leave visible seams (docs/tasks.md).
         """
-        return self._native_side if self._tile_size == 0 else self._tile_size
+        return 2 * self._native_side if self._tile_size == 0 else self._tile_size
 
     @tile_size.setter
-    def tile_size(self, value: int | None) -> None:
+    def tile_size(self, value: int | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self._tile_size = value
 
     @property
@@ -153,17 +150,14 @@ class LatentPipeline(ConstrainedPipeline):
         return max(self.native_size) // self.vae_scale_factor
 
     def _tiles(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        longest, side = max(size) // self.vae_scale_factor, self.tile_size
-        if side is None or longest <= (self._tile_size or 2 * self._native_side - 1):
-            return None
-        return side, side // 4
+        return None if self.tile_size is None else (self.tile_size, self.tile_size // 4)
 
     def _scales(self, size: tuple[int, int], sampler: Sampler) -> tuple[int, float] | None:
-        """At high noise, the network sees all of a picture that is taken in tiles, at about its native size."""
+        """From twice the native side on, the network sees the whole picture at about its native size at high noise."""
         halvings = int(math.log2(max(size) / self.vae_scale_factor / self._native_side))
         while halvings > 0 and any(side % (self.multiple << halvings) for side in size):
             halvings -= 1
-        return (halvings, self._coarse_max_log_snr) if halvings > 0 and self._tiles(size) is not None else None
+        return (halvings, self._coarse_max_log_snr) if halvings > 0 and self.tile_size is not None else None
 
     @property
     def _record(self) -> Callable[[str, Tensor, Tensor], None] | None:
