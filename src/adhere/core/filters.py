@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv1d, conv2d, conv_transpose2d, interpolate, pad
 
-from adhere.core._cosines import cosine_spectrum, cosines
+from adhere.core._cosines import cosine_spectrum, cosines, inverse_cosines
 from adhere.core._linalg import conjugate_residuals, constants
 from adhere.core.operators import LinearOperator
 from adhere.errors import InvalidInput

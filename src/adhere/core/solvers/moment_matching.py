@@ -179,11 +179,12 @@ class MomentMatching(Solver[_Memory]):
         pairs: list[tuple[Tensor, Tensor]] = []
         V = partial(bfgs_product, partial(covariance.product, snr=snr), pairs)
         matrix = lambda u: variance * u + A(V(A.adjoint(u)))  # noqa: E731
-        rhs = residual - variance * u_0
-        solve = partial(conjugate_residuals, matrix, rhs, count, tolerance=0.0)
-        if isinstance(linear.noise, Tensor):  # otherwise precise and imprecise entries need many iterations
-            p = (variance + covariance.mean_variance(snr) * _squared_gain(A, residual)).rsqrt()
-            solve = lambda: p * conjugate_residuals(lambda u: p * matrix(p * u), p * rhs, count, 0.0)  # noqa: E731
+        gain = _squared_gain(A, residual) if isinstance(linear.noise, Tensor) else None
+        residual = residual - variance * u_0
+        solve = partial(conjugate_residuals, matrix, residual, count, tolerance=0.0)
+        if gain is not None:  # otherwise precise and imprecise entries need many iterations
+            p = (variance + covariance.mean_variance(snr) * gain).rsqrt()
+            solve = lambda: p * conjugate_residuals(lambda u: p * matrix(p * u), p * residual, count, 0.0)  # noqa: E731
         step = A.adjoint(solve())
         for product in products:
             pairs.append((step, product(step)))
