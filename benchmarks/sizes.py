@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -61,17 +62,25 @@ def hole(width: int, height: int) -> Image.Image:
     return Image.fromarray(mask)
 
 
+def write_pictures(size: Size, photo: Path, mask: Path) -> None:
+    """Write the photograph and the mask of a run."""
+    assert size.photo is not None
+    photograph(*size.photo).save(photo)
+    hole(*size.photo).save(mask)
+
+
 def measure(name: str, folder: Path) -> Row:
     """Run the command, and return what it reports."""
     size = RUNS[name]
     verb, *options = size.arguments
     files: list[str] = []
     if size.photo is not None:
-        files = [str(folder / "photo.png")]
-        photograph(*size.photo).save(files[0])
-        if size.has_hole:
-            files += ["--mask", str(folder / "mask.png")]
-            hole(*size.photo).save(files[-1])
+        paths = folder / "photo.png", folder / "mask.png"
+        # In a process of its own: Linux passes the largest memory of this process on to the command.
+        process = get_context("spawn").Process(target=write_pictures, args=(size, *paths))
+        process.start()
+        process.join()
+        files = [str(paths[0]), *(["--mask", str(paths[1])] if size.has_hole else [])]
     report = folder / f"{name}.json"
     output = ["-o", str(folder / f"{name}.png"), "--json", str(report)]
     subprocess.run([sys.executable, "-m", "adhere", verb, *files, *options, *output], check=True)
