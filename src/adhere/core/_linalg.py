@@ -84,12 +84,13 @@ def conjugate_residuals(
     kept = kept_directions(b[0].numel())
     directions: list[tuple[Tensor, Tensor, Tensor]] = []  # p, matrix(p), |matrix(p)|^2
     for _ in range(num_iterations):
+        directions = directions[-kept + 1 :]
         p, matrix_p = r.clone(), matrix(r)
         for q, matrix_q, qq in directions:
             beta = safe_divide(dot(matrix_p, matrix_q), qq)
             p.addcmul_(beta, q, value=-1)
             matrix_p.addcmul_(beta, matrix_q, value=-1)
-        directions = [*directions[-kept + 1 :], (p, matrix_p, dot(matrix_p, matrix_p))]
+        directions.append((p, matrix_p, dot(matrix_p, matrix_p)))
         step = torch.where(dot(r, r) > converged, safe_divide(dot(r, matrix_p), directions[-1][2]), 0)
         u.addcmul_(step, p)
         r = torch.addcmul(r, step, matrix_p, value=-1)
