@@ -35,7 +35,7 @@ from PIL import Image
 from skimage import data
 
 import adhere
-from adhere.core.tiling import TiledDenoiser
+from adhere.core.tiling import _spans
 from adhere.pipelines.base import ConstrainedPipeline
 from adhere.tasks.base import Task
 from benchmarks import held_out, masks, unseen
@@ -243,8 +243,7 @@ def gray(args: argparse.Namespace) -> Iterator[Row]:
 
 def bands(side: int) -> np.ndarray:
     """Return the pixels along the borders of tiles, (side, side), True within BAND_PIXELS // 2 of one."""
-    tiled = TiledDenoiser(pipeline(PHOTO).make_denoiser(), TILE_SIZE, TILE_SIZE // 8)
-    borders = {end for span in tiled._spans(side) for end in (span.start, span.stop)} - {0, side}
+    borders = {end for span in _spans(side, TILE_SIZE, TILE_SIZE // 8) for end in (span.start, span.stop)} - {0, side}
     position = np.arange(side)
     near = np.any([(position >= b - BAND_PIXELS // 2) & (position < b + BAND_PIXELS // 2) for b in borders], 0)
     return np.logical_or(near[:, None], near)

@@ -2,7 +2,6 @@
 
     python -m benchmarks.tasks --json out.json [--embed docs/results.md] [--grid grid.png]
         [--tasks denoise colorize] [--methods adhere BM3D] [--items coffee china] [--again]
-    python -m benchmarks.tasks --figure docs/images/tasks.png
 
 The photographs are the four of benchmarks.photo and the ten of benchmarks.unseen, 256x256 pixels of the middle. The
 tasks are the text of benchmarks.masks, 48 columns at the right, noise 25/255, means over 2x2 and 4x4 pixels, a Gaussian
@@ -385,23 +384,6 @@ def tables(rows: list[Row], tasks: list[str]) -> str:
     return "\n".join(parts)
 
 
-def figure(model: Model) -> Image.Image:
-    """Return a figure of coffee: in the upper row what each verb gets, in the lower what it returns."""
-    picture, columns = data.coffee(), []
-    for task in ("denoise", "deblur, motion:15,30", "upscale x4", "colorize"):
-        one = problem(task, picture)
-        if task == "upscale x4":
-            small = Image.fromarray(one.original).reduce(4)
-            given = np.asarray(small.resize((SIZE, SIZE), Image.Resampling.NEAREST))
-        else:
-            given = one.methods["input"]().picture
-        if task == "colorize":
-            hints = strokes(one.original)
-            given = np.where(hints[..., 3:] > 0, one.original, given)
-        columns.append((given, model.sample(one.task).picture))
-    return grid([[given for given, _ in columns], [result for _, result in columns]])
-
-
 def measure(
     args: argparse.Namespace, model: Model, rows: list[Row]
 ) -> dict[tuple[str, str], list[tuple[str, np.ndarray]]]:
@@ -430,8 +412,7 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--figure", type=Path, help="write the figure of docs/tasks.md, and nothing else")
-    parser.add_argument("--json", type=Path, help="results file; what is in it is not repeated")
+    parser.add_argument("--json", type=Path, required=True, help="results file; what is in it is not repeated")
     parser.add_argument("--embed", type=Path, metavar="PAGE", help="page whose tables are replaced")
     parser.add_argument("--unseen", type=Path, default=Path("data/unseen"), help="folder that benchmarks.unseen wrote")
     parser.add_argument("--baselines", type=Path, default=BASELINES_PYTHON, help="the Python of `make baselines`")
@@ -444,11 +425,6 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     model = Model()
-    if args.figure:
-        figure(model).save(args.figure)
-        return
-    if not args.json:
-        parser.error("give --json or --figure")
     rows: list[Row] = load(args.json)[0] if args.json.exists() else []
     if args.again:
         rows = [row for row in rows if not is_chosen(row, args)]
