@@ -34,7 +34,7 @@ def test_the_luma_is_measured_and_hints_with_the_luma_of_the_picture():
     torch.testing.assert_close(Gray()(colors)[0, 0, :, :30], y)
     luma_std, chroma_std = linear.noise[0, 0], linear.noise[0, 1]
     assert luma_std.max() <= 0.001 and linear.noise[0, 2].equal(chroma_std)
-    assert 0 < chroma_std[box].max() <= 0.01 < chroma_std[12:].min()
+    assert 0 < chroma_std[box].max() <= 0.01 and chroma_std[box].max() < chroma_std[12:].mean()
     color = torch.tensor([200.0, 40, 90]) / 127.5 - 1
     chroma = color - (color * torch.tensor([0.299, 0.587, 0.114])).sum()
     shown = (colors - Gray()(colors))[0, :, *box]
@@ -89,17 +89,18 @@ def test_the_shipped_model_spreads_colors_up_to_edges():
     assert (blue - red)[8:-8, 36:60].mean() > 40
 
 
-@pytest.mark.parametrize("hint_noise", [0.0, 0.1])
-def test_the_shipped_model_respects_the_hints(hint_noise):
-    """A stroke that contradicts the others of its region keeps its color within 3 standard deviations and a level."""
+def test_the_shipped_model_respects_the_hints_as_far_as_their_noise_says():
+    """A stroke that contradicts the others of its region keeps its color within the noise, and loses it beyond."""
     hints = hints_of((150, 90, 100), (slice(20, 24), slice(4, 60)), (64, 64))
     hints[40:44, 30:34] = (90, 130, 90, 255)
-    out = load(None)(
-        Colorize(np.full((64, 64), 116, np.uint8), hints, hint_noise), generator=torch.Generator().manual_seed(0)
-    )
-    shown, y = np.asarray(out.images[0]).astype(float), 0.299 * 90 + 0.587 * 130 + 0.114 * 90
-    error = (shown - 116)[40:44, 30:34] - (np.array([90, 130, 90]) - y)
-    assert np.sqrt(np.square(error).mean()) <= 3 * hint_noise * 127.5 + 1
+    y = 0.299 * 90 + 0.587 * 130 + 0.114 * 90
+    errors = []
+    for hint_noise in (0.0, 0.1, 2.0):
+        task = Colorize(np.full((64, 64), 116, np.uint8), hints, hint_noise)
+        shown = np.asarray(load(None)(task, generator=torch.Generator().manual_seed(0)).images[0]).astype(float)
+        error = (shown - 116)[40:44, 30:34] - (np.array([90, 130, 90]) - y)
+        errors.append(np.sqrt(np.square(error).mean()))
+    assert errors[0] <= 1 and errors[0] <= errors[1] <= 3 * 0.1 * 127.5 and errors[1] < errors[2] / 2
 
 
 def test_the_shipped_model_leaves_gray_what_has_gray_hints():

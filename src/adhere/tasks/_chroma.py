@@ -7,10 +7,13 @@ Pixels that are near each other, or look alike, tend to have the same color. Wit
 where the features f are the luma, its mean at two scales, and its local standard deviation. From hints with the
 chroma c at pixels h, the chroma of all pixels is
 
-    m(p) = k(p, h) a / k(p, h) b,    a = (k(h, h) + n I)^-1 c,    b = (k(h, h) + n I)^-1 1.
+    m(p) = k(p, h) a / k(p, h) b,    a = (k(h, h) + n I)^-1 c,    b = (k(h, h) + n I)^-1 1,
+
+where n is the variance of the hints' noise over that of chroma.
 
 The denominator makes the colors of one hint spread undiminished, where the usual mean would fade to gray. The variance
-is v (k(p, p) - k(p, h) (k(h, h) + n I)^-1 k(h, p)) with the v of maximum likelihood.
+is 4 v (k(p, p) - k(p, h) (k(h, h) + n I)^-1 k(h, p)) with the v of maximum likelihood; errors were 1.8 times the
+deviation without the factor.
 
 All is computed on a picture of at most 256 pixels per side. The chroma of a larger one is a local linear function of
 its luma, as in the guided filter. The numbers below were chosen on ten photographs, those of benchmarks.kphotoalbum.
@@ -35,7 +38,9 @@ _SHARES = (0.6, 0.4)  # s_j
 _LENGTHS_PIXELS = (44.0, 410.0)  # l_j
 _LUMA, _FINE, _COARSE, _CONTRAST = 0.46, 0.29, 0.48, 0.145  # w_f, for luma in [-1, 1]
 _FINE_SIGMA, _COARSE_SIGMA = 2.0, 8.0  # of the means, in pixels
-_NUGGET = 0.1  # n
+_CHROMA_VARIANCE = 0.1  # in [-1, 1] units, with which n is computed; n = 0.1 for a noise of 0.1 was chosen
+_MIN_NUGGET = 1e-3  # of n, for a Cholesky factor in float32
+_DEVIATION_SCALE = 2.0  # the likelihood takes the pixels of a stroke as independent, so that its v is too small
 _MAX_SIDE_PIXELS = 256
 _MAX_HINTS = 600  # after the mean over cells of the fewest pixels for which there are no more
 _CHUNK_PIXELS = 8192
@@ -65,7 +70,7 @@ class LumaChroma(LinearOperator):
 
 
 def spread(
-    y: Float[Tensor, "1 h w"], chroma: Float[Tensor, "3 h w"], known: Bool[Tensor, "1 h w"]
+    y: Float[Tensor, "1 h w"], chroma: Float[Tensor, "3 h w"], known: Bool[Tensor, "1 h w"], noise: float
 ) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "1 h w"]]:
     """Return the chroma of all pixels and its standard deviation.
 
@@ -73,27 +78,28 @@ def spread(
         y: the luma, in [-1, 1].
         chroma: RGB minus the luma, in the same units.
         known: where it is a hint, at least at one pixel.
+        noise: the standard deviation of the hints' noise, in the same units.
     """
     height, width = y.shape[1:]
     scale = max(1.0, max(height, width) / _MAX_SIDE_PIXELS)
     size = max(1, round(height / scale)), max(1, round(width / scale))
     small_y, share = _reduced(y, size), _reduced(known.to(y), size)
     small_chroma = _reduced(known * chroma, size) / share.clamp_min(torch.finfo(y.dtype).tiny)
-    m, std = _regression(small_y, small_chroma, share[0] > 0)
+    m, std = _regression(small_y, small_chroma, share[0] > 0, max(noise**2 / _CHROMA_VARIANCE, _MIN_NUGGET))
     if size == (height, width):
         return m, std
     return _guided(m, small_y, y), interpolate(std[None], (height, width), mode="bilinear")[0]
 
 
 def _regression(
-    y: Float[Tensor, "1 h w"], chroma: Float[Tensor, "3 h w"], known: Bool[Tensor, "h w"]
+    y: Float[Tensor, "1 h w"], chroma: Float[Tensor, "3 h w"], known: Bool[Tensor, "h w"], n: float
 ) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "1 h w"]]:
     """Return m and the standard deviation, from all hints."""
     pixels = _features(y).flatten(1).T  # (h w, 2 + F)
     cells = _cells(known)
     hints, c = (_means(x.flatten(1).T[known.flatten()], cells) for x in (pixels.T.view(-1, *y.shape[1:]), chroma))
     K = _kernel(hints, hints)
-    factor = torch.linalg.cholesky(K + _NUGGET * torch.eye(len(K)).to(K))
+    factor = torch.linalg.cholesky(K + n * torch.eye(len(K)).to(K))
     a = torch.cholesky_solve(torch.cat([c, torch.ones_like(c[:, :1])], 1), factor)
     v = (c * a[:, :3]).sum() / (2 * len(c))  # chroma has two dimensions
     m, std = torch.empty_like(chroma).flatten(1), torch.empty_like(y).flatten(1)
@@ -102,7 +108,7 @@ def _regression(
         weighted = k @ a
         m[:, part] = (weighted[:, :3] / weighted[:, 3:].clamp_min(_MIN_CONFIDENCE)).T
         explained = torch.linalg.solve_triangular(factor, k.T, upper=False).square().sum(0)
-        std[:, part] = (v * (sum(_SHARES) - explained).clamp_min(0)).sqrt()
+        std[:, part] = _DEVIATION_SCALE * (v * (sum(_SHARES) - explained).clamp_min(0)).sqrt()
     return m.view_as(chroma), std.view_as(y)
 
 

@@ -82,7 +82,7 @@ class Colorize(PhotoTask):
         """
         hints, known = torch.from_numpy(to_float(hint_picture.pixels)), torch.from_numpy(_opaque(hint_picture))
         hints, known = _pad_zeros(hints.expand(3, -1, -1), y), _pad_zeros(known[None], y)
-        chroma, std = spread(y, _with_luma(hints, y) - y, known)
+        chroma, std = spread(y, _with_luma(hints, y) - y, known, self.hint_noise)
         variance, hint_variance = std.clamp_min(_LEAST_NOISE).square(), max(self.hint_noise, _LEAST_NOISE) ** 2
         weight = torch.where(known, variance / (variance + hint_variance), 0)  # of the hint
         colors = _with_luma(torch.lerp(y + chroma, _with_luma(hints, y), weight), y)
