@@ -210,6 +210,43 @@ def test_parts_of_a_model_as_autoencoder(folder, verb_args, text_model):
         assert f"vae '{text_model / part}': {message}" in line
 
 
+def without(prefix: str, pipe, file: str) -> dict[str, torch.Tensor]:
+    """Return the weights of a checkpoint without those of one component; the file is overwritten with them."""
+    weights = load_file(save_single_file(pipe, Path(file)))
+    kept = {name: w for name, w in weights.items() if not name.startswith(prefix)}
+    save_file(kept, file)
+    return kept
+
+
+def test_files_without_an_autoencoder(folder, verb_args, text_model, parts):
+    without("first_stage_model.", load(text_model), "novae.safetensors")
+    shutil.copy(text_model / "unet" / "diffusion_pytorch_model.safetensors", "unet.safetensors")
+    shutil.copy(parts / "taesd" / "diffusion_pytorch_model.safetensors", "taesd.safetensors")
+    for file, message in (
+        ("novae.safetensors", "holds no autoencoder: give the folder or the .safetensors file of one"),
+        ("unet.safetensors", "is a UNet alone, not an autoencoder: give the folder or"),
+        ("taesd.safetensors", "is in the layout of diffusers: give the folder that holds it and its config.json"),
+    ):
+        line = error_line(verb_args("generate", model=str(text_model), vae=file), folder)
+        assert line.startswith(f"adhere: vae '{file}': {message}")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        ("first_stage_model.", "no weights of its AutoencoderKL: give a complete checkpoint, or add an autoencoder by"),
+        ("cond_stage_model.", "no weights of its CLIPTextModel: give a complete checkpoint\n"),
+    ],
+)
+def test_a_checkpoint_without_a_component(folder, verb_args, text_model, parts, prefix, message):
+    without(prefix, load(text_model), "pruned.safetensors")
+    arguments = verb_args("generate", model="pruned.safetensors", config=str(text_model))
+    line = error_line(arguments, folder)
+    assert line.startswith("adhere: model 'pruned.safetensors': the file has ") and message in line
+    if "autoencoder" in message:
+        assert run([*arguments, "--vae", str(parts / "taesd")]).exit_code == 0
+
+
 @pytest.mark.parametrize("verb", [verb for verb in EXAMPLES if verb not in LATENT_VERBS])
 def test_a_model_of_pixels_has_no_autoencoder(folder, verb_args, parts, verb):
     line = error_line(verb_args(verb, vae=str(parts / "taesd")), folder)

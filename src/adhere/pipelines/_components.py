@@ -144,8 +144,12 @@ def _from_file(file: Path, kwargs: dict[str, Any], source: str, model: str | Pat
     if kind not in (None, "an autoencoder"):
         raise AdhereError(f"is {kind}, not an autoencoder: give the folder or the .safetensors file of one")
     with safe_open(file, "pt") as weights:
-        if any(".up_blocks." in name for name in weights.keys()):  # noqa: SIM118  # it is no dict
-            raise AdhereError("is in the layout of diffusers: give the folder that holds it and its config.json")
+        names = list(weights.keys())
+    is_tiny = any(name.startswith("decoder.layers.") for name in names)  # AutoencoderTiny
+    if is_tiny or any(".up_blocks." in name for name in names):
+        raise AdhereError("is in the layout of diffusers: give the folder that holds it and its config.json")
+    if not any("decoder." in name for name in names):
+        raise AdhereError("holds no autoencoder: give the folder or the .safetensors file of one")
     options = {key: kwargs[key] for key in ("torch_dtype", "local_files_only", "token") if key in kwargs}
     found = {} if model is None else {"config": str(model), "subfolder": "vae"}
     return AutoencoderKL.from_single_file(str(file), **found, **options)

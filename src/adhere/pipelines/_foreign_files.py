@@ -51,6 +51,8 @@ def kind_of_file(file: Path) -> str | None:
             return "a textual inversion"
         if names and all(name.startswith(("encoder.", "decoder.", "quant", "post_quant", "loss.")) for name in names):
             return "an autoencoder"
+        if {"conv_in.weight", "time_embedding.linear_1.weight"} <= set(names):
+            return "a UNet alone"
     return None
 
 

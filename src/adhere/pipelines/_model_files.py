@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.loaders.single_file_utils import infer_diffusers_model_type
+from diffusers.loaders.single_file_utils import SingleFileComponentError, infer_diffusers_model_type
 from safetensors import SafetensorError, safe_open
 
 from adhere._warnings import ignored_library_warnings
@@ -40,7 +40,7 @@ _PREDICTION_TYPES = {  # in the header of a file -> diffusers' name
 }
 _LOADING_ERRORS = (
     *(OSError, ValueError, RuntimeError, LookupError, ArithmeticError, TypeError, AttributeError),
-    SafetensorError,
+    *(SafetensorError, SingleFileComponentError),
 )
 _STATEMENTS = {  # entries of model_index.json that diffusers does not know -> attributes of a pipeline
     "_guidance_scale": "default_guidance_scale",

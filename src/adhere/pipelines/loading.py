@@ -13,6 +13,7 @@ from typing import Any
 
 import huggingface_hub
 import torch
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.utils.import_utils import is_accelerate_available
@@ -264,6 +265,11 @@ def _from_single_file(file: Path, source: str, kwargs: dict[str, Any]) -> Any:
                 "the configurations of its components are on the hub, which cannot be reached: give config='FOLDER', a "
                 "model in the diffusers layout (--config FOLDER on the command line)"
             ) from error
+        except SingleFileComponentError as error:
+            part = re.search(r"Failed to load (\w+)", str(error))
+            name = part[1] if part else "component"
+            hint = ", or add an autoencoder by --vae (vae= in Python)" if name.startswith("Autoencoder") else ""
+            raise AdhereError(f"the file has no weights of its {name}: give a complete checkpoint{hint}") from error
         if "scheduler" not in kwargs:
             pipe.scheduler = _with_settings(pipe.scheduler, scheduler_settings_in(file))
     return pipe
