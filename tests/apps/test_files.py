@@ -216,7 +216,7 @@ BAD = [
     ("inpaint", ["--feather", "1.5"], "--feather '1.5': give a whole number"),
     ("inpaint", ["--grow", "100"], "nothing to keep: everything is selected"),
     ("inpaint", ["--save-mask", "used.jpg"], "--save-mask used.jpg: write .png"),
-    ("inpaint", ["--save-mask", "mask.png"], "--save-mask mask.png: is the name of another file of this command"),
+    ("inpaint", ["--save-mask", "mask.png"], "--save-mask mask.png: is read by this command, and would be lost"),
     ("outpaint", ["--left", "-5"], "--left '-5': give a whole number of pixels"),
     ("outpaint", ["--top", "5.5%"], "--top '5.5%': give a whole number of pixels, or a share"),
     ("outpaint", ["--left", "0"], "PHOTO would not grow"),
@@ -233,7 +233,7 @@ BAD = [
     ("inpaint", ["--num-images", "1", "--uncertainty", "u.png"], "--uncertainty needs at least 2 pictures"),
     ("inpaint", ["--uncertainty", "u.jpg"], "--uncertainty u.jpg: write .png or .tif or .tiff"),
     ("inpaint", ["--contact-sheet", "out-1.png"], "--contact-sheet out-1.png: is the name of another file"),
-    ("inpaint", ["--preview", "photo.png"], "--preview photo.png: is the name of another file"),
+    ("inpaint", ["--preview", "photo.png"], "--preview photo.png: is read by this command"),
     ("inpaint", ["--preview", "now.xyz"], "cannot write the suffix .xyz"),
     ("inpaint", ["--quality", "101"], "--quality '101': give a whole number from 1 to 100"),
     ("inpaint", ["--quality", "50"], "--quality 50: out.png is lossless"),
@@ -249,6 +249,12 @@ def test_bad_input_of_a_verb_is_answered_by_one_line(folder, verb_args, verb, fl
 def test_a_format_that_holds_no_mark(folder, inpaint_args):
     message = "--mark-edited: out.bmp: BMP holds no such mark"
     assert message in error_line(inpaint_args("photo.png", "--mark-edited", o="out.bmp"), folder)
+
+
+def test_the_format_of_the_contact_sheet_counts(folder, inpaint_args):
+    successful(inpaint_args("photo.png", "--num-images", "1", contact_sheet="sheet.jpg", quality="50"))
+    line = error_line(inpaint_args("photo.png", "--mark-edited", o="new.png", contact_sheet="sheet.bmp"), folder)
+    assert "--mark-edited: sheet.bmp: BMP holds no such mark" in line
 
 
 def test_the_verbs_with_a_photo_refuse_one_that_is_not_there(folder):

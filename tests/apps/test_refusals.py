@@ -328,8 +328,8 @@ def test_folders_without_write_access(folder, inpaint_args, monkeypatch, name):
     ("report", "message"),
     [
         ("old.json", "--force"),
-        ("photo.png", "one of the pictures"),
-        ("mask.png", "one of the pictures"),
+        ("photo.png", "is read by this command, and would be lost"),
+        ("mask.png", "is read by this command, and would be lost"),
         ("./out.png", "one of the pictures"),
         ("missing/report.json", "does not exist"),
         (".", "is a folder"),
@@ -345,9 +345,10 @@ def test_invalid_reports(folder, inpaint_args, report, message):
 @pytest.mark.parametrize("report", ["~/photo.png", "~/mask.png", "~/out.png"])
 def test_a_report_that_is_one_of_the_pictures_by_another_name(folder, inpaint_args, monkeypatch, report):
     monkeypatch.setenv("HOME", str(folder))
-    assert "one of the pictures" in error_line(inpaint_args("photo.png", "--force", json=report), folder)
+    message = "is one of the pictures" if "out" in report else "is read by this command"
+    assert message in error_line(inpaint_args("photo.png", "--force", json=report), folder)
     arguments = inpaint_args("~/photo.png", mask="~/mask.png", o="~/out.png", json=str(folder / report[2:]))
-    assert "one of the pictures" in error_line([*arguments, "--force"], folder)
+    assert message in error_line([*arguments, "--force"], folder)
 
 
 def test_a_pipe_or_device_is_not_replaced_by_a_report(folder, inpaint_args):

@@ -101,8 +101,10 @@ class Files:
         for path in self.outputs:
             if real_path(path) in read:
                 raise AdhereError(f"-o {path}: is read by this command, and would be lost; give another name")
-        taken = {real_path(path) for path in self.outputs} | read | {real_path(path) for path in filter(None, [photo])}
+        taken = {real_path(path) for path in self.outputs}
         for flag, path in self._others():
+            if real_path(path) in read | {real_path(path) for path in filter(None, [photo])}:
+                raise AdhereError(f"{flag} {path}: is read by this command, and would be lost; give another name")
             if real_path(path) in taken:
                 what = "a file" if flag != "--json" else "the report a file"
                 hint = "is one of the pictures" if flag == "--json" else "is the name of another file of this command"
@@ -117,11 +119,11 @@ class Files:
                 yield f"--{name.removesuffix('_file').replace('_', '-')}", path
 
     def _check_formats(self) -> None:
-        suffix = self.output.suffix.lower()
-        if self.quality is not None and suffix not in _QUALITY_SUFFIXES:
+        pictures = [path for path in (self.output, self.contact_sheet) if path is not None]
+        if self.quality is not None and not any(path.suffix.lower() in _QUALITY_SUFFIXES for path in pictures):
             raise AdhereError(f"--quality {self.quality}: {self.output} is lossless; write a .jpg or .webp file")
-        if self.mark_edited and suffix == ".bmp":
-            raise AdhereError(f"--mark-edited: {self.output}: BMP holds no such mark; write a .png, .jpg or .webp file")
+        for path in (path for path in pictures if self.mark_edited and path.suffix.lower() == ".bmp"):
+            raise AdhereError(f"--mark-edited: {path}: BMP holds no such mark; write a .png, .jpg or .webp file")
         for flag, path, suffixes in (
             ("--uncertainty", self.uncertainty, _DEEP_SUFFIXES),
             ("--save-mask", self.save_mask, _LOSSLESS_SUFFIXES),

@@ -192,7 +192,8 @@ class Job:
             Image.MAX_IMAGE_PIXELS = None
         if self.dry_run and self.json_file is not None:
             raise AdhereError(f"--json {self.json_file}: a dry run writes no file; write --json -")
-        read = [*(path for path in others if path is not None), *(Path(file) for file, _ in self.loras)]
+        parts = [self.model, self.config, self.vae, *(file for file, _ in self.loras)]
+        read = [*filter(None, others), *(Path(part) for part in parts if part is not None)]
         self._files.check(photo, read)
         if self.solver is not None:
             get_sampler(self.solver)
