@@ -110,8 +110,8 @@ def test_deblur_takes_units_of_0_to_1_and_a_shape_or_a_picture(folder, verb_args
         ({"psf": ""}, "--psf '': is empty; give gaussian:SIGMA"),
         ({"psf": "missing.png"}, "psf 'missing.png': no such file; give gaussian:SIGMA"),
         ({"psf": "photo.png"}, "the psf photo.png is a picture with colors"),
-        ({"psf": "disk:1", "json": "photo.png"}, "one of the pictures"),
-        ({"psf": "psf.png", "json": "psf.png"}, "one of the pictures"),
+        ({"psf": "disk:1", "json": "photo.png"}, "is read by this command"),
+        ({"psf": "psf.png", "json": "psf.png"}, "is read by this command"),
     ],
 )
 def test_bad_input_of_deblur(folder, verb_args, options, message):
@@ -177,14 +177,14 @@ def test_colorize_keeps_the_luma_and_says_that_colors_were_replaced(folder, hint
         ({"hints": "missing.png"}, "missing.png: no such file"),
         ({"hints": "photo.png"}, "the hints photo.png have no transparency"),
         ({"hints": ""}, "--hints '': is empty"),
-        ({"hints": "hints.png", "json": "hints.png"}, "one of the pictures"),
+        ({"hints": "hints.png", "json": "hints.png"}, "is read by this command"),
     ],
 )
 def test_bad_input_of_colorize(folder, hints, verb_args, options, message):
     assert message in error_line(verb_args("colorize", **options), folder)
 
 
-@pytest.mark.parametrize("model", [None, "adhere-photo"])
+@pytest.mark.parametrize("model", [None, str(Path(adhere.__file__).with_name("models") / "adhere-photo")])
 def test_the_shipped_model_needs_hints_to_colorize(folder, model):
     line = error_line(arguments_for("colorize", "photo.png", o="out.png", model=model), folder)
-    assert "--hints is missing: adhere-photo does not know the colors of things" in line
+    assert "the hints are missing (--hints): a model of pixels does not know the colors of things" in line

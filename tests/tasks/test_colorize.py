@@ -124,8 +124,13 @@ def test_hints_that_are_refused(hints, message):
 
 
 def test_without_hints_only_the_luma_is_measured():
-    (crop,) = Colorize(noise(24, 32)).crops(FakeModel(8))
+    (crop,) = Colorize(noise(24, 32)).crops(FakeModel(8, is_latent=True))
     assert isinstance(crop.constraint, Linear) and isinstance(crop.constraint.operator, Gray)
+
+
+def test_a_model_of_pixels_needs_hints():
+    with pytest.raises(AdhereError, match=r"the hints are missing \(--hints\): a model of pixels does not know"):
+        Colorize(noise(24, 32)).crops(FakeModel(8))
 
 
 def test_a_noise_out_of_range_is_refused():

@@ -119,8 +119,6 @@ def colorize(
     """Color a gray picture from hints. Its brightness stays the same."""
     from adhere.tasks import Colorize
 
-    if hints is None and job.model in (None, "adhere-photo"):
-        raise AdhereError("--hints is missing: adhere-photo does not know the colors of things; give strokes of color")
     job.check(input_file(photo), hints)
     with _process.silenced_stderr():
         picture = read_photo(photo, frame)

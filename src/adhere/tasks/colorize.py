@@ -39,8 +39,7 @@ class Colorize(PhotoTask):
     Args:
         image: a path, a PIL image, or a uint8 or uint16 array (H, W[, C]).
         hints: a picture of the same size, whose colors are hints where it is opaque. Only their chroma counts, less
-            saturated where the brightness of the picture does not allow it. Without hints, a model of colors is needed,
-            which adhere-photo is not.
+            saturated where the brightness of the picture does not allow it. Models of pixels need them.
         hint_noise: how far the chroma may be from the hints, as a standard deviation in [-1, 1] units.
 
     Raises:
@@ -64,6 +63,8 @@ class Colorize(PhotoTask):
     def crops(self, model: ModelInfo, size: tuple[int, int] | None = None) -> list[Crop]:
         """Return the luma and, where there are hints, the chroma that spreads from them, with its uncertainty."""
         self._refuse_size(size)
+        if self.hint_picture is None and not model.is_latent:
+            raise AdhereError("the hints are missing (--hints): a model of pixels does not know the colors of things")
         y = pad_to_multiple(luma(self.picture.tensor()[0])[None], model.multiple)
         size, device = (y.shape[-2], y.shape[-1]), model.execution_device
         if self.hint_picture is None:
