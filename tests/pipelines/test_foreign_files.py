@@ -59,6 +59,11 @@ def control_net(_: Path, folder: Path) -> Path:
     return folder / "canny"
 
 
+def t2i_adapter(_: Path, folder: Path) -> Path:
+    (folder / "config.json").write_text('{"_class_name": "T2IAdapter"}')
+    return folder
+
+
 def component(part: str) -> Callable[[Path, Path], Path]:
     return lambda models, _: models / part
 
@@ -113,6 +118,11 @@ FOREIGN = {  # what it is -> (a function that makes it, the message)
         "is an autoencoder, not a model: give a whole model, and add it by --vae on the command line, or adhere.load(",
     ),
     "autoencoder folder": (component("sd/vae"), "is an autoencoder, not a model"),
+    "UNet file": (
+        component("sd/unet/diffusion_pytorch_model.safetensors"),
+        "is a UNet alone, not a model: give a whole model in the diffusers layout",
+    ),
+    "T2I-Adapter folder": (t2i_adapter, "is a T2I-Adapter, not a model: it is not supported"),
     "UNet folder": (component("sd/unet"), "is a UNet alone, not a model: give a whole model in the diffusers layout"),
     "transformer folder": (component("flux/transformer"), "is a transformer alone, not a model: give a whole model"),
 }

@@ -18,6 +18,7 @@ _HINTS = {
     "a LoRA": "give its base model, and add it by --lora FILE on the command line, or pipe.load_lora_weights(file)",
     "an IP-Adapter": "it is not supported: give its base model, and use adhere style for the look of a picture",
     "a ControlNet": "it is not supported: give its base model; adhere layout and silhouette take sketches",
+    "a T2I-Adapter": "it is not supported: give its base model; adhere layout and silhouette take sketches",
     "a textual inversion": "give its base model, and add it by pipe.load_textual_inversion(file) in Python",
     "an autoencoder": "give a whole model, and add it by --vae on the command line, or adhere.load(model, vae=...)",
     "a transformer alone": "give a whole model in the diffusers layout",
@@ -25,7 +26,7 @@ _HINTS = {
 }
 _CLASSES = {  # the beginning of diffusers' class in config.json -> what it is
     "ControlNet": "a ControlNet",
-    "T2IAdapter": "a ControlNet",
+    "T2IAdapter": "a T2I-Adapter",
     "Autoencoder": "an autoencoder",
     "VQModel": "an autoencoder",
     "UNet": "a UNet alone",
