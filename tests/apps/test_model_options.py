@@ -88,7 +88,7 @@ def test_the_weight_of_a_lora(generated, parts):
     lora = str(parts / "lora.safetensors")
     plain, full = generated(), generated("--lora", lora)
     assert np.array_equal(generated("--lora", f"{lora}:0"), plain)
-    assert np.array_equal(generated("--lora", f"{lora}:1.0"), full)
+    assert np.array_equal(generated("--lora", f"{lora}:10e-1"), full)
     assert not np.array_equal(full, plain)
 
 
@@ -112,6 +112,7 @@ def test_a_lora_that_fits_in_part_is_noted(folder, verb_args, text_model, parts)
     [
         ("missing.safetensors", "no such file; give a .safetensors file, or FILE:WEIGHT"),
         ("missing.safetensors:0.5", "no such file"),
+        ("lora.safetensors:1e3", "give FILE or FILE:WEIGHT"),
         ("lora.bin", "must be .safetensors; pickled weights can run code"),
         ("cut.safetensors", "damaged or cut short"),
         ("lora.safetensors:1000", "give FILE or FILE:WEIGHT, such as lora.safetensors:0.8"),
@@ -139,10 +140,12 @@ def test_a_lora_needs_a_model_that_it_can_fit(folder, verb_args, parts, verb):
     assert "fits text-to-image models such as Stable Diffusion; leave it out" in line
 
 
-def test_the_report_does_not_replace_a_lora(folder, verb_args, parts):
-    shutil.copy(parts / "lora.safetensors", "lora.safetensors")
-    line = error_line(verb_args("generate", "--force", lora="lora.safetensors", json="lora.safetensors"), folder)
-    assert "--json lora.safetensors: is one of the pictures" in line
+@pytest.mark.parametrize("option", ["lora", "vae", "model", "config"])
+def test_the_report_does_not_replace_a_part_of_the_model(folder, verb_args, parts, option):
+    shutil.copy(parts / "lora.safetensors", "part.safetensors")
+    options = {option: "part.safetensors", "json": "./part.safetensors"}
+    line = error_line(verb_args("generate", "--force", **options), folder)
+    assert "--json part.safetensors: is read by this command, and would be lost; give another name" in line
 
 
 @pytest.mark.parametrize("flag", PACKAGES)

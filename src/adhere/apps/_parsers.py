@@ -94,7 +94,9 @@ def parse_kernel(flag: str, text: str) -> str:
 def parse_lora(flag: str, text: Any) -> tuple[str, float]:
     """(file, weight) from FILE or FILE:WEIGHT."""
     file, colon, weight = str(text).rpartition(":")
-    if not colon or re.search(r"[^\d.+-]", weight):  # a colon in the name of the file or of a drive
+    if not colon or not re.fullmatch(
+        r"[\d.+-]*(\d[eE][+-]?\d+)?", weight
+    ):  # a colon in the name of the file or of a drive
         return parse_text(flag, str(text)), 1.0
     with suppress(ValueError):
         if file and -100 <= float(weight) <= 100:

@@ -109,8 +109,10 @@ def _array(psf: Tensor | np.ndarray | Sequence[object]) -> Tensor:
 
 
 def _checked_kernel(kernel: Tensor, name: str) -> Float[Tensor, "h w"]:
+    if kernel.ndim == 2 and not bool(kernel.any()):
+        raise AdhereError(f"{name} is black everywhere, all values are 0: give the picture of a point, in gray")
     if kernel.ndim != 2 or not bool(kernel.isfinite().all()) or kernel.min() < 0 or kernel.sum() <= 0:
-        raise AdhereError(f"{name} must be (h, w), of finite numbers of at least 0 that are not all 0")
+        raise AdhereError(f"{name} must be (h, w), of finite numbers of at least 0")
     if max(kernel.shape) > 2 * _MAX_RADIUS_PIXELS + 1:
         given = f"{name} has {kernel.shape[1]}x{kernel.shape[0]} pixels"
         raise AdhereError(f"{given}: at most {2 * _MAX_RADIUS_PIXELS + 1} per side are allowed; cut its black margin")
