@@ -196,7 +196,8 @@ def test_another_autoencoder_for_a_single_file(generated, text_model, parts):
         ("missing", "no such folder or file; give the folder or the .safetensors file of an autoencoder"),
         ("lora.safetensors", "is a LoRA, not an autoencoder"),
         ("lora.bin", "a single file must be .safetensors; pickled weights"),
-        ("cut.safetensors", "cannot be loaded"),
+        ("cut.safetensors", "cannot be loaded: damaged or cut short"),
+        (".", "no config.json in it; give the folder of an autoencoder, or of a model that has one"),
         ("../parts-of-nothing:0", "no such folder or file"),
     ],
 )

@@ -404,6 +404,16 @@ def test_a_model_in_the_local_cache_needs_no_network(snapshot, folder, tmp_path)
     assert len(pipe(Generate(), num_inference_steps=1).images) == 1
 
 
+def test_an_autoencoder_on_the_hub_is_read_at_the_revision_that_is_given(snapshot, folder, tmp_path, monkeypatch):
+    """From the cache alone, though the hub can be reached."""
+    cached = snapshot.parents[1]
+    shutil.copytree(folder / "vae", cached / "snapshots" / ("1" * 40))
+    (cached / "refs" / "old").write_text("1" * 40)
+    monkeypatch.setattr(_components, "hub_is_reachable", lambda: True)
+    options = {"vae": "nobody/tiny", "revision": "old", "cache_dir": str(tmp_path), "local_files_only": True}
+    assert same_weights(load(folder, **options), load(folder))
+
+
 def test_a_pipeline_of_an_unknown_class_lists_the_known_ones(folder):
     class Other(DiffusionPipeline):
         pass

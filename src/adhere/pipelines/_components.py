@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from adhere.errors import AdhereError
 from adhere.pipelines._foreign_files import kind_of_file, refuse_quantized
-from adhere.pipelines._model_files import as_adhere_error, check_weights, variants_of
+from adhere.pipelines._model_files import as_adhere_error, check_header, check_weights, variants_of
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
@@ -121,10 +121,12 @@ def _read_autoencoder(given: str, kwargs: dict[str, Any], source: str, model: st
         if not is_folder and not HUB_ID.fullmatch(given):
             raise AdhereError("no such folder or file; give the folder or the .safetensors file of an autoencoder")
         location: str | Path = path if is_folder else given
-        options = {name: value for name, value in kwargs.items() if name not in ("revision", "local_files_only")}
-        is_local = is_folder or not hub_is_reachable()
+        options = dict(kwargs)
+        if not isinstance(model, Path):  # the revision is that of the model's own entry on the hub
+            options.pop("revision", None)
+        is_local = is_folder or bool(kwargs.get("local_files_only")) or not hub_is_reachable()
         options |= {"use_safetensors": True, "local_files_only": is_local}
-        part = "vae" if is_folder and not (path / "config.json").is_file() else ""  # a whole model is taken apart
+        part = _autoencoder_in(path) if is_folder else ""
         settings: Any = AutoencoderKL.load_config(location, subfolder=part or None, **hub_options(options))
         class_name = settings.get("_class_name")
         if class_name not in _AUTOENCODERS:
@@ -136,10 +138,19 @@ def _read_autoencoder(given: str, kwargs: dict[str, Any], source: str, model: st
         return load_component(location, ["diffusers", str(class_name)], part, options, source)
 
 
+def _autoencoder_in(folder: Path) -> str:
+    """Return the subfolder of the autoencoder, "" for the folder itself; a whole model is taken apart."""
+    for part in ("", "vae", "vqvae"):
+        if (folder / part / "config.json").is_file():
+            return part
+    raise AdhereError("no config.json in it; give the folder of an autoencoder, or of a model that has one")
+
+
 def _from_file(file: Path, kwargs: dict[str, Any], source: str, model: str | Path | None) -> Any:
     """Return the autoencoder of one file, in its authors' layout; its configuration is that of the model's own."""
     if file.suffix != ".safetensors":
         raise AdhereError("a single file must be .safetensors; pickled weights can run code when loaded")
+    check_header(file, source)
     kind = kind_of_file(file)
     if kind not in (None, "an autoencoder"):
         raise AdhereError(f"is {kind}, not an autoencoder: give the folder or the .safetensors file of one")
@@ -150,6 +161,6 @@ def _from_file(file: Path, kwargs: dict[str, Any], source: str, model: str | Pat
         raise AdhereError("is in the layout of diffusers: give the folder that holds it and its config.json")
     if not any("decoder." in name for name in names):
         raise AdhereError("holds no autoencoder: give the folder or the .safetensors file of one")
-    options = {key: kwargs[key] for key in ("torch_dtype", "local_files_only", "token") if key in kwargs}
+    options = hub_options(kwargs) | {key: kwargs[key] for key in ("torch_dtype",) if key in kwargs}
     found = {} if model is None else {"config": str(model), "subfolder": "vae"}
     return AutoencoderKL.from_single_file(str(file), **found, **options)

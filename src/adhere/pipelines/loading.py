@@ -91,7 +91,7 @@ def load(model: str | Path | None = None, **kwargs: Any) -> ConstrainedPipeline:
             if not (path / "model_index.json").is_file():
                 refuse_folder(path, source)
             index = read_index(path, source)
-        return _from_folder_or_hub(path, index, source, {"local_files_only": True} | kwargs)
+        return _from_folder_or_hub(path, index, source, kwargs)
     if not HUB_ID.fullmatch(name):
         raise AdhereError(
             f"{source}: no such folder or file; give a diffusers folder, a .safetensors file, a hub id such as "
@@ -168,6 +168,8 @@ def _from_folder_or_hub(
     family: Any = family_for(index.get("_class_name"), source)
     _refuse_refiner(index, source)
     kwargs = with_autoencoder(_without_safety_checker(kwargs, index), _components_of(family), source, location)
+    if isinstance(location, Path):
+        kwargs = {"local_files_only": True} | kwargs
     check_index(index, family, kwargs, source)
     guidance_scale = number_in(index, "_guidance_scale", 0.01, source) if "_guidance_scale" in index else None
     temperature = number_in(index, "_temperature", 0.0, source) if "_temperature" in index else None
