@@ -30,7 +30,7 @@ test: install ## run the tests; PYTEST_ARGS='-m "not slow"' leaves out the shipp
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 test-min: .venv-min/.installed ## run the tests of the command line and of the families with the lowest versions allowed
-	.venv-min/bin/python -m pytest --ignore=tests/apps/test_demo.py tests/apps tests/pipelines/test_latent_families.py \
+	.venv-min/bin/python -m pytest --ignore=tests/apps/test_demo.py --ignore=tests/apps/test_gallery.py tests/apps tests/pipelines/test_latent_families.py \
 	  tests/pipelines/test_pixel.py tests/pipelines/test_experts.py -k "not costs_what_the_solver_states and not take_gradients" $(PYTEST_ARGS)
 
 .venv-min/.installed: pyproject.toml constraints-min.txt

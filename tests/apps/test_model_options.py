@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.hooks import CpuOffload
-from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -21,6 +19,11 @@ from tests.picture_files import image_of
 from tests.single_file import save_single_file
 from tests.tiny_latent_models import tinier_vae, tiny_sd, tiny_vae
 from tests.tiny_models import load
+
+pytest.importorskip("accelerate")
+pytest.importorskip("peft")
+from accelerate.hooks import CpuOffload
+from peft import LoraConfig, get_peft_model_state_dict
 
 KOHYA = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_"
 PACKAGES = {"--lora": "peft", "--offload": "accelerate"}
