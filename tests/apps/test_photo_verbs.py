@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from PIL import Image
 
 import adhere
+from adhere.apps.job import _check_fit
+from adhere.errors import AdhereWarning
 from adhere.tasks import Task
 from tests.apps.command import arguments_for, error_line, run
 from tests.tiny_models import load
@@ -188,3 +191,14 @@ def test_bad_input_of_colorize(folder, hints, verb_args, options, message):
 def test_the_shipped_model_needs_hints_to_colorize(folder, model):
     line = error_line(arguments_for("colorize", "photo.png", o="out.png", model=model), folder)
     assert "the hints are missing (--hints): a model of pixels does not know the colors of things" in line
+
+
+def test_a_picture_that_is_not_blurred_as_stated_is_noted():
+    """A network may fit any picture, so the residuals are given here."""
+    task = adhere.Deblur(np.zeros((8, 8, 3), np.uint8), "motion:7,30", noise=0.02)
+    with pytest.warns(AdhereWarning, match="not blurred by --psf .residual 0.200, noise 0.020"):
+        _check_fit(task, 0.2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _check_fit(task, 0.05)
+        _check_fit(adhere.Denoise(np.zeros((8, 8, 3), np.uint8), noise=0.2), 1.0)

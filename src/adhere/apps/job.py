@@ -6,6 +6,7 @@ import, so it is imported only after the request has been checked.
 
 import json
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import partial
@@ -22,14 +23,15 @@ from adhere.apps._files import Files
 from adhere.apps._model import Lora, check_parts, device_and_dtype, load_model
 from adhere.apps._progress import step_callback
 from adhere.core.presets import get_sampler
-from adhere.errors import AdhereError
+from adhere.errors import AdhereError, AdhereWarning
 from adhere.io._atomic import staged_writes
-from adhere.tasks import Generate, Inpaint, Outpaint, Task
+from adhere.tasks import Deblur, Generate, Inpaint, Outpaint, Task
 
 if TYPE_CHECKING:
     from adhere.pipelines.base import ConstrainedOutput, ConstrainedPipeline
 
 _USUAL_MASK_SHARE = 0.9
+_LARGE_RESIDUAL = 0.04  # of deblurring without noise, in [-1, 1] units: five levels
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,7 @@ class Job:
             )
         _process.set_preview(None)
         outs = [self._sample(pipe, task, i, files.count, options) for i in range(files.count)]
+        _check_fit(task, max(out.residual[0] for out in outs))
         is_inpaint = isinstance(task, Inpaint)
         share = float(task.mask_array.mean()) if is_inpaint else None
         contents = files.contents([out.images[0] for out in outs], task.weights if is_inpaint else None)
@@ -315,6 +318,13 @@ class Job:
             commit()
             _process.set_written(True)
         return report
+
+
+def _check_fit(task: Task, residual: float) -> None:
+    """Warn if a picture to deblur differs from every picture that is blurred as stated."""
+    if isinstance(task, Deblur) and residual > max(_LARGE_RESIDUAL, 5 * task.noise):
+        given = f"the picture is not blurred by --psf (residual {residual:.3f}, noise {task.noise:.3f})"
+        warnings.warn(f"{given}: check it, or give more --noise", AdhereWarning, stacklevel=2)
 
 
 def _settings(task: Task) -> dict[str, object]:
