@@ -1,6 +1,6 @@
 """What the verbs guarantee, measured beside what other libraries do.
 
-    python -m benchmarks.guarantees --json out.json [--embed docs/results.md] [--figures known seam] [--again]
+    python -m benchmarks.guarantees --json out.json [--embed docs/results.md] [--figures known gray] [--again]
 
 The photographs are the fourteen of benchmarks.tasks, 256x256 pixels, and the emoji the first EMOJI of
 benchmarks.held_out. Every method gets the same files. The figures are
@@ -224,7 +224,7 @@ def chroma(picture: np.ndarray) -> float:
 
 
 def gray(args: argparse.Namespace) -> Iterator[Row]:
-    """Yield the chroma of each verb for gray photographs with one channel and with three."""
+    """Yield the largest chroma of all verbs for gray photographs with one channel and with three."""
     mask = masks.load("strokes")
     for item in PHOTOGRAPHS:
         plane = np.asarray(Image.fromarray(middle(getattr(data, item)(), SIZE)).convert("L"))

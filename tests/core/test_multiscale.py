@@ -38,6 +38,18 @@ def test_pictures_without_details_are_denoised_exactly(schedule, downsamplings, 
     assert_close(denoiser(x_t, t), repeated(coarse, f).denoiser(schedule)(x_t, t), 1e-7)
 
 
+def test_a_side_that_the_factor_does_not_divide_is_covered_from_both_ends():
+    """The network sees the largest part from each end, and the mean of the two is taken where they overlap."""
+    coarse = random_gaussian(seeded(0), (2, 2, 3)).denoiser(CosineSchedule())
+    x_t = normal(seeded(1), 2, 2, 5, 6)
+    result = MultiscaleDenoiser(coarse, 1, math.inf, multiple=1)(x_t, 0.7)
+    divided = MultiscaleDenoiser(coarse, 1, math.inf)
+    first, last = divided(x_t[:, :, :4], 0.7), divided(x_t[:, :, 1:], 0.7)
+    assert_close(result[:, :, 0], first[:, :, 0])
+    assert_close(result[:, :, 1:4], (first[:, :, 1:] + last[:, :, :3]) / 2)
+    assert_close(result[:, :, 4], last[:, :, 3])
+
+
 def test_the_jacobian_stays_symmetric():
     denoiser = MultiscaleDenoiser(random_gaussian(seeded(0), (1, 2, 2)).denoiser(CosineSchedule()), 1, math.inf)
     origin = denoiser(torch.zeros(1, 1, 4, 4, dtype=torch.float64), 0.7)

@@ -136,10 +136,10 @@ def test_a_hole_in_a_large_picture_keeps_its_known_pixels(tmp_path):
 @pytest.mark.parametrize("size", [(128, 128), (256, 320), (128, 200)])
 def test_at_high_noise_the_network_sees_the_whole_picture_near_its_native_size(tmp_path, size):
     pipe = built("sd", tmp_path)
-    halvings, limit = pipe._scales(size, PRESETS["plain"]) or (0, 0.0)
-    longest = max(size) // pipe.vae_scale_factor / 2**halvings
-    assert halvings == {128: 1, 320: 2, 200: 0}[max(size)]  # 200 pixels are 25 cells
-    assert halvings == 0 or 8 <= longest < 16
-    assert limit in (0.0, pipe._coarse_max_log_snr)
+    scales = pipe._scales(size, PRESETS["plain"])
+    assert scales is not None
+    halvings, limit, multiple = scales
+    assert 4 < max(size) / pipe.vae_scale_factor / 2**halvings <= 8  # the native side
+    assert (limit, multiple) == (pipe._coarse_max_log_snr, pipe.latent_multiple)
     pipe.tile_size = None
     assert pipe._scales(size, PRESETS["plain"]) is None

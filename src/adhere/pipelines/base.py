@@ -168,9 +168,9 @@ class ConstrainedPipeline(DiffusionPipeline):
         """Return the side and the overlap of the network's tiles for pictures of (height, width), or None."""
         return None if self.tile_size is None else (self.tile_size, self.tile_size // 8)
 
-    def _scales(self, size: tuple[int, int], sampler: Sampler) -> tuple[int, float] | None:
-        """Return how often the network's state is halved at high noise, and up to which log-SNR, or None."""
-        return (self.max_downsamplings, sampler.multiscale_max_log_snr) if self.max_downsamplings else None
+    def _scales(self, size: tuple[int, int], sampler: Sampler) -> tuple[int, float, int | None] | None:
+        """Return the attributes of `MultiscaleDenoiser`: halvings, the largest log-SNR, `multiple`; None is without."""
+        return (self.max_downsamplings, sampler.multiscale_max_log_snr, None) if self.max_downsamplings else None
 
     @property
     def _compiled_modules(self) -> list[torch.nn.Module]:

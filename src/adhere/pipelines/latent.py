@@ -152,12 +152,12 @@ class LatentPipeline(ConstrainedPipeline):
     def _tiles(self, size: tuple[int, int]) -> tuple[int, int] | None:
         return None if self.tile_size is None else (self.tile_size, self.tile_size // 4)
 
-    def _scales(self, size: tuple[int, int], sampler: Sampler) -> tuple[int, float] | None:
+    def _scales(self, size: tuple[int, int], sampler: Sampler) -> tuple[int, float, int | None] | None:
         """From twice the native side on, the network sees the whole picture at about its native size at high noise."""
-        halvings = int(math.log2(max(size) / self.vae_scale_factor / self._native_side))
-        while halvings > 0 and any(side % (self.multiple << halvings) for side in size):
-            halvings -= 1
-        return (halvings, self._coarse_max_log_snr) if halvings > 0 and self.tile_size is not None else None
+        ratio = max(size) / self.vae_scale_factor / self._native_side
+        if ratio < 2 or self.tile_size is None:
+            return None
+        return math.ceil(math.log2(ratio)), self._coarse_max_log_snr, self.latent_multiple
 
     @property
     def _record(self) -> Callable[[str, Tensor, Tensor], None] | None:
