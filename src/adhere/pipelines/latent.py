@@ -157,7 +157,7 @@ class LatentPipeline(ConstrainedPipeline):
         ratio = max(size) / self.vae_scale_factor / self._native_side
         if ratio < 2 or self.tile_size is None:
             return None
-        return math.ceil(math.log2(ratio)), self._coarse_max_log_snr, self.latent_multiple
+        return round(math.log2(ratio)), self._coarse_max_log_snr, self.latent_multiple
 
     @property
     def _record(self) -> Callable[[str, Tensor, Tensor], None] | None:
