@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adhere.core import covariance
+from adhere.core import _linalg
 from adhere.core.covariance import StationaryCovariance
 from tests.core.exact import assert_close, matrix_of, normal, seeded
 
@@ -278,5 +278,5 @@ def test_large_states_are_filtered_channel_by_channel_to_the_same_product(seed, 
     model, v = random_model(seed, channels), normal(seeded(seed), 2, channels, height, width)
     expected = model.product(v, 0.7)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(covariance, "_ENTRIES_AT_ONCE", 1)
+        monkeypatch.setattr(_linalg, "_FILTERED_ENTRIES", 1)
         assert_close(model.product(v, 0.7), expected, 1e-12)

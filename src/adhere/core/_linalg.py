@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adhere.errors import InvalidInput
 
+_FILTERED_ENTRIES = 2**20  # a larger state is filtered channel by channel, which takes less memory
 _KEPT_ENTRIES = 2**25  # per sample, of the directions of conjugate residuals: 0.25 GB in float32
 
 
@@ -55,6 +56,31 @@ def clip_rms(step: Tensor, max_rms: float) -> Tensor:
         return step
     rms = dot(step, step).div(step[0].numel()).sqrt()
     return step * (max_rms / rms.clamp_min(max_rms))
+
+
+def fourier_product(v: Tensor, U: Tensor, S: Tensor, snr: float) -> Tensor:
+    """Return U F^-1 S (I + snr S)^-1 F U^T v for v (B, c, H, W), where F is the Fourier transform of each channel.
+
+    Args:
+        v: the state.
+        U: the basis of the channels, (c, c).
+        S: the power spectrum of each channel of this basis, (c, H, W // 2 + 1).
+        snr: alpha_t^2 / sigma_t^2.
+    """
+    if v.numel() <= _FILTERED_ENTRIES:
+        return torch.einsum("cd,ndhw->nchw", U, _filtered(torch.einsum("cd,nchw->ndhw", U, v), S, snr))
+    total = torch.zeros_like(v)
+    for S_d, weights in zip(S, U.mT[..., None, None], strict=True):  # weights (c, 1, 1)
+        g = v[:, 0] * weights[0]
+        for channel, weight in zip(v.unbind(1)[1:], weights[1:], strict=True):
+            g.addcmul_(channel, weight)
+        total.addcmul_(weights, _filtered(g, S_d, snr)[:, None])
+    return total
+
+
+def _filtered(g: Tensor, S: Tensor, snr: float) -> Tensor:
+    """Return g (..., H, W) with its Fourier transform multiplied by S / (1 + snr S)."""
+    return torch.fft.irfft2(torch.fft.rfft2(g).mul_(S / (1 + snr * S)), s=g.shape[-2:])
 
 
 def conjugate_residuals(

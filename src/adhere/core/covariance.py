@@ -16,9 +16,8 @@ from functools import cache, lru_cache
 import torch
 from torch import Tensor
 
+from adhere.core._linalg import fourier_product
 from adhere.errors import InvalidInput
-
-_ENTRIES_AT_ONCE = 2**20  # a larger state is filtered channel by channel, which takes less memory
 
 
 @dataclass(frozen=True)
@@ -109,21 +108,7 @@ class StationaryCovariance:
         if v.shape[1] != len(self.channel_covariance):
             raise InvalidInput(f"states have {v.shape[1]} channels, the covariance has {len(self.channel_covariance)}")
         S, U = _spectrum(self, v.shape[-2:], v.dtype, v.device)
-        if v.numel() <= _ENTRIES_AT_ONCE:
-            g = _filtered(torch.einsum("cd,nchw->ndhw", U, v), S, snr)
-            return torch.einsum("cd,ndhw->nchw", U, g)
-        total = torch.zeros_like(v)
-        for S_d, weights in zip(S, U.mT[..., None, None], strict=True):  # weights (c, 1, 1)
-            g = v[:, 0] * weights[0]
-            for channel, weight in zip(v.unbind(1)[1:], weights[1:], strict=True):
-                g.addcmul_(channel, weight)
-            total.addcmul_(weights, _filtered(g, S_d, snr)[:, None])
-        return total
-
-
-def _filtered(g: Tensor, S: Tensor, snr: float) -> Tensor:
-    """Return g (..., H, W) with its Fourier transform multiplied by S / (1 + snr S)."""
-    return torch.fft.irfft2(torch.fft.rfft2(g).mul_(S / (1 + snr * S)), s=g.shape[-2:])
+        return fourier_product(v, U, S, snr)
 
 
 @lru_cache(maxsize=16)
