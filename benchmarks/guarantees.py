@@ -35,14 +35,15 @@ from PIL import Image
 from skimage import data
 
 import adhere
-from adhere.core.tiling import _spans
+from adhere.core._tiles import spans
 from adhere.pipelines.base import ConstrainedPipeline
 from adhere.tasks.base import Task
 from benchmarks import held_out, masks, unseen
+from benchmarks.baselines import BASELINES_PYTHON, navier_stokes, real_esrgan
 from benchmarks.emoji_tasks import box, free_form, half, quiet_pipeline
 from benchmarks.photo import PHOTOGRAPHS, biharmonic, telea
 from benchmarks.tables import ALL, METRICS, Row, embed, load, meta, save
-from benchmarks.tasks import BASELINES_PYTHON, SIZE, middle, navier_stokes, real_esrgan
+from benchmarks.tasks import SIZE, middle
 
 PHOTO, EMOJI_MODEL = "adhere-photo", "adhere-emoji"
 EMOJI = 20
@@ -243,7 +244,7 @@ def gray(args: argparse.Namespace) -> Iterator[Row]:
 
 def bands(side: int) -> np.ndarray:
     """Return the pixels along the borders of tiles, (side, side), True within BAND_PIXELS // 2 of one."""
-    borders = {end for span in _spans(side, TILE_SIZE, TILE_SIZE // 8) for end in (span.start, span.stop)} - {0, side}
+    borders = {end for span in spans(side, TILE_SIZE, TILE_SIZE // 8) for end in (span.start, span.stop)} - {0, side}
     position = np.arange(side)
     near = np.any([(position >= b - BAND_PIXELS // 2) & (position < b + BAND_PIXELS // 2) for b in borders], 0)
     return np.logical_or(near[:, None], near)

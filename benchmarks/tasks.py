@@ -22,20 +22,15 @@ are kept, unless --again is given.
 """
 
 import argparse
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-import cv2
 import numpy as np
-import scipy.sparse
 import torch
 from PIL import Image
-from scipy.sparse.linalg import splu
 from skimage import data, restoration
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import structural_similarity
@@ -48,6 +43,7 @@ from adhere.metrics import FeatureDistance
 from adhere.pipelines.base import ConstrainedPipeline
 from adhere.tasks.base import Task
 from benchmarks import denoising, masks, unseen
+from benchmarks.baselines import BASELINES_PYTHON, levin, navier_stokes, real_esrgan, to_uint8
 from benchmarks.grids import grid, label
 from benchmarks.photo import PHOTOGRAPHS, biharmonic, psnr_uint8, telea
 from benchmarks.tables import Row, embed, load, meta, save, table
@@ -65,8 +61,6 @@ ITERATIONS = (5, 10, 20, 40, 80)  # of Richardson-Lucy
 STROKES, STROKE_LENGTH = 20, 24  # pixels
 SAMPLES = 8  # of 'adhere, mean of 8'
 OURS, MEAN = "adhere", f"adhere, mean of {SAMPLES}"
-BASELINES_PYTHON = Path(".venv-baselines/bin/python")
-REAL_ESRGAN = Path(__file__).with_name("real_esrgan.py")
 
 
 @dataclass(frozen=True)
@@ -101,11 +95,6 @@ class Problem:
     methods: dict[str, Callable[[], Result]]
     residual: Callable[[np.ndarray], float]
     new: np.ndarray = field(default_factory=lambda: np.ones((SIZE, SIZE), bool))
-
-
-def to_uint8(x: np.ndarray) -> np.ndarray:
-    """Return a picture in about [0, 1] as uint8."""
-    return (x.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def to_tensor(picture: np.ndarray) -> torch.Tensor:
@@ -146,11 +135,6 @@ def inpainting(original: np.ndarray) -> Problem:
 def residual_outside(mask: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], float]:
     """Return the RMS of y - x in [-1, 1] units over the pixels outside a mask as a function of x, both uint8."""
     return lambda picture: rms((to_tensor(y) - to_tensor(picture))[..., torch.from_numpy(~mask)])
-
-
-def navier_stokes(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Inpaint a picture (H, W, 3), uint8, with OpenCV; the mask is (H, W), True = inpaint."""
-    return cv2.inpaint(image, mask.astype(np.uint8) * 255, 3, cv2.INPAINT_NS)
 
 
 def outpainting(original: np.ndarray) -> Problem:
@@ -202,21 +186,6 @@ def enlarged(original: np.ndarray, factor: int, python: Path) -> Problem:
     }
     methods["Real-ESRGAN"] = partial(timed, lambda: real_esrgan(image, factor, python))
     return Problem(original, adhere.Upscale(small, factor), methods, residual_of(adhere.Downsample(factor), small))
-
-
-def real_esrgan(image: Image.Image, factor: int, python: Path) -> np.ndarray:
-    """Return a picture enlarged by a process, for a factor of 2 with the means over 2x2 pixels of four times the size.
-
-    Args:
-        image: the small picture.
-        factor: 2 or 4.
-        python: the Python of `make baselines`.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        small, large = (str(Path(folder) / name) for name in ("small.png", "large.png"))
-        image.save(small)
-        subprocess.run([python, REAL_ESRGAN, small, large], check=True)
-        return np.asarray(Image.open(large).reduce(4 // factor))
 
 
 def deblurred(scene: np.ndarray, psf: str) -> Problem:
@@ -271,29 +240,6 @@ def strokes(original: np.ndarray) -> np.ndarray:
             for right in (-1, 0, 1):
                 alpha[rows + down, columns + right] = 255
     return np.dstack([original, alpha])
-
-
-def levin(gray: np.ndarray, hints: np.ndarray) -> np.ndarray:
-    """Return a gray picture (H, W) with the chroma of hints (H, W, 4), spread where neighbors have similar luma."""
-    height, width = gray.shape
-    y, known = gray / 255, hints[..., 3] > 0
-    index = np.arange(height * width).reshape(height, width)
-    padded_y, padded_index = np.pad(y, 1, constant_values=np.nan), np.pad(index, 1, constant_values=-1)
-    offsets = [(down, right) for down in range(3) for right in range(3) if (down, right) != (1, 1)]
-    neighbors = np.stack([padded_y[d : d + height, r : r + width] for d, r in offsets])  # (8, H, W)
-    columns = np.stack([padded_index[d : d + height, r : r + width] for d, r in offsets])
-    squares = np.square(neighbors - y)
-    variance = np.nanvar(np.concatenate([neighbors, y[None]]), 0)
-    variance = np.maximum(np.maximum(0.6 * variance, np.nanmin(squares, 0) / -np.log(0.01)), 2e-6)
-    weights = np.nan_to_num(np.exp(-squares / variance))
-    weights /= weights.sum(0)
-    used = (columns >= 0) & ~known
-    rows = np.broadcast_to(index, columns.shape)[used]
-    matrix = scipy.sparse.csc_matrix((-weights[used], (rows, columns[used])), (y.size, y.size))
-    factors = splu((matrix + scipy.sparse.identity(y.size)).tocsc())
-    chroma = hints[..., :3] / 255 - (hints[..., :3] / 255 @ [0.299, 0.587, 0.114])[..., None]
-    spread = [factors.solve(np.where(known, chroma[..., c], 0).ravel()).reshape(y.shape) for c in range(3)]
-    return to_uint8(y[..., None] + np.stack(spread, 2))
 
 
 def middle(picture: np.ndarray, side: int) -> np.ndarray:

@@ -246,7 +246,7 @@ EXAMPLES = (
     ),
     Example(
         "colorize",
-        "colorize: a few strokes of color",
+        "colorize: fourteen strokes of color",
         a_gray_photograph,
         "colorize gray.png --hints strokes.png -o colored.png",
         "The gray picture with the strokes, the result, the original. Each stroke has one color, the mean of the "

@@ -133,5 +133,7 @@ def test_a_picture_of_one_pixel_is_worked_on_or_refused_in_one_line(folder, verb
     image_of("RGBA", 1, 1).save(hints)
     result = run(verb_args(verb))
     if result.exit_code:
-        Path("out.png").unlink(missing_ok=True)
         error_line(verb_args(verb), folder)
+    else:
+        with Image.open("out.png") as image:
+            assert min(image.size) >= 1

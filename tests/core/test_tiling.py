@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import avg_pool2d, interpolate
 
+from adhere.core._tiles import in_tiles
 from adhere.core.denoisers import CountingDenoiser, NetworkDenoiser
 from adhere.core.schedules import FlowSchedule
-from adhere.core.tiling import TiledDenoiser, _in_tiles
+from adhere.core.tiling import TiledDenoiser
 from adhere.testing.priors import Gaussian
 from tests.core.exact import assert_close, normal, seeded
 
@@ -95,9 +96,9 @@ def enlarged(z):
 @given(size=SIZES, tile=tiles())
 def test_a_decoder_and_an_encoder_of_single_cells_are_the_same_in_tiles(size, tile):
     z = normal(seeded(0), 2, 3, *size)
-    assert_close(_in_tiles(enlarged, z, *tile, 1, CELL), enlarged(z))
+    assert_close(in_tiles(enlarged, z, *tile, 1, CELL), enlarged(z))
     x = normal(seeded(0), 2, 3, *(CELL * side for side in size))
-    assert_close(_in_tiles(lambda part: avg_pool2d(part, CELL), x, *tile, CELL, 1), avg_pool2d(x, CELL))
+    assert_close(in_tiles(lambda part: avg_pool2d(part, CELL), x, *tile, CELL, 1), avg_pool2d(x, CELL))
 
 
 @settings(max_examples=30, deadline=None)
@@ -109,7 +110,7 @@ def test_the_seams_of_a_decoder_are_ramps_over_the_overlap(tile, share, counts):
     g, overlap = seeded(0), int(share * tile)
     size = [tile + (count - 1) * (tile - overlap) for count in counts]  # then at most two tiles meet along each axis
     constant = lambda part: torch.rand(1, generator=g).double().expand_as(enlarged(part))  # noqa: E731
-    out = _in_tiles(constant, normal(g, 1, 1, *size), tile, overlap, 1, CELL)
+    out = in_tiles(constant, normal(g, 1, 1, *size), tile, overlap, 1, CELL)
     assert out.min() >= 0 and out.max() <= 1
     for dim in (-1, -2):
         assert (out.diff(dim=dim).abs() <= 1 / (CELL * overlap + 1) + 1e-12).all()

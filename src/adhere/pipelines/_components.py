@@ -16,7 +16,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors import safe_open
 
 from adhere.errors import AdhereError
-from adhere.pipelines._foreign_files import kind_of_file, refuse_quantized
+from adhere.pipelines._foreign_files import kind_of_file, refuse_format, refuse_quantized
 from adhere.pipelines._model_files import as_adhere_error, check_header, check_weights, variants_of
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -148,8 +148,7 @@ def _autoencoder_in(folder: Path) -> str:
 
 def _from_file(file: Path, kwargs: dict[str, Any], source: str, model: str | Path | None) -> Any:
     """Return the autoencoder of one file, in its authors' layout; its configuration is that of the model's own."""
-    if file.suffix != ".safetensors":
-        raise AdhereError("a single file must be .safetensors; pickled weights can run code when loaded")
+    refuse_format(file, source)
     check_header(file, source)
     kind = kind_of_file(file)
     if kind not in (None, "an autoencoder"):

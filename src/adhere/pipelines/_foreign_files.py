@@ -83,8 +83,9 @@ def refuse_folder(folder: Path, source: str) -> None:
     if (folder / "adapter_config.json").is_file():
         kind = "a LoRA"
     kinds = {kind_of_file(file) for file in folder.glob("*.safetensors")} - {None} if kind is None else {kind}
-    for one in sorted(map(str, kinds)):
-        raise AdhereError(f"{source}: is {one}, not a model: {_HINTS[one]}")
+    if kinds:
+        found = min(map(str, kinds))
+        raise AdhereError(f"{source}: is {found}, not a model: {_HINTS[found]}")
 
 
 def refuse_format(file: Path, source: str) -> None:

@@ -20,6 +20,7 @@ from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
 from torch.utils.checkpoint import checkpoint
 
 from adhere.core._linalg import constants
+from adhere.core._tiles import in_tiles
 from adhere.core.constraints import Constraint, Linear, Unconstrained, mask_of
 from adhere.core.covariance import StationaryCovariance
 from adhere.core.denoisers import CFGDenoiser, Denoiser, NetworkDenoiser
@@ -27,12 +28,13 @@ from adhere.core.latents import DecodedConstraint, KnownLatents
 from adhere.core.operators import Mask
 from adhere.core.sampling import Sampler
 from adhere.core.schedules import PredictionType, Schedule
-from adhere.core.tiling import _in_tiles
 from adhere.errors import AdhereError
 from adhere.pipelines.base import ConstrainedPipeline
 from adhere.pipelines.schedulers import noise_schedule
 
 _REENCODE_AT = (-2.0,)  # log-SNR in nats, measured on adhere-emoji (docs/experiments/adhere-emoji.md)
+
+_DEFAULT_TILES = 0  # as a side that was not set; None is no tiles
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class DiffusersVAE:
         one = function
         if torch.is_grad_enabled() and x.requires_grad:
             one = partial(checkpoint, function, use_reentrant=False)
-        return _in_tiles(one, x, *self.tiles, cell_in, cell_out)
+        return in_tiles(one, x, *self.tiles, cell_in, cell_out)
 
     def _per_channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
         return constants(values, like.dtype, like.device).view(1, -1, 1, 1)
@@ -114,7 +116,7 @@ class LatentPipeline(ConstrainedPipeline):
     vae: Any
     scheduler: Any
     vae_scale_factor: int
-    _tile_size: int | None = 0  # 0 is the default, see `tile_size`
+    _tile_size: int | None = _DEFAULT_TILES
     _coarse_max_log_snr: float = 1.0  # in nats; up to it, the network sees large pictures at a lower resolution
     guidance_max_log_snr: float = math.inf  # above it, guidance is off, which saves half of the passes there
     _guidance_scale: float = 1.0  # of the call that is running, or was the last
@@ -139,7 +141,7 @@ class LatentPipeline(ConstrainedPipeline):
 
         By default it is twice the longer native side: smaller tiles leave visible seams (docs/tasks.md).
         """
-        return 2 * self._native_side if self._tile_size == 0 else self._tile_size
+        return 2 * self._native_side if self._tile_size == _DEFAULT_TILES else self._tile_size
 
     @tile_size.setter
     def tile_size(self, value: int | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -95,9 +95,9 @@ def _regression(
     y: Float[Tensor, "1 h w"], chroma: Float[Tensor, "3 h w"], known: Bool[Tensor, "h w"], n: float
 ) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "1 h w"]]:
     """Return m and the standard deviation, from all hints."""
-    pixels = _features(y).flatten(1).T  # (h w, 2 + F)
-    cells = _cells(known)
-    hints, c = (_means(x.flatten(1).T[known.flatten()], cells) for x in (pixels.T.view(-1, *y.shape[1:]), chroma))
+    features, cells = _features(y), _cells(known)
+    pixels = features.flatten(1).T  # (h w, 2 + F)
+    hints, c = (_means(x[:, known].T, cells) for x in (features, chroma))
     K = _kernel(hints, hints)
     factor = torch.linalg.cholesky(K + n * torch.eye(len(K)).to(K))
     a = torch.cholesky_solve(torch.cat([c, torch.ones_like(c[:, :1])], 1), factor)
