@@ -149,12 +149,13 @@ def test_a_training_begins_with_the_weights_it_is_given(data: Path):
         assert torch.equal(value.float(), second.state_dict()[name]), name
 
 
-def test_noise_levels_are_in_the_range_and_half_of_them_high():
-    sigma = expert.random_sigma(4000, torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("high_share", [0.0, 0.2, 0.5, 1.0])
+def test_noise_levels_are_in_the_range_and_some_of_them_high(high_share: float):
+    sigma = expert.random_sigma(4000, high_share, torch.Generator().manual_seed(0))
     assert sigma.min() >= expert.SIGMA_MIN and sigma.max() <= expert.SIGMA_MAX
     log_uniform_share = np.log(150 / 60) / np.log(150 / 2)
-    expected = 0.5 + 0.5 * log_uniform_share
-    assert abs((sigma >= expert.SIGMA_HIGH).float().mean() - expected) < 4 * (expected * (1 - expected) / 4000) ** 0.5
+    expected = high_share + (1 - high_share) * log_uniform_share
+    assert abs((sigma >= expert.SIGMA_HIGH).float().mean() - expected) <= 4 * (expected * (1 - expected) / 4000) ** 0.5
 
 
 def test_crops_are_never_of_held_out_pictures(data: Path):

