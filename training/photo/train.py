@@ -10,8 +10,8 @@ The network is a `UNet2DModel` with attention in the middle block only. Its inpu
 the pixels. The network predicts v = alpha_t eps - sigma_t x0 (Salimans & Ho, "Progressive Distillation for Fast
 Sampling of Diffusion Models", 2022) under the linear DDPM schedule.
 
-The log-SNR lambda = log(alpha_t / sigma_t) of a training example follows 0.7 N(mean, 1.4^2) + 0.3 U(-3.5, 4.6). The
-mean is 0.7 by default, near the noise levels at which the content of an image is determined. The module
+The log-SNR lambda = log(alpha_t / sigma_t) of a training example follows 0.7 N(mean, std^2) + 0.3 U(-3.5, 4.6). The
+mean is 0.7 by default, near the noise levels at which the content of an image is determined, and std is 1.4. The module
 training.loss_weighting describes the weights of the losses.
 
 The run folder holds checkpoint.pt, log.jsonl and model/, the averaged weights in the layout of diffusers. A run resumes
@@ -53,6 +53,7 @@ SCALE_WEIGHTS = {  # short side in pixels: relative probability; larger scales a
     1024: 0.5,
     1536: 0.3,
 }
+FACTORS, FACTOR_PROBABILITIES = (1, 2, 4), (0.3, 0.3, 0.4)  # adhere's MultiscaleDenoiser shows these means at high noise
 PYRAMID_SHARE = 0.5  # of the crops; the others are from gcompris/, which has more subjects and fewer pixels
 TEST_NOISE_STD = 25 / 255  # on images in [0, 1]
 
@@ -112,11 +113,16 @@ class RandomCrops:
         self.rng = np.random.default_rng(seed)
 
     def _crop(self, size: int) -> np.ndarray:
-        """Return a random crop of shape (size, size, 3)."""
+        """Return a random crop of shape (size, size, 3), of a picture or of its means over 2x2 or 4x4 pixels."""
         image = self.images[self.rng.choice(len(self.images), p=self.probabilities)]
         height, width = image.shape[:2]
-        top, left = self.rng.integers(height - size + 1), self.rng.integers(width - size + 1)
-        return image[top : top + size, left : left + size]
+        factor = int(self.rng.choice(FACTORS, p=FACTOR_PROBABILITIES))
+        while factor * size > min(height, width):
+            factor //= 2
+        side = factor * size
+        top, left = self.rng.integers(height - side + 1), self.rng.integers(width - side + 1)
+        blocks = image[top : top + side, left : left + side].reshape(size, factor, size, factor, 3)
+        return blocks.mean((1, 3)).round().astype(np.uint8)
 
     def _occlude(self, background: np.ndarray, foreground: np.ndarray) -> np.ndarray:
         """Cover part of one crop by a bar, an ellipse or a polygon of another, with a sharp or a soft edge.
@@ -278,7 +284,7 @@ def train(args: argparse.Namespace) -> None:
     weighting = LossWeighting(
         new_scheduler().alphas_cumprod,
         mean_log_snr=args.log_snr,
-        std_log_snr=1.4,
+        std_log_snr=args.log_snr_std,
         uniform_fraction=0.3,
         log_snr_min=-3.5,
         log_snr_max=4.6,
@@ -340,6 +346,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="crops per step")
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate after the warm-up")
     parser.add_argument("--log-snr", type=float, default=0.7, help="mean of the normal distribution of the log-SNR")
+    parser.add_argument("--log-snr-std", type=float, default=1.4, help="standard deviation of that distribution")
     parser.add_argument("--ema", type=float, default=0.9995, help="decay of the weight average per step")
     parser.add_argument("--cooldown", action="store_true", help="decrease the learning rate linearly to zero")
     train(parser.parse_args())
