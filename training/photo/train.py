@@ -53,7 +53,7 @@ SCALE_WEIGHTS = {  # short side in pixels: relative probability; larger scales a
     1024: 0.5,
     1536: 0.3,
 }
-FACTORS, FACTOR_PROBABILITIES = (1, 2, 4), (0.3, 0.3, 0.4)  # adhere's MultiscaleDenoiser shows these means at high noise
+FACTORS, FACTOR_PROBABILITIES = (1, 2, 4), (0.3, 0.3, 0.4)  # of the means that MultiscaleDenoiser shows at high noise
 PYRAMID_SHARE = 0.5  # of the crops; the others are from gcompris/, which has more subjects and fewer pixels
 TEST_NOISE_STD = 25 / 255  # on images in [0, 1]
 
