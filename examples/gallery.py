@@ -30,10 +30,10 @@ NOISE = 25 / 255
 HEADER = """\
 # Gallery
 
-One example of each verb, and two of `inpaint`. Each command is what `adhere` was called with, on files that
-`python -m examples.gallery` writes into out/gallery; that command makes this page and its pictures in a few minutes on
-one core. All seeds are the default, 0. [Tasks](tasks.md) describes the verbs, and [results](results.md) measures them
-on more pictures.
+This page shows one example of each verb, and two of `inpaint`. `python -m examples.gallery` makes the page and its
+pictures in a few minutes on one core: it writes the input files to out/gallery and runs the commands shown here. All
+seeds are the default, 0. [Tasks](tasks.md) describes the verbs, and [results](results.md) measures them on more
+pictures.
 
 The photographs are parts of those in scikit-image: astronaut (NASA, public domain), chelsea (Stéfan van der Walt, CC0),
 coffee (Rachel Michetti, CC0) and rocket (SpaceX, CC0). The models were not trained on them. Photographs are edited by
@@ -46,10 +46,10 @@ class Example:
     """One example of a verb.
 
     Attributes:
-        name: of its picture; the verb, and a number if there are several.
+        name: the name of its picture: the verb, and what distinguishes it if the verb has several examples.
         title: what it shows.
         prepare: writes the input files into the current folder, and returns the pictures to show before the result, and
-            the one to show after it, if there is an original.
+            the original to show after it, or None.
         command: the arguments of `adhere`.
         caption: what the pictures are, and what is wrong with the result.
         scale: how many times the result is enlarged to be shown.
@@ -80,7 +80,7 @@ def enlarged(image: Image.Image, factor: int) -> Image.Image:
     return image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
-# --- What the commands get.
+# --- The inputs of the commands.
 
 
 def print_on_a_photograph() -> tuple[list[Image.Image], Image.Image | None]:
@@ -203,30 +203,30 @@ EXAMPLES = (
         "inpaint: print on a photograph",
         print_on_a_photograph,
         "inpaint printed.png --mask mask.png --grow 1 -o repaired.png",
-        "What is given, the result, the original. Fur comes back as fur of the same kind, not hair by hair.",
+        "The input, the result, the original. Fur is replaced by similar fur, not by the original hairs.",
     ),
     Example(
         "inpaint-boxes",
         "inpaint: a mast in the sky",
         a_mast,
         "inpaint rocket.png --box 438,118,26,107 --box 438,220,40,152 -o sky.png",
-        "The photograph, and the same without the mast on the right, above the clouds.",
+        "The photograph, and the result without the mast on the right, above the clouds.",
     ),
     Example(
         "outpaint",
         "outpaint: a wider picture",
         a_cat,
         "outpaint cat.png --right 64 -o wide.png",
-        "The photograph, and the same with 64 columns more at the right. adhere-photo continues colors, not objects; "
-        "even on a background out of focus they drift, as at the top.",
+        "The photograph, and the result with 64 more columns at the right. adhere-photo continues colors, not objects. "
+        "Even on a background out of focus, the colors drift, as at the top.",
     ),
     Example(
         "upscale",
         "upscale: four times as wide and high",
         a_small_picture,
         "upscale small.png --factor 4 -o large.png",
-        "The small picture, the result, the original. Edges become sharp; hair that the small picture does not show "
-        "stays away.",
+        "The small picture, the result, the original. Edges become sharp. Hair that the small picture does not show is "
+        "not added.",
     ),
     Example(
         "denoise",
@@ -257,8 +257,8 @@ EXAMPLES = (
         "style: the colors and textures of wood",
         some_wood,
         'style --reference wood.png --prompt "a red heart, 3d" --model adhere-emoji -o wooden.png',
-        "The reference, and the result. This is poor: adhere-emoji knows emoji on white only, and a texture all over "
-        "the picture is far from what it can paint.",
+        "The reference, and the result. The result is poor: adhere-emoji knows only emoji on white and cannot paint a "
+        "texture that fills the picture.",
         scale=3,
     ),
     Example(
@@ -275,8 +275,8 @@ EXAMPLES = (
         "silhouette: an outline",
         an_outline,
         'silhouette --reference shape.png --prompt "tropical fish, cartoon" --model adhere-emoji -o fish.png',
-        "The outline, and the result. The outline is met, but the inside is plain, and some seeds leave a white spot. "
-        "Results of losses such as silhouette and style change with rounding errors, so yours may look different.",
+        "The outline, and the result. The result follows the outline, but its inside is plain, and some seeds leave a "
+        "white spot. The results of silhouette and style depend on rounding errors, so yours may look different.",
         scale=3,
     ),
     Example(

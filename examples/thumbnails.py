@@ -25,7 +25,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def scribble(size: int) -> np.ndarray:
-    """Return a mask (size, size) of a few strokes, True = inpaint."""
+    """Return a mask (size, size) of two strokes, True = inpaint."""
     mask = Image.new("1", (size, size))
     draw = ImageDraw.Draw(mask)
     for points in (((10, 20), (70, 45), (120, 25)), ((20, 110), (60, 70), (115, 100))):
