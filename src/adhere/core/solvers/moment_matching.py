@@ -5,7 +5,7 @@ x_t, which is exact for a Gaussian prior,
 
     E[x0 | x_t, y] = D + V A^T u,     (noise^2 I + A V A^T) u = y - A D.                                           (1)
 
-V is modelled by V_w of `adhere.core.covariance`, equation (2), which takes no evaluation. One evaluation per noise
+V is modeled by V_w of `adhere.core.covariance`, equation (2), which takes no evaluation. One evaluation per noise
 level remains. The noise is at least `noise_floor`, and without noise, m is projected onto A x0 = y.
 
 Tilt. Let eta = alpha_t x_t / sigma_t^2 and snr = alpha_t^2 / sigma_t^2. Adding A^T u to eta means to evaluate D at
