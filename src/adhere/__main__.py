@@ -1,4 +1,4 @@
-"""`adhere` and `python -m adhere`: the command line as a program, which signals end cleanly from here on."""
+"""The program `adhere` or `python -m adhere`. It installs signal handlers first, so that signals end it cleanly."""
 
 from adhere.apps import _process
 

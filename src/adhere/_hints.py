@@ -10,10 +10,10 @@ _T = TypeVar("_T", bound=Callable)
 
 
 def keyword_hints(**hints: str) -> Callable[[_T], _T]:
-    """Return a decorator of functions and classes, whose TypeError for an unknown keyword says what to write instead.
+    """Return a decorator that makes the TypeError for an unknown keyword say what to write instead.
 
     Args:
-        hints: for keywords that are often tried, what to write; for others, the closest valid name is suggested.
+        hints: the hint for each keyword that is often tried; for others, the closest valid name is suggested.
     """
 
     def decorate(function: _T) -> _T:

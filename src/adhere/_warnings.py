@@ -1,7 +1,7 @@
-"""Warnings of libraries that say nothing to the user, ignored for a while.
+"""A context in which warnings of libraries that do not concern the user are ignored.
 
-The filters of warnings belong to the process. Threads that were to save and restore them one across the other would
-leave them changed, so the threads that are in the context share one change of them.
+The filters of warnings belong to the process. If two threads saved and restored them in overlapping order, the filters
+would stay changed. The threads that are in the context therefore share one change.
 """
 
 import threading
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 
 class _State:
-    """How many threads are in the context, and what restores the filters after the last one."""
+    """The number of threads in the context, and the object that restores the filters after the last one."""
 
     lock = threading.Lock()
     count = 0

@@ -88,7 +88,7 @@ def _load_network() -> Any:  # the package is untyped
 
 
 def _normalize(x: Tensor) -> Tensor:
-    """[-1, 1] to the range that the network was trained on: (byte - 127) / 128."""
+    """Return pictures in [-1, 1] in the range that the network was trained on: (byte - 127) / 128."""
     return ((x.float() + 1) / 2 * 255 - 127) / 128
 
 

@@ -53,7 +53,7 @@ class GramDistance:
 class SilhouetteLoss:
     """Cross-entropy, in nats, between a mask and the part of a picture that differs from the background.
 
-    The two sides of the mask have the same total weight, whatever their areas.
+    The inside and the outside of the mask have the same total weight, regardless of their areas.
 
     Args:
         mask: (1, 1, H, W) or (B, 1, H, W) in [0, 1], 1 = object.
@@ -78,7 +78,7 @@ class SilhouetteLoss:
 
 
 def _gram(features: Tensor) -> Float[Tensor, "B C C"]:
-    """Products of channels of (B, C, N) or (B, C, h, w), averaged over positions.
+    """Return the Gram matrix: the products of channels of (B, C, N) or (B, C, h, w), averaged over positions.
 
     Gatys, Ecker and Bethge, 'Image style transfer using convolutional neural networks' (2016), eq. 3.
     """

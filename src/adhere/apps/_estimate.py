@@ -1,4 +1,4 @@
-"""What a request costs, before it is run: network evaluations, seconds and memory, from one timed evaluation."""
+"""Estimates of the cost of a request before it is run: evaluations, seconds and memory, from one timed evaluation."""
 
 import json
 import math
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from adhere.pipelines.base import ConstrainedPipeline
 
 _BYTES_PER_GB = 1024**3
-# What a run of the default solver was measured to take on 512 x 512 to 4096 x 4096 pixels, beside one evaluation: so
-# many arrays like the state and like the measurement, and two for each direction of its conjugate residuals.
+# The numbers of arrays of the size of the state and of the measurement that a run of the default solver was measured to
+# hold beside one evaluation, on 512 x 512 to 4096 x 4096 pixels. Each direction of conjugate residuals adds two.
 _STATES, _MEASUREMENTS = 11, 18
-_BYTES_PER_PIXEL = 100  # of the picture itself, in float32 and as integers: for latent models, whose states are small
+_BYTES_PER_PIXEL = 100  # of the picture in float32 and as integers, which exceeds the small states of latent models
 _WARM_UP_SIDE = 16  # in entries of the state
 
 
@@ -35,10 +35,11 @@ class Estimate:
 
     Attributes:
         nfe: network evaluations.
-        seconds: of sampling; reading and writing files, loading the model and decoding are not counted.
+        seconds: the time of sampling; reading and writing files, loading the model and decoding are not counted.
         peak_gb: the largest amount of memory in use, in units of 1024^3 bytes, or None if the system does not tell.
         weights_gb: the part of it that holds the weights.
-        bytes_per_pixel: of the largest crop: what the evaluation was measured to take, and what the solver holds.
+        bytes_per_pixel: the bytes per pixel of the largest crop: those of the evaluation, as measured, and those of the
+            arrays of the solver.
         size: (height, width) of the largest crop in pixels.
     """
 
@@ -64,7 +65,7 @@ class Estimate:
 def estimate(
     pipe: "ConstrainedPipeline", task: Task, prompts: dict[str, str | None], count: int, **options: Any
 ) -> Estimate:
-    """Return what `count` samples of a task cost.
+    """Return the estimated cost of `count` samples of a task.
 
     Args:
         pipe: the model, on its device.
@@ -103,7 +104,7 @@ def _prepared(
     solver: str | None,
     num_inference_steps: int | None,
 ) -> "tuple[list[Run], list[Crop]]":
-    """The runs that sample a task once, ready to start, and its crops."""
+    """Return the runs that sample a task once, ready to start, and the crops of the task."""
     from adhere.pipelines._runs import Batch, RunOptions, plan_runs
 
     no_embeds = (None, None, None, None)
@@ -126,7 +127,7 @@ def _entries(pipe: "ConstrainedPipeline", run: "Run") -> int:
 
 
 def _solver_bytes(pipe: "ConstrainedPipeline", run: "Run") -> int:
-    """The bytes of the arrays that the solver holds beside an evaluation, or of the picture if those are fewer."""
+    """Return the bytes of the arrays that the solver holds beside an evaluation; at least those of the picture."""
     state, constraint, solver = _entries(pipe, run), run.plan.constraint, run.sampler.solver
     measured = constraint.y[0].numel() if isinstance(constraint, Linear) else state
     directions = kept_directions(measured)
@@ -137,7 +138,7 @@ def _solver_bytes(pipe: "ConstrainedPipeline", run: "Run") -> int:
 
 
 def _seconds_per_call(pipe: "ConstrainedPipeline", run: "Run") -> float:
-    """The seconds of one evaluation, at the lowest noise level, where the network sees the whole crop."""
+    """Return the seconds of one evaluation, at the lowest noise level, where the network sees the whole crop."""
     device = pipe.execution_device
     like = torch.empty(0, dtype=torch.float32, device=device)
     x = randn((1, *pipe.state_shape(run.plan.size)), like, torch.Generator().manual_seed(0))
@@ -153,7 +154,7 @@ def _weight_bytes(pipe: "ConstrainedPipeline") -> int:
 
 
 def _memory(device: torch.device) -> int:
-    """The largest number of bytes that the GPU, or else this process, has used; 0 on Windows."""
+    """Return the largest number of bytes that the GPU, or else this process, has used; 0 on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

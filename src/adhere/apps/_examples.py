@@ -1,4 +1,4 @@
-"""Examples of each verb, which its help shows; the first ones are shown by `adhere --help`."""
+"""The examples in the help of each verb; `adhere --help` shows the first one of each."""
 
 EXAMPLES = {
     "inpaint": (

@@ -1,4 +1,4 @@
-"""The files of one request: the pictures, what is made of several of them, and how they are encoded."""
+"""The files of one request: the pictures, the files that are computed from several of them, and their encoding."""
 
 import math
 import os
@@ -27,18 +27,18 @@ _Writer = Callable[[IO[bytes]], object]
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """What is written, under which names.
+    """The files that are written, their names and their formats.
 
     Attributes:
-        output: the picture; of several, the name to which -1, -2, ... are added.
-        json_file: the report.
-        save_mask: the mask as it is used, in gray.
-        contact_sheet: all pictures in one.
-        uncertainty: the standard deviation of each pixel over all pictures.
-        preview: the present state of the run.
+        output: the file of the picture; for several pictures, -1, -2, ... are added to its name.
+        json_file: the file of the report.
+        save_mask: the file of the mask as it is used, in gray.
+        contact_sheet: the file with all pictures side by side.
+        uncertainty: the file with the standard deviation of each pixel over all pictures.
+        preview: the file with the current state of the run.
         num_images: how many pictures are sampled; None is 1, or 8 where several are needed.
         mean: whether the mean of all pictures is written instead of each.
-        quality: of JPEG and WebP, 1 to 100; None is the default of the format.
+        quality: the quality of JPEG and WebP files, 1 to 100; None is the default of the format.
         mark_edited: whether the metadata say that a model has changed the picture.
         force: whether existing files may be replaced.
     """
@@ -69,14 +69,14 @@ class Files:
         return [self.output.with_stem(f"{self.output.stem}-{i + 1}") for i in range(self.count)]
 
     def check(self, photo: Path | None = None, others: Sequence[Path] = ()) -> None:
-        """Check all names, before the work.
+        """Check all names and formats before the work.
 
         Args:
             photo: the picture that is worked on, which a picture may replace.
             others: the other files that are read, which nothing may replace.
 
         Raises:
-            AdhereError: if a file cannot be written, two have one name, or a format cannot hold what is asked for.
+            AdhereError: if a file cannot be written, two files have the same name, or a format cannot hold the content.
         """
         self._check_names(photo, others)
         self._check_formats()
@@ -112,7 +112,7 @@ class Files:
             taken.add(real_path(path))
 
     def _others(self) -> Iterator[tuple[str, Path]]:
-        """Each file but the pictures, with its flag."""
+        """Yield the flag and the path of each file that is not a picture of the result."""
         for name in ("save_mask", "contact_sheet", "uncertainty", "preview", "json_file"):
             path = getattr(self, name)
             if path is not None:
@@ -132,11 +132,11 @@ class Files:
                 raise AdhereError(f"{flag} {path}: write {' or '.join(suffixes)}, which keep all values")
 
     def contents(self, images: Sequence[Image.Image], mask: np.ndarray | None) -> dict[Path, _Writer]:
-        """Return a function for each file but the report, which writes its contents.
+        """Return, for each file except the report, a function that writes its contents.
 
         Args:
             images: the samples.
-            mask: of an inpainting task, float (H, W) in [0, 1].
+            mask: the mask of an inpainting task, float (H, W) in [0, 1], or None.
         """
         pictures = [_mean(images)] if self.mean else list(images)
         contents: dict[Path, _Writer] = {}
@@ -169,7 +169,7 @@ def real_path(path: Path) -> str:
 
 
 def _mean(images: Sequence[Image.Image]) -> Image.Image:
-    """The mean of pictures of one size and mode, rounded, with the metadata of the first."""
+    """Return the mean of pictures of one size and mode, rounded, with the metadata of the first."""
     first = np.asarray(images[0])
     total = np.zeros(first.shape, np.float64)
     for image in images:
@@ -181,7 +181,7 @@ def _mean(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def _deviation(images: Sequence[Image.Image]) -> Image.Image:
-    """The standard deviation of each pixel, 16-bit gray with 65535 = 1.0; of several channels, the root mean square."""
+    """Return the standard deviation of each pixel (the RMS over its channels) as 16-bit gray, where 65535 is 1."""
     largest = {"bool": 1, "uint16": 65535}.get(np.asarray(images[0]).dtype.name, 255)
     total, squares = 0.0, 0.0
     for image in images:
@@ -196,7 +196,7 @@ def _deviation(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def _sheet(images: Sequence[Image.Image]) -> Image.Image:
-    """All pictures in one, in rows of about the square root of their number, each at most 384 pixels wide and high."""
+    """Return all pictures in one, in about as many rows as columns, each at most 384 pixels wide and high."""
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     scale = min(1.0, _THUMBNAIL_PIXELS / max(images[0].size))
@@ -210,7 +210,7 @@ def _sheet(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode that tasks return, in RGB with 8 bits, and transparent parts on white."""
+    """Return a picture of any mode in RGB with 8 bits per channel, with its transparent parts on white."""
     if image.mode == "I;16":
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if image.has_transparency_data:

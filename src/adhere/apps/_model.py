@@ -1,4 +1,4 @@
-"""Which model a command uses, with what is added to it, and where it runs."""
+"""The model of a command: loading, LoRAs, device, dtype and offloading."""
 
 import importlib.util
 import logging
@@ -21,10 +21,10 @@ Lora = tuple[str, float]  # (file, weight)
 
 
 def check_parts(loras: Sequence[Lora], offload: bool, device: torch.device) -> None:
-    """Check the additions to a model that can be checked before it is loaded.
+    """Check LoRAs and offloading as far as possible before a model is loaded.
 
     Raises:
-        AdhereError: if a LoRA is no safetensors file, a package is missing, or there is nothing to offload from.
+        AdhereError: if a LoRA is not a safetensors file, a package is missing, or there is no GPU to offload from.
     """
     for file, _ in loras:
         if not Path(file).expanduser().is_file():
@@ -56,11 +56,11 @@ def load_model(
 
     Args:
         model: as for `adhere.load`.
-        device: of the network.
-        dtype: of the network.
-        loras: files that are added, with their weights.
+        device: the device of the network.
+        dtype: the dtype of the network.
+        loras: (file, weight) of each LoRA to add.
         offload: whether components are on the device only while they compute.
-        files: which of the model's files are read: `variant`, `config` and `vae` of `adhere.load`.
+        files: `variant`, `config` and `vae` of `adhere.load`.
     """
     from adhere.pipelines._checks import explain_errors
     from adhere.pipelines.loading import load
@@ -109,7 +109,7 @@ def device_and_dtype(device: str | None, dtype: str | None) -> tuple[torch.devic
     """Return the device and the dtype of the network.
 
     Raises:
-        AdhereError: if one of them does not exist here.
+        AdhereError: if the device or the dtype does not exist on this machine.
     """
     if dtype not in (None, *_DTYPES):
         raise AdhereError(f"--dtype '{dtype}': choose one of {', '.join(_DTYPES)}")
@@ -134,7 +134,7 @@ def _usable_device(name: str) -> torch.device:
 def _silence_libraries() -> None:
     """Switch off log messages and progress bars of libraries; errors that matter are raised as AdhereError.
 
-    What this package logs becomes a warning, and so does that a prompt was cut, or that a LoRA fits only in part.
+    Log messages of this package become warnings. So do messages that a prompt was cut or that a LoRA fits only in part.
     """
     from diffusers.utils.logging import disable_progress_bar
 

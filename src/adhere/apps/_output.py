@@ -1,4 +1,4 @@
-"""What the command prints: notes and errors, each in one line, and what happens if standard output is lost."""
+"""Output of the command: notes and errors, each in one line, and errors of standard output itself."""
 
 import os
 import sys
@@ -10,12 +10,12 @@ from adhere.errors import AdhereWarning
 
 
 class OutputLost(Exception):
-    """Standard output is closed or full; the message is empty if its reader has ended, as `head` does."""
+    """Standard output is closed or full. The message is empty if the reader of a pipe has ended, such as `head`."""
 
 
 @contextmanager
 def stream_errors() -> Iterator[None]:
-    """Return a context that only prints: its errors are those of standard output, and raise `OutputLost`."""
+    """Return a context for code that only prints, whose errors are those of standard output and raise `OutputLost`."""
     try:
         yield
     except OSError as error:
@@ -27,9 +27,9 @@ def stream_errors() -> Iterator[None]:
 
 @contextmanager
 def printed_warnings() -> Iterator[None]:
-    """Return a context at whose end our own warnings are printed as one line each; those of libraries are not.
+    """Return a context that prints the warnings of adhere at its end, one per line; those of libraries are ignored.
 
-    After an error nothing but the error is printed, since the warnings are about a result that does not exist.
+    After an error, no warning is printed, since the warnings concern a result that does not exist.
     """
     notes: list[str] = []
     with warnings.catch_warnings():

@@ -13,7 +13,7 @@ Parser = Callable[[str, Any], Any]  # (flag, text or default) -> value
 
 
 def with_flag(flag: str, parser: Parser) -> Callable[[Any], Any]:
-    """A parser of values, whose errors name the flag."""
+    """Return a parser of values whose errors name the flag."""
 
     def parse(value: Any) -> Any:
         return parser(flag, value)
@@ -22,26 +22,26 @@ def with_flag(flag: str, parser: Parser) -> Callable[[Any], Any]:
 
 
 def parse_text(flag: str, text: str) -> str:
-    """The text of an option, which must not be empty."""
+    """Return the text of an option, which must not be empty."""
     if not text:
         raise AdhereError(f"{flag} '': is empty; give a name")
     return text
 
 
 def parse_psf(flag: str, text: str) -> str:
-    """The shape or the file of a point spread function, which must not be empty."""
+    """Return the shape or the file of a point spread function, which must not be empty."""
     if not text:
         raise AdhereError(f"{flag} '': is empty; give gaussian:SIGMA, motion:LENGTH,ANGLE, disk:RADIUS or a file")
     return text
 
 
 def parse_path(flag: str, text: str) -> Path:
-    """The path of an option."""
+    """Return the path of an option."""
     return Path(parse_text(flag, text))  # Path("") would be the current folder
 
 
 def integer_parser(low: int, high: int) -> Parser:
-    """A parser of integers from low to high. Typer also passes the default through it, which is an int."""
+    """Return a parser of integers from low to high. Typer also passes it the default value, which is an int."""
 
     def parse(flag: str, value: str | int) -> int:
         with suppress(ValueError):
@@ -53,7 +53,7 @@ def integer_parser(low: int, high: int) -> Parser:
 
 
 def parse_guidance_scale(flag: str, text: str) -> float:
-    """A number above 0."""
+    """Return a number above 0."""
     with suppress(ValueError):
         if 0 < float(text) < math.inf:
             return float(text)
@@ -61,7 +61,7 @@ def parse_guidance_scale(flag: str, text: str) -> float:
 
 
 def parse_noise(flag: str, value: str | float) -> float:
-    """A standard deviation from 0 to 1, in units of [0, 1]. Typer also passes the default through it, a float."""
+    """Return a standard deviation from 0 to 1, in units of [0, 1]. Typer also passes the default value, a float."""
     with suppress(ValueError):
         if 0 <= (noise := float(value)) <= 1:
             return noise
@@ -72,12 +72,12 @@ def parse_noise(flag: str, value: str | float) -> float:
 
 
 def parse_sigma(flag: str, text: str) -> float | None:
-    """A standard deviation from 0 to 1, or None for 'auto'."""
+    """Return a standard deviation from 0 to 1, or None for 'auto'."""
     return None if text == "auto" else parse_noise(flag, text)
 
 
 def parse_factor(flag: str, text: str) -> float:
-    """A number from 1.5 to 8."""
+    """Return a number from 1.5 to 8."""
     with suppress(ValueError):
         if 1.5 <= float(text) <= 8:
             return float(text)
@@ -85,14 +85,14 @@ def parse_factor(flag: str, text: str) -> float:
 
 
 def parse_kernel(flag: str, text: str) -> str:
-    """The name of a kernel of reduction."""
+    """Return the name of a kernel of reduction."""
     if text in ("area", "bicubic"):
         return text
     raise AdhereError(f"{flag} '{text}': give area or bicubic")
 
 
 def parse_lora(flag: str, text: Any) -> tuple[str, float]:
-    """(file, weight) from FILE or FILE:WEIGHT."""
+    """Return (file, weight) from FILE or FILE:WEIGHT."""
     file, colon, weight = str(text).rpartition(":")
     if not colon or not re.fullmatch(
         r"[\d.+-]*(\d[eE][+-]?\d+)?", weight
@@ -105,35 +105,35 @@ def parse_lora(flag: str, text: Any) -> tuple[str, float]:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """(height, width) from WIDTHxHEIGHT."""
+    """Return (height, width) from WIDTHxHEIGHT."""
     if sides := re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", text, re.ASCII):
         return int(sides[2]), int(sides[1])
     raise AdhereError(f"--size '{text}': give WIDTHxHEIGHT in pixels, such as 256x128, at most 9999x9999")
 
 
 def parse_box(flag: str, text: Any) -> tuple[int, int, int, int]:
-    """(left, top, width, height) from X,Y,W,H."""
+    """Return (left, top, width, height) from X,Y,W,H."""
     if found := re.fullmatch(r"(\d{1,6}),(\d{1,6}),([1-9]\d{0,5}),([1-9]\d{0,5})", str(text), re.ASCII):
         return int(found[1]), int(found[2]), int(found[3]), int(found[4])
     raise AdhereError(f"{flag} '{text}': give X,Y,W,H in pixels, the left and top edge, width and height: 10,20,64,48")
 
 
 def parse_color(flag: str, text: Any) -> tuple[int, int, int]:
-    """(red, green, blue) from #RRGGBB."""
+    """Return (red, green, blue) from #RRGGBB."""
     if found := re.fullmatch(r"#?([\da-f]{2})([\da-f]{2})([\da-f]{2})", str(text), re.ASCII | re.IGNORECASE):
         return int(found[1], 16), int(found[2], 16), int(found[3], 16)
     raise AdhereError(f"{flag} '{text}': give #RRGGBB, two hexadecimal digits for red, green and blue: '#ff0000'")
 
 
 def parse_growth(flag: str, text: Any) -> tuple[int, float]:
-    """(pixels, 0) from N, or (0, share) from N%."""
+    """Return (pixels, 0) from N, or (0, share) from N%."""
     if found := re.fullmatch(r"(\d{1,5})(%?)", str(text), re.ASCII):
         return (0, int(found[1]) / 100) if found[2] else (int(found[1]), 0.0)
     raise AdhereError(f"{flag} '{text}': give a whole number of pixels, or a share such as 25%")
 
 
 def parse_aspect(flag: str, text: Any) -> tuple[int, int]:
-    """(width, height) from W:H."""
+    """Return (width, height) from W:H."""
     if found := re.fullmatch(r"([1-9]\d{0,3}):([1-9]\d{0,3})", str(text), re.ASCII):
         return int(found[1]), int(found[2])
     raise AdhereError(f"{flag} '{text}': give W:H, two whole numbers, such as 16:9")

@@ -1,8 +1,8 @@
-"""What concerns the process of the command: signals, freed memory, and what C libraries print on standard error.
+"""The process of the command: signals, freed memory, and the messages of C libraries on standard error.
 
 Ctrl-C, SIGTERM and SIGHUP end the process at once, without an exception: libraries swallow exceptions while they are
 imported, and C++ code that is called back would abort. A signal that the caller ignores, as nohup does with SIGHUP,
-stays ignored. Only modules that cost nothing are imported here, so that the handlers are installed first of all.
+stays ignored. Only modules that load quickly are imported here, so that the handlers are installed early.
 """
 
 import ctypes
@@ -18,15 +18,15 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 
 
 class _State:
-    """What the handlers know: where messages go once the handlers are installed, and whether the files are written."""
+    """The state that the handlers read: the file for messages, once they are installed, and what has been written."""
 
     stderr: int | None = None
     is_written = False
-    preview: str | None = None  # the file of a preview that is there, if the command stops
+    preview: str | None = None  # the file of the preview, if one was written
 
 
 def install_handlers() -> None:
-    """Make the signals end this process; for the program only, since the handlers never return to a caller."""
+    """Make the signals end this process. This is for the program only, since the handlers never return to a caller."""
     with suppress(OSError):  # standard error may be closed
         _State.stderr = os.dup(2)
     for number in _SIGNALS:
@@ -37,8 +37,8 @@ def install_handlers() -> None:
 def reuse_freed_memory() -> None:
     """Let glibc reuse the memory of freed tensors. Otherwise the system takes it back and clears it at each allocation.
 
-    This saves a sixth of the processor time of adhere-photo. Pieces of more than 32 MB, as the states of pictures above
-    3 megapixels are, are given back: between such pieces that are still in use, no new one would fit.
+    This saves a sixth of the processor time of adhere-photo. Blocks of more than 32 MB, such as the states of pictures
+    above 3 megapixels, are still returned to the system, because they would fragment the memory.
     """
     with suppress(AttributeError, OSError, TypeError):  # another C library
         library = ctypes.CDLL(None)
@@ -60,12 +60,12 @@ def stopped() -> str:
 
 
 def set_written(is_written: bool) -> None:
-    """Note whether the files of this command have their final names."""
+    """Record whether the files of this command have their final names."""
     _State.is_written = is_written
 
 
 def set_preview(path: str | None) -> None:
-    """Note which file holds a preview, None for none."""
+    """Record the file that holds a preview, or None."""
     _State.preview = path
 
 
@@ -86,7 +86,7 @@ def ignored_signals() -> Iterator[None]:
 
 @contextmanager
 def silenced_stderr() -> Iterator[None]:
-    """Return a context in which C libraries such as libtiff print nothing, but Python does, if this is the program."""
+    """Return a context in which C libraries such as libtiff cannot print, but Python can; only for the program."""
     if _State.stderr is None:  # other threads of a caller may be printing
         yield
         return

@@ -1,4 +1,4 @@
-"""What is shown while a request runs: the residual beside the progress bar, and a preview in a file."""
+"""Progress of a running request: the residual beside the progress bar, and a preview in a file."""
 
 import time
 from collections.abc import Callable
@@ -20,11 +20,11 @@ _SECONDS_BETWEEN_PREVIEWS = 1.0
 def step_callback(
     pipe: "ConstrainedPipeline", preview: Path | None, shows_residual: bool
 ) -> Callable[..., None] | None:
-    """Return the callback of the pipeline's noise levels, or None if nothing is shown.
+    """Return the callback for the noise levels of the pipeline, or None if nothing is to be shown.
 
     Args:
         pipe: the pipeline.
-        preview: the file that gets the part of the picture that is being sampled, in its present state.
+        preview: the file for the current state of the part that is being sampled, or None.
         shows_residual: whether the progress bar shows the residual.
     """
     last_written = -_SECONDS_BETWEEN_PREVIEWS

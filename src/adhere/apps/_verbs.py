@@ -1,4 +1,4 @@
-"""The verbs: functions of a `Job` and of their own options, which check the job, make the task and run it.
+"""The verbs: functions of a `Job` and of their own options that check the job, make the task and run it.
 
 They import the rest of the package themselves, so that `adhere --help` does not wait for torch.
 """
@@ -36,7 +36,7 @@ def inpaint(
 ) -> "Result":
     """Inpaint the white part of a mask, boxes and a color. Every other pixel stays bit for bit the same.
 
-    (In a JPEG file, up to compression.)
+    In a JPEG file, the compression changes all pixels.
     """
     from adhere.tasks import Inpaint
 
@@ -65,8 +65,8 @@ def outpaint(
 ) -> "Result":
     """Continue a picture beyond its edges. Its own pixels stay bit for bit the same (up to compression in a JPEG).
 
-    A side grows by at most half of the model's native size at once, 128 pixels with adhere-photo; more is done in
-    several passes. Far from the picture, adhere-photo continues colors rather than objects.
+    In one pass, a side grows by at most half of the model's native size (128 pixels with adhere-photo); larger growth
+    takes several passes. Far from the picture, adhere-photo continues colors rather than objects.
     """
     from adhere.tasks import Outpaint
 
@@ -82,7 +82,7 @@ def outpaint(
 
 
 def _pixels(given: tuple[int, float] | None, side: int) -> int:
-    """Return an option's growth in pixels: it is (pixels, 0), or (0, share of the side)."""
+    """Return the growth of a side in pixels, from an option's value (pixels, 0) or (0, share of the side)."""
     pixels, share = given or (0, 0.0)
     return pixels + round(share * side)
 
@@ -96,7 +96,7 @@ def upscale(
     noise: _options.Noise = 0.0,
     frame: _options.Frame = None,
 ) -> "Result":
-    """Enlarge a picture. Reduced to its size, the result is PHOTO; for a whole factor, exactly."""
+    """Enlarge a picture so that the result, reduced to the size of PHOTO, is PHOTO: exactly for an integer factor."""
     from adhere.tasks import Upscale
 
     if size is not None and factor is not None:
@@ -116,7 +116,7 @@ def colorize(
     hint_noise: _options.HintNoise = 0.05,
     frame: _options.Frame = None,
 ) -> "Result":
-    """Color a gray picture from hints. Its brightness stays the same."""
+    """Color a gray picture from hints. The brightness of each pixel stays the same."""
     from adhere.tasks import Colorize
 
     job.check(input_file(photo), hints)
@@ -132,20 +132,20 @@ def colorize(
 def deblur(
     job: "Job", photo: _options.Photo, psf: _options.Psf, noise: _options.Noise = 0.002, frame: _options.Frame = None
 ) -> "Result":
-    """Sharpen a picture that was blurred in a known way, up to its border."""
+    """Sharpen a picture, including its border, that was blurred by a known point spread function."""
     from adhere.tasks import Deblur
 
-    job.check(input_file(photo), Path(psf))  # no name of an output is that of a shape
+    job.check(input_file(photo), Path(psf))  # Path(psf) is no file if psf names a shape
     with _process.silenced_stderr():
         task = Deblur(read_photo(photo, frame), psf, 2 * noise)  # [-1, 1] units
     return job.run(task, task.picture.size)
 
 
 def denoise(job: "Job", photo: _options.Photo, sigma: _options.Sigma = None, frame: _options.Frame = None) -> "Result":
-    """Remove noise from a picture: the mean of the pictures that it may show, by one network evaluation.
+    """Remove noise from a picture. The result is the mean of all pictures that agree with PHOTO, by one evaluation.
 
-    With --solver, or where several results are needed (--num-images, --mean, --contact-sheet, --uncertainty), samples
-    of these pictures are drawn instead: they have texture, and take 12 evaluations each by default.
+    With --solver, or with an option that needs several results (--num-images, --mean, --contact-sheet, --uncertainty),
+    samples are drawn instead. They have texture, and take 12 evaluations each by default.
     """
     from adhere.tasks import Denoise
 
@@ -174,28 +174,28 @@ def generate(job: "Job", size: _options.Size = None) -> "Result":
 
 
 def style(job: "Job", reference: _options.StyleReference, size: _options.Size = None) -> "Result":
-    """Generate a picture with the colors and textures of another. Only for latent models, such as Stable Diffusion."""
+    """Generate a picture with the colors and textures of another. Needs a latent model, such as Stable Diffusion."""
     from adhere.tasks import Style
 
     return _sample(job, reference, size, Style)
 
 
 def layout(job: "Job", reference: _options.LayoutReference, size: _options.Size = None) -> "Result":
-    """Generate a picture with the coarse colors of another. Only for latent models, such as adhere-emoji."""
+    """Generate a picture with the coarse colors of another. Needs a latent model, such as adhere-emoji."""
     from adhere.tasks import Layout
 
     return _sample(job, reference, size, Layout)
 
 
 def silhouette(job: "Job", reference: _options.Shape, size: _options.Size = None) -> "Result":
-    """Generate an object with a given outline on white. Only for latent models, such as adhere-emoji."""
+    """Generate an object with a given outline on white. Needs a latent model, such as adhere-emoji."""
     from adhere.tasks import Silhouette
 
     return _sample(job, reference, size, Silhouette)
 
 
 def _sample(job: "Job", reference: Path, size: str | None, make: Any) -> "Result":
-    """Sample a task of a reference and a size, with a latent model."""
+    """Check the job, make a task from a reference and a size, and sample it with a latent model."""
     job.check(None, reference)
     sides = None if size is None else parse_size(size)
     task: Task = make(reference, size=sides)

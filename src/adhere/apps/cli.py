@@ -6,9 +6,8 @@ Exit codes:
     2: An input or an option is not valid. Nothing is written.
     129, 130, 143: SIGHUP, Ctrl-C, SIGTERM. Nothing is written, unless the message says that the files are.
 
-Every error that this package finds is one line on standard error, and one that can be found before sampling is reported
-before it. Any other error is a fault of the program and keeps its traceback. The verbs are in `_verbs`, their
-options in `_options`.
+An error in the input is reported as one line on standard error, if possible before sampling. Any other error is a bug
+and keeps its traceback. The verbs are in `_verbs`, and their options in `_options`.
 """
 
 import inspect
@@ -65,8 +64,8 @@ _Version = Annotated[
 @_app.callback(
     help="Repair, enlarge and generate pictures with a diffusion model, without training it.\n\n"
     "A command that succeeds prints one line: the number of network evaluations (NFE), the seconds, the residual and "
-    "the peak memory. The residual is the distance of the sample from what is known of the result, as the root mean "
-    "square of pixel values from -1 to 1.",
+    "the peak memory. The residual is the RMS distance of the sample from the measured values, such as known pixels, "
+    "in units where pixel values are from -1 to 1.",
     epilog=_epilog(*(examples[0] for examples in EXAMPLES.values())),
 )
 def _root(version: _Version = False) -> None:
@@ -101,11 +100,11 @@ def _shared_options(
     dry_run: _options.DryRun = False,
     force: _options.Force = False,
 ) -> None:
-    """Declare the options of every verb, under the names of the attributes of `Job`. Only the signature is used."""
+    """Declare the options of all verbs, named like the attributes of `Job`. Only the signature is used."""
 
 
 def _command(name: str) -> Callable[[_Verb], _Verb]:
-    """A decorator that makes a command of a function (job, *own options), with the shared options added."""
+    """Return a decorator that turns a function of (job, *own options) into a command with the shared options."""
 
     def decorate(verb: _Verb) -> _Verb:
         _, *own = inspect.signature(verb).parameters.values()
@@ -136,7 +135,7 @@ for _name in EXAMPLES:
 
 @_app.command("models", epilog=_epilog("adhere models"))
 def _models() -> Callable[[], None]:
-    """List the models that need no download: those that ship, and those in the cache of the Hugging Face hub."""
+    """List the models that need no download: the shipped ones, and those in the cache of the Hugging Face hub."""
     return _verbs.print_models
 
 
@@ -147,8 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit; `adhere` and `python -m adhere` start here.
 
     Args:
-        arguments: those after the program's name, by default those of the process. If there are none, the help is
-            shown.
+        arguments: the arguments after the program's name; by default, those of the process. Without arguments, the help
+            is shown.
 
     Raises:
         SystemExit: always, with the exit code.
@@ -183,7 +182,7 @@ def _exit_code(arguments: list[str]) -> int:
 
 
 def _parse(command: Any, arguments: list[str]) -> _Work | None:
-    """Return what the arguments ask for, or None if it was the help or the version, which are printed."""
+    """Return the work that the arguments request, or None after printing the help or the version."""
     work = None
     with suppress(typer.Exit), command.make_context("adhere", [*arguments]) as context:
         work = command.invoke(context)

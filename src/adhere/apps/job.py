@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from adhere.pipelines.base import ConstrainedOutput, ConstrainedPipeline
 
 _USUAL_MASK_SHARE = 0.9
-_LARGE_RESIDUAL = 0.04  # of deblurring without noise, in [-1, 1] units: five levels
+_LARGE_RESIDUAL = 0.04  # a large residual of deblurring without noise, in [-1, 1] units: five 8-bit levels
 
 
 @dataclass(frozen=True)
@@ -39,30 +39,30 @@ class Report:
     """The figures and the settings of one job, in the order in which the JSON file has them.
 
     Attributes:
-        nfe: network evaluations.
+        nfe: the number of network evaluations.
         seconds: the wall time of sampling, decoding and encoding the picture.
-        residual: see `ConstrainedOutput`; of several pictures, the largest.
+        residual: as in `ConstrainedOutput`; for several pictures, the largest residual.
         peak_gb: the largest amount of memory in use, in units of 1024^3 bytes: of the GPU if the network is on one,
             otherwise of the process; None if the system does not tell.
         repainted: the share of the pixels that were inpainted, or None.
-        task: the name of its class, and its settings that are numbers, texts or names of files, in the units of Python.
-        model: the name, folder, file or hub id.
-        variant: of the weights, or None.
-        config: where the configurations of a single file's components were read, or None.
-        vae: where the autoencoder was read, if it is not the model's own, or None.
-        loras: the files that were added, with their weights.
+        task: the class of the task, and its settings that are numbers, texts or names of files, in the units of Python.
+        model: the name, folder, file or hub id of the model.
+        variant: the variant of the weights, or None.
+        config: the folder or hub id with the configurations of a single file's components, or None.
+        vae: the folder, hub id or file of the autoencoder, or None if it is the model's own.
+        loras: (file, weight) of each LoRA.
         offload: whether components were on the device only while they computed.
-        prompt: what the result shows, or None.
-        negative_prompt: what the result does not show, or None.
-        guidance_scale: the one that was given, or None.
+        prompt: the prompt, or None.
+        negative_prompt: the negative prompt, or None.
+        guidance_scale: the scale that was given, or None.
         solver: the name of the preset, or of the solver's class where the task has its own.
-        steps: the noise levels of the run.
-        seed: of the random numbers; of several pictures, that of the first, and the next ones have the next seeds.
+        steps: the number of noise levels of the run.
+        seed: the seed of the first picture; each further picture has the next integer as its seed.
         num_images: the number of samples.
-        device: of the network.
-        dtype: of the network.
+        device: the device of the network.
+        dtype: the dtype of the network.
         compile: whether the network was compiled.
-        version: of adhere.
+        version: the version of adhere.
     """
 
     nfe: int
@@ -93,7 +93,7 @@ class Report:
     def line(self) -> str:
         """The figures in one line, such as '12 NFE, 2.1 s, residual 0.000, peak 0.6 GB'.
 
-        A mask of more than 90 % of the picture is often one whose black part was meant.
+        If the mask covers more than 90 % of the picture, a hint to invert it is added.
         """
         peak = "unknown" if self.peak_gb is None else f"{self.peak_gb:.1f} GB"
         figures = f"{self.nfe} NFE, {self.seconds:.1f} s, residual {self.residual:.3f}, peak {peak}"
@@ -112,26 +112,26 @@ Result = Report | Estimate
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Where the results of one request are written, and how they are sampled.
+    """One request: the files to write, and the settings of sampling.
 
     Call `check` first, then make the task, then call `run`.
 
     Args:
-        output: the picture to write.
+        output: the file of the picture to write.
         json_file: the file to which the report is written, or None.
         force: whether existing files may be replaced.
         model: as for `adhere.load`; None is the shipped photograph model.
-        variant: of the weights in the model's folder, such as 'fp16'; None are those without a variant.
-        config: where the configurations of a single file's components are; None is the hub.
+        variant: the variant of the weights in the model's folder, such as 'fp16'; None is that without a name.
+        config: the folder or hub id with the configurations of a single file's components; None is the hub.
         vae: the folder, the hub id or the .safetensors file of an autoencoder; None is the model's own.
-        loras: .safetensors files that are added to the model, with their weights.
+        loras: (.safetensors file, weight) of each LoRA to add.
         offload: whether components are on the GPU only while they compute.
-        prompt: for models that read text.
-        negative_prompt: for models that read text.
+        prompt: the prompt, for models that read text.
+        negative_prompt: the negative prompt, for models that read text.
         guidance_scale: above 0; None is the model's own.
         solver: the name of a preset; None is the default for the task.
         steps: the number of noise levels; None is the solver's own.
-        seed: of the random numbers.
+        seed: the seed of the random numbers.
         device: a name that `torch.device` understands; None is a GPU if there is one, otherwise the CPU.
         dtype: 'float32', 'float16' or 'bfloat16'; None is float32 on a CPU and float16 on a GPU.
         compile: whether the network is compiled with torch.compile.
@@ -207,9 +207,9 @@ class Job:
         While the files are renamed to their final names, the process ignores signals.
 
         Args:
-            task: what to sample.
-            size: (height, width) of the result in pixels, if it is known.
-            needs_latents: whether models of pixels are refused.
+            task: the task to sample.
+            size: (height, width) of the result in pixels, or None if it is not known.
+            needs_latents: whether pixel-space models are refused.
 
         Raises:
             AdhereError: if the model cannot be loaded or cannot do the task, or a file cannot be written. No file is
@@ -249,7 +249,7 @@ class Job:
     def _sample(
         self, pipe: "ConstrainedPipeline", task: Task, index: int, count: int, options: dict[str, Any]
     ) -> "ConstrainedOutput":
-        """Return one sample; several are drawn one after the other, so that the memory does not grow."""
+        """Return one sample; samples are drawn one by one, so that memory does not grow with their number."""
         desc = "sampling" if count == 1 else f"sampling {index + 1} of {count}"
         shows_residual = self.show_progress and (not pipe.is_latent or isinstance(task, Inpaint | Outpaint))
         pipe.set_progress_bar_config(desc=desc, leave=False, disable=not self.show_progress)  # type: ignore[attr-defined]
@@ -301,7 +301,7 @@ class Job:
 
     def _write(self, contents: dict[Path, Callable[[IO[bytes]], object]], report: Report) -> Report:
         """Write all files or none; return the report with the time that the pictures took."""
-        names = replace(self._files, preview=None)  # it may be there by now
+        names = replace(self._files, preview=None)  # it may exist by now
         names.check()  # again, for what has appeared meanwhile: with --force, nothing else would refuse it
         begin = time.perf_counter()
 
@@ -321,7 +321,7 @@ class Job:
 
 
 def _check_fit(task: Task, residual: float) -> None:
-    """Warn if a picture to deblur differs from every picture that is blurred as stated."""
+    """Warn if no picture that is blurred by the stated point spread function is near the picture to deblur."""
     if isinstance(task, Deblur) and residual > max(_LARGE_RESIDUAL, 5 * task.noise):
         given = f"the picture is not blurred by --psf (residual {residual:.3f}, noise {task.noise:.3f})"
         warnings.warn(f"{given}: check it, or give more --noise", AdhereWarning, stacklevel=2)
@@ -335,7 +335,7 @@ def _settings(task: Task) -> dict[str, object]:
 
 
 def _as_json(value: object) -> object:
-    """Return a value with lists for tuples and text for paths, or ... if it is no plain setting."""
+    """Return a value with lists for tuples and text for paths, or ... if it is not a plain setting."""
     if isinstance(value, (tuple, list)):
         parts = [_as_json(one) for one in value]
         return ... if ... in parts else parts

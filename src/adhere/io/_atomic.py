@@ -36,7 +36,7 @@ def check_writable(path: Path, force: bool = False) -> None:
     """Check that a file can be written, before the work whose result it will hold.
 
     A temporary file is created in the folder and removed again, because permission bits are not reliable: root, for
-    example, may write files whatever they say. Temporary files that killed processes have left there are removed.
+    example, may write files regardless of them. Temporary files that killed processes have left there are removed.
 
     Args:
         path: The file to write later.
@@ -166,7 +166,7 @@ def _temporary_file(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
 
 
 def _close(file: IO[bytes]) -> None:
-    """Close a file; if its disk is full, that tries to write again what was reported when it was flushed."""
+    """Close a file, and ignore the error of a full disk, which was reported when the file was flushed."""
     with suppress(OSError):
         file.close()
 
@@ -184,7 +184,7 @@ def _temporary_name(path: Path) -> Iterator[Path]:
 
 
 def _lock(file: IO[bytes], wait: bool = True) -> None:
-    """Lock a file until it is closed, so that `_remove_leftovers` in another process leaves it."""
+    """Lock a file until it is closed, so that `_remove_leftovers` of another process does not remove it."""
     if sys.platform != "win32":
         with suppress(OSError):  # the file system has no locks
             fcntl.flock(file, fcntl.LOCK_SH | (0 if wait else fcntl.LOCK_NB))
@@ -212,7 +212,7 @@ def _check_replaceable(path: Path, force: bool) -> None:
 
 
 def _target(path: Path, force: bool) -> Path:
-    """The file to write: with `force`, the one that a link points to."""
+    """Return the file to write; if the path is a link and `force` is set, this is the file that the link points to."""
     path = _expand_home(path)
     return Path(os.path.realpath(path)) if force and path.is_symlink() else path
 
@@ -223,7 +223,7 @@ def _expand_home(path: Path) -> Path:
 
 @contextmanager
 def _as_write_error(path: Path) -> Iterator[None]:
-    """Convert errors of writing `path` to AdhereError."""
+    """Return a context that converts errors of writing `path` to AdhereError."""
     try:
         yield
     except (OSError, ValueError) as error:

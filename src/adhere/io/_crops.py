@@ -2,8 +2,8 @@
 
 A box is (rows, columns), a pair of slices. A crop is the bounding box of one region of the mask, extended by a margin
 of context. Regions that are close together share a crop, and no crop contains masked pixels of another crop. Crops can
-therefore be sampled separately and pasted back in any order. The mask is reduced to cells first, of which even a large
-picture has few (`benchmarks.crops`).
+therefore be sampled separately and pasted back in any order. The mask is first reduced to cells, because even a large
+picture has few of them (`benchmarks.crops`).
 """
 
 from collections import deque
@@ -37,7 +37,7 @@ def crops_around(mask: Bool[np.ndarray, "H W"], context: int) -> list[Box]:
 
 
 def _region_boxes(mask: np.ndarray, cell_size: int) -> list[Box]:
-    """Bounding boxes of the masked pixels, grouped by connected cells of `cell_size` x `cell_size` pixels."""
+    """Return the bounding box of the masked pixels in each group of connected cells of `cell_size` pixels per side."""
     starts = [range(0, side, cell_size) for side in mask.shape]
     cells = np.logical_or.reduceat(np.logical_or.reduceat(mask, starts[0], axis=0), starts[1], axis=1)
     return [_bounds(mask, runs, cell_size) for runs in _components(cells)]
@@ -77,12 +77,12 @@ def _components(cells: Bool[np.ndarray, "h w"], by_corners: bool = True) -> list
 
 
 def _bounds(mask: np.ndarray, runs: list[Run], cell_size: int) -> Box:
-    """The bounding box of the masked pixels in the cells of the runs; only the outermost cells are looked at."""
+    """Return the bounding box of the masked pixels in the cells of the runs; only the outermost cells are read."""
     top, bottom = min(run[0] for run in runs), max(run[0] for run in runs)
     left, right = min(run[1] for run in runs), max(run[2] for run in runs)
 
     def extent(axis: int, boxes: list[Run]) -> list[int]:
-        """The first and the last row (axis 0) or column (axis 1) with masked pixels in some cells."""
+        """Return the first and the last row (axis 0) or column (axis 1) with masked pixels in some cells."""
         found = []
         for row, start, stop in boxes:
             y, x = row * cell_size, start * cell_size

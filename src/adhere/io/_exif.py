@@ -1,4 +1,4 @@
-"""EXIF blocks, b"Exif\\0\\0" and a TIFF file without a picture: upright ones, and their tags in TIFF files."""
+"""EXIF blocks, b"Exif\\0\\0" and a TIFF file without a picture: upright blocks, and tags for TIFF files."""
 
 import io
 import struct
@@ -28,7 +28,7 @@ def exif_block(info: Mapping[Any, Any]) -> Any:
 
 
 def _entries(block: bytes | bytearray, order: str, offset: int) -> Iterator[tuple[int, int, int, int]]:
-    """(position, tag, type, value or offset of the value) of each entry of the directory at `offset`."""
+    """Yield (position, tag, type, value or offset of the value) of each entry of the directory at `offset`."""
     for i in range(*struct.unpack_from(order + "H", block, offset)):
         position = offset + 2 + 12 * i
         tag, kind, _, value = struct.unpack_from(order + "HHLL", block, position)
@@ -36,9 +36,9 @@ def _entries(block: bytes | bytearray, order: str, offset: int) -> Iterator[tupl
 
 
 def upright_exif(exif: Any, size: tuple[int, int]) -> bytes | None:
-    """Return a block with orientation 1, the size (height, width) and no thumbnail; all other bytes stay as they are.
+    """Return a block with orientation 1, the size (height, width) and no thumbnail; all other bytes are kept.
 
-    The thumbnail would still show what was inpainted.
+    A thumbnail would still show what was inpainted.
 
     Raises:
         Exception: The block is damaged: struct.error, KeyError, TypeError or AttributeError.
@@ -69,7 +69,7 @@ def upright_exif(exif: Any, size: tuple[int, int]) -> bytes | None:
 
 
 def exif_of_tiff(image: Image.Image) -> bytes | None:
-    """Return the tags of a TIFF file that do not describe its layout, as a block, or None."""
+    """Return the tags of a TIFF file that do not describe its layout as a block, or None if there are none."""
     old, new = image.getexif(), Image.Exif()
     for tag in set(old) - _LAYOUT_TAGS:
         new[tag] = _exact(old[tag])
@@ -83,12 +83,12 @@ def exif_of_tiff(image: Image.Image) -> bytes | None:
 
 
 def _exact(value: Any) -> Any:
-    """Text as the bytes of the file; Pillow would replace all that is not ASCII by question marks."""
+    """Return a text as the bytes of the file, since Pillow would replace non-ASCII characters by question marks."""
     return value.encode("latin-1") if isinstance(value, str) and not value.isascii() else value
 
 
 def tags_of_exif(exif: bytes) -> ImageFileDirectory_v2:
-    """Return a block as tags for a TIFF file, with the types that they have in the block."""
+    """Return the tags of a block for a TIFF file, with the types that they have in the block."""
     file = io.BytesIO(exif.removeprefix(b"Exif\0\0"))
     tags = ImageFileDirectory_v2()
     first = _directory(file, None, None)

@@ -1,4 +1,4 @@
-"""Files that hold several pictures, and raw files: which picture is read, and which files are refused.
+"""Files that hold several pictures, and raw files: the choice of the picture to read, and checks that refuse files.
 
 Pages (TIFF) and animations (GIF, APNG, WebP, AVIF) are read only if a frame is chosen. The other formats, such as MPO,
 have a main picture. Smaller copies and masks in a TIFF file are not pictures of their own.
@@ -40,15 +40,15 @@ class SeveralPictures(AdhereError):
 
 
 def select_frame(image: Image.Image, name: str, frame: int | None) -> list[str]:
-    """Make a frame of an opened file the current one, and return the names of what else is in the file.
+    """Make a frame of an opened file the current one, and return the names of the other contents of the file.
 
     Args:
         image: The file as Pillow opened it, before it is decoded.
         name: The file's name, for messages.
-        frame: Its number from 0; None is the only picture, or the main one.
+        frame: The number of the frame, from 0; None is the only picture, or the main one.
 
     Raises:
-        SeveralPictures: It holds several pictures and none was chosen.
+        SeveralPictures: The file holds several pictures, and no frame was chosen.
         AdhereError: The file is a raw file, or there is no such frame.
     """
     check_not_raw(image, name)
@@ -68,7 +68,7 @@ def select_frame(image: Image.Image, name: str, frame: int | None) -> list[str]:
 
 
 def check_not_raw(image: Image.Image, name: str) -> None:
-    """Check that Pillow would not read the preview of a raw file that is based on TIFF.
+    """Check that an opened TIFF file is not a raw file, of which Pillow would read the preview.
 
     Raises:
         AdhereError: It is a raw file.
@@ -78,7 +78,7 @@ def check_not_raw(image: Image.Image, name: str) -> None:
 
 
 def count_pictures(image: Image.Image) -> int:
-    """Return how many pictures of their own an opened file holds; damaged ones are not counted."""
+    """Return the number of pictures in an opened file, without reduced copies, masks and damaged pictures."""
     total = getattr(image, "n_frames", 1)
     if image.format != "TIFF" or total == 1:
         return total
@@ -91,7 +91,7 @@ def count_pictures(image: Image.Image) -> int:
 
 
 def check_one_picture(path: str | os.PathLike[str]) -> None:
-    """Check that no picture would be lost if a file with one picture replaced an existing file.
+    """Check that an existing file does not hold several pictures, which would be lost if one picture replaced it.
 
     Raises:
         AdhereError: The file holds several pictures.
@@ -104,7 +104,7 @@ def check_one_picture(path: str | os.PathLike[str]) -> None:
 
 
 def hint_for_unidentified(name: str) -> str:
-    """Return what to do with a file that Pillow cannot read."""
+    """Return a hint for a file that Pillow cannot read."""
     suffix = os.path.splitext(name)[1].lower()
     if suffix in _RAW_SUFFIXES:
         return "is a raw file; develop it to TIFF or PNG"
@@ -114,7 +114,7 @@ def hint_for_unidentified(name: str) -> str:
 
 
 def _is_raw(image: Image.Image, name: str) -> bool:
-    """Whether a TIFF file is a raw file."""
+    """Return whether a TIFF file is a raw file."""
     tags = image.tag_v2  # pyright: ignore[reportAttributeAccessIssue]
     return (
         os.path.splitext(name)[1].lower() in _RAW_SUFFIXES

@@ -1,6 +1,6 @@
-"""Metadata of pictures: what is copied from the picture that was read to the one that is written, and what is left out.
+"""Metadata of pictures: what is copied from the input to the result, and what is left out.
 
-Metadata are the entries of a PIL image's `info` that `read_metadata` returns. The names are Pillow's, and more:
+Metadata are the entries of a PIL image's `info` that `read_metadata` returns. Their names are:
 
     icc_profile, exif, xmp, dpi, comment    as in Pillow; `exif` is upright and has no thumbnail
     iptc                                    captions and keywords (IPTC-IIM)
@@ -67,7 +67,7 @@ _KNOWN_SEGMENTS = (
     b"MPF\0",
 )
 _IPTC_RESOURCE = 0x0404
-_DEFAULT_DPI = {(72, 72), (96, 96)}  # what programs write that know nothing of the resolution
+_DEFAULT_DPI = {(72, 72), (96, 96)}  # values that programs write if the resolution is unknown
 _LOSSLESS_COMPRESSIONS = {
     "group3",
     "group4",
@@ -111,7 +111,7 @@ def read_metadata(image: Image.Image, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def resized(metadata: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """Return the metadata of a picture that was enlarged to (height, width): without what is false for the new size."""
+    """Return the metadata of an enlarged picture, without those that are wrong for its new size (height, width)."""
     new = {name: value for name, value in metadata.items() if name != "geotiff"}
     if "geotiff" in metadata:
         new["left_out"] = (*new.get("left_out", ()), _TITLES["geotiff"])
@@ -168,7 +168,7 @@ def _comment(comment: Any) -> bytes | None:
 
 
 def _format_metadata(image: Image.Image) -> dict[str, Any]:
-    """What only some formats have, and what a result of ours has."""
+    """Return the metadata that only some formats have; an image that was not read from a file has them in `info`."""
     if image.format is None:
         names = ("iptc", "png_text", "png_color", "geotiff", "tiff_compression")
         return {name: image.info[name] for name in names if name in image.info}
@@ -186,7 +186,7 @@ def _format_metadata(image: Image.Image) -> dict[str, Any]:
 
 
 def _parts_left_out(image: Image.Image) -> Iterator[str]:
-    """The names of what a JPEG, TIFF or PNG file has beside the picture and the metadata that are copied."""
+    """Yield the names of the parts of a JPEG, TIFF or PNG file that are neither picture nor copied metadata."""
     segments = [(name, data) for name, data in getattr(image, "applist", ()) if name != "COM"]
     chunks = {chunk[0].decode("latin-1") for chunk in getattr(image, "private_chunks", ())}
     if "caBX" in chunks or any(name == "APP11" and b"jumb" in data[:32] for name, data in segments):
@@ -215,7 +215,7 @@ def _iptc_of_tags(tags: ImageFileDirectory_v2) -> bytes | None:
 
 
 def _png_text(image: Image.Image) -> dict[str, str]:
-    """The texts; raw profiles repeat EXIF and XMP, with the old orientation."""
+    """Return the texts without raw profiles, which repeat EXIF and XMP with the old orientation."""
     text: dict[str, str] = getattr(image, "text", {})
     return {k: v for k, v in text.items() if k != "XML:com.adobe.xmp" and not k.startswith("Raw profile type")}
 
@@ -235,7 +235,7 @@ def _png_color(info: Mapping[Any, Any]) -> dict[bytes, bytes]:
 
 
 def _valid(info: Mapping[Any, Any]) -> dict[str, Any]:
-    """The metadata among the entries of any `info`, which may come from a program that uses its names otherwise."""
+    """Return the valid metadata of any `info`; other programs may use the same names for other things."""
     checked = dict(info) | {"dpi": _dpi(info.get("dpi")), "comment": _comment(info.get("comment"))}
     types = {"dpi": tuple, "png_text": Mapping, "png_color": Mapping, "geotiff": Mapping}
     return {
@@ -246,7 +246,7 @@ def _valid(info: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _fits(name: str, value: Any, format: str, mode: str) -> bool:
-    """Whether an entry is valid for the image, and small enough for the format."""
+    """Return whether an entry is valid for the image, and small enough for the format."""
     if name not in _HELD_BY[format]:
         return False
     if name == "icc_profile":  # a profile for other channels than those written; WebP is always RGB
@@ -302,7 +302,7 @@ _WRITERS = {"JPEG": _jpeg_options, "PNG": _png_options, "WEBP": _webp_options, "
 
 
 def _compression(old: str, mode: str) -> str:
-    """The compression of the old file, or another one if that would change pixels or cannot hold them."""
+    """Return the compression of the old file, or another one if that would change pixels or cannot hold them."""
     old = {"tiff_deflate": "tiff_adobe_deflate", "tiff_zstd": "zstd", "tiff_lzma": "lzma"}.get(old, old)
     is_usable = old == "raw" or (old in _LOSSLESS_COMPRESSIONS and (mode == "1" or old not in _BILEVEL_COMPRESSIONS))
     return old if is_usable else "tiff_adobe_deflate"

@@ -49,7 +49,7 @@ def luma(x: Tensor) -> Tensor:
 
 
 def samples_of(image: Image.Image, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """The samples (H, W, C) and alpha (H, W) of a PIL image of any mode."""
+    """Return the samples (H, W, C) and alpha (H, W) of a PIL image of any mode."""
     if image.mode == "F":
         raise AdhereError(f"{name}: holds floating-point values; export it with 8 or 16 bits per sample")
     if image.mode.startswith("I"):
@@ -63,12 +63,12 @@ def samples_of(image: Image.Image, name: str) -> tuple[np.ndarray, np.ndarray | 
 
 
 def bits_per_sample(image: Image.Image) -> tuple[int, ...]:
-    """What a TIFF file says; empty for other files."""
+    """Return the bits per sample that a TIFF file states, and () for other files."""
     return getattr(image, "tag_v2", {}).get(258, ())
 
 
 def lost_in_conversion(image: Image.Image) -> Iterator[str]:
-    """The names of what Pillow cannot read of an opened file."""
+    """Yield the names of the parts of an opened file that Pillow cannot read."""
     arguments = [tile[3] for tile in getattr(image, "tile", ())]  # a text, a tuple or None, by the format
     rawmodes = [str(one[0] if isinstance(one, tuple) and one else one) for one in arguments]
     bits = [mode.partition(";")[2] for mode in rawmodes]
@@ -81,7 +81,7 @@ def lost_in_conversion(image: Image.Image) -> Iterator[str]:
 
 
 def _integer_samples(image: Image.Image, name: str) -> np.ndarray:
-    """The samples (H, W, 1) of a PIL image of mode I;16, or of 32-bit integers that fit into 16 bits."""
+    """Return the samples (H, W, 1) of a PIL image of mode I;16, or of 32-bit integers that fit into 16 bits."""
     values = np.asarray(image)  # (H, W)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
@@ -90,7 +90,7 @@ def _integer_samples(image: Image.Image, name: str) -> np.ndarray:
 
 
 def convert_for(format: str, pixels: np.ndarray, alpha: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Samples and alpha reduced to what the format can hold."""
+    """Return samples and alpha, converted to the number of bits and channels that the format can hold."""
     if format in ("JPEG", "WEBP", "BMP") and pixels.dtype == np.uint16:
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if format in ("JPEG", "BMP") and alpha is not None:
@@ -101,7 +101,7 @@ def convert_for(format: str, pixels: np.ndarray, alpha: np.ndarray | None) -> tu
 
 
 def fill_unknown(x: Tensor, known: Tensor) -> Tensor:
-    """x (1, C, H, W) with the pixels that are not known replaced by means of known ones, coarse to fine."""
+    """Return x (1, C, H, W) with its unknown pixels replaced by means of known ones, from coarse to fine."""
     if known.all() or not known.any():
         return x
     weight = known.float()
@@ -123,7 +123,7 @@ def channels_last(image: Tensor) -> np.ndarray:
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """Return float values in [0, 1] as bytes; others are refused."""
+    """Return float values in [0, 1] as bytes; values outside the range raise AdhereError."""
     if image.size and not (image.min() >= 0 and image.max() <= 1):  # also for NaN
         raise AdhereError(f"the image has values from {image.min():g} to {image.max():g}; give float values in [0, 1]")
     return (image * 255).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What to inpaint: boxes, colors and masks are united, then inverted, filled, enlarged and feathered.
+"""The selection of the pixels to inpaint: boxes, colors and masks, united, inverted, filled, enlarged, feathered.
 
 A selection holds a weight w in [0, 1] per pixel, float32 (H, W): 0 = keep, 1 = inpaint. Without soft edges, w is 0
 or 1. Distances are Euclidean, between the centers of pixels.
@@ -22,7 +22,7 @@ _Weights = Float[np.ndarray, "H W"]
 
 @dataclass(frozen=True)
 class Selection:
-    """How a selection is made from a mask, or from nothing; steps are made in the order of the attributes.
+    """The steps that make a selection, from a mask or without one; they are applied in the order of the attributes.
 
     Attributes:
         boxes: (left, top, width, height) in pixels; a part outside the picture is cut off.
@@ -66,7 +66,7 @@ class Selection:
 
         Args:
             picture: the picture to inpaint.
-            weights: those of a mask, bool or float, or of the transparent part; None for boxes and a color alone.
+            weights: of a mask or of the transparent part, bool or float (H, W); None for boxes and a color alone.
 
         Raises:
             AdhereError: for a box outside the picture, or a selection of everything or nothing.
@@ -95,9 +95,9 @@ class Selection:
 
 
 def noise_of(weights: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-    """Return the standard deviation of the noise of each pixel, in [-1, 1] units: 0.5 w / (1 - w) between the limits.
+    """Return the standard deviation of the noise of each pixel, in [-1, 1] units.
 
-    It is 0 for pixels that are kept, and for unknown ones, which are not measured.
+    It is 0.5 w / (1 - w) between the limits, and 0 for pixels that are kept and for unknown ones.
     """
     is_soft = (weights > KNOWN_MAX_WEIGHT) & (weights < UNKNOWN_MIN_WEIGHT)
     w = np.where(is_soft, weights, 0)
@@ -113,7 +113,7 @@ def _slices(box: tuple[int, int, int, int], size: tuple[int, int]) -> Box:
 
 
 def _has_color(picture: Picture, color: tuple[int, int, int], tolerance: int) -> Bool[np.ndarray, "H W"]:
-    """The visible pixels whose channels are all near those of the color."""
+    """Return the visible pixels whose channels are all near those of the color."""
     per_level = np.iinfo(picture.pixels.dtype).max // 255
     near = picture.visible()
     for channel, value in zip(
@@ -124,7 +124,7 @@ def _has_color(picture: Picture, color: tuple[int, int, int], tolerance: int) ->
 
 
 def _holes(outside: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
-    """The regions of `outside` that do not touch the edge of the picture."""
+    """Return the regions of `outside` that do not touch the edge of the picture."""
     height, width = outside.shape
     holes = np.zeros_like(outside)
     for runs in _components(outside, by_corners=False):
@@ -135,7 +135,7 @@ def _holes(outside: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
 
 
 def _grown(weights: _Weights, radius: int) -> _Weights:
-    """The largest weight within the radius of each pixel."""
+    """Return the largest weight within the radius of each pixel."""
     box = _around(weights > 0, radius)
     part = weights[box]
     if np.isin(part, (0, 1)).all():
@@ -148,7 +148,7 @@ def _grown(weights: _Weights, radius: int) -> _Weights:
 
 
 def _feathered(weights: _Weights, width: int) -> _Weights:
-    """The weights times a ramp inwards from the edge; the edge of the picture is none."""
+    """Return the weights times a ramp inwards from the edge of the selection; the edge of the picture has no ramp."""
     box = _around(weights > KNOWN_MAX_WEIGHT, 1)
     distance = np.sqrt(_squared_distance(weights[box] <= KNOWN_MAX_WEIGHT, width + 1))
     weights = weights.copy()
@@ -157,7 +157,7 @@ def _feathered(weights: _Weights, width: int) -> _Weights:
 
 
 def _around(selected: Bool[np.ndarray, "H W"], margin: int) -> Box:
-    """The bounding box of the selected pixels with a margin, cut at the picture's edges."""
+    """Return the bounding box of the selected pixels with a margin, cut at the picture's edges."""
     spans = []
     for axis in (0, 1):
         lines = np.flatnonzero(selected.any(1 - axis))
@@ -167,7 +167,7 @@ def _around(selected: Bool[np.ndarray, "H W"], margin: int) -> Box:
 
 
 def _squared_distance(targets: Bool[np.ndarray, "h w"], limit: int) -> np.ndarray:
-    """The squared distance of each pixel to the nearest target, int64 (h, w); more than limit^2 if it is further."""
+    """Return the squared distance of each pixel to the nearest target, int64 (h, w); above limit^2 it is not exact."""
     height, width = targets.shape
     far = limit + 1
     columns = np.arange(width)
@@ -182,7 +182,7 @@ def _squared_distance(targets: Bool[np.ndarray, "h w"], limit: int) -> np.ndarra
 
 
 def _largest_within(weights: torch.Tensor, radius: int) -> torch.Tensor:
-    """The largest of the weights (h, w) within a disc around each pixel."""
+    """Return the largest of the weights (h, w) within a disc around each pixel."""
     largest = weights.clone()
     for dy in range(min(radius, len(weights) - 1) + 1):
         reach = int((radius**2 - dy**2) ** 0.5)

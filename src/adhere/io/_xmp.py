@@ -1,4 +1,4 @@
-"""XMP: captions, ratings and others as XML; the properties that become false are removed."""
+"""XMP (captions, ratings and other properties as XML): removal of the properties that are wrong for the result."""
 
 from contextlib import suppress
 from typing import Any
@@ -30,14 +30,14 @@ _EMPTY_XMP = (
 
 
 def true_xmp(xmp: Any, is_resized: bool = False) -> tuple[bytes | None, bool]:
-    """Return XMP without the properties that are false for this picture alone, and whether it describes no other part.
+    """Return XMP without properties that are wrong for the result, and whether it described no other part of the file.
 
     Args:
         xmp: The `xmp` of an image's `info`, or None.
         is_resized: Whether the picture was enlarged; the geometry of a panorama is removed then.
 
     Raises:
-        ExpatError, ValueError: It is damaged.
+        ExpatError, ValueError: The XMP is damaged.
     """
     if not isinstance(xmp, bytes) or not xmp:
         return None, True
@@ -75,7 +75,7 @@ def mark_as_edited(xmp: Any) -> bytes:
 
 
 def _parsed(xmp: Any) -> minidom.Document | None:
-    """XMP as a document; None if it has no description."""
+    """Return XMP as a document, or None if it has no description."""
     with suppress(Exception):  # minidom raises nearly anything for what is not XML
         document = minidom.parseString(xmp)
         if document.getElementsByTagNameNS(_RDF_NAMESPACE, "Description"):

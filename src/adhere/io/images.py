@@ -144,7 +144,7 @@ class _ImageWithMetadata(Image.Image):
 
 
 def _read_picture(path: str | Path, frame: int | None) -> Picture:
-    """Read an image file completely, so that a truncated file is detected here; see `as_picture`."""
+    """Return the picture of an image file, read completely so that truncation is detected; see `as_picture`."""
     path = _local_path(path, "download it first (in Python, diffusers.utils.load_image(url) returns a PIL image)")
     _check_readable(path)
     with _as_read_error(path), open(path, "rb") as file:
@@ -166,7 +166,7 @@ def _check_readable(path: str) -> None:
 
 
 def _read_file(file: Any, name: str, frame: int | None) -> Picture:
-    """Read a binary file completely; see `as_picture`."""
+    """Return the picture of a binary file, read completely; see `as_picture`."""
     with _as_read_error(name), ignored_library_warnings():  # damaged EXIF is dropped
         image = Image.open(file if file.seekable() else BytesIO(file.read()))
         _check_size(image.height, image.width, name)
@@ -183,7 +183,7 @@ def as_picture(
             or (H, W, 4), uint16 (H, W) or (H, W, 1), or float in [0, 1] of the shapes of uint8; it is copied. A tensor
             is float in [0, 1], (C, H, W) or (1, C, H, W). Floats are rounded to 8 bits. Of a PIL image with several
             frames, the current one is meant.
-        frame: Which picture of a file, counted from 0; None is the only one, or the main one.
+        frame: The number of the picture in a file, from 0; None is the only picture, or the main one.
 
     Raises:
         AdhereError: The path is a URL or a folder; the file does not exist, is not readable, is not an image, is a raw
@@ -204,7 +204,7 @@ def as_picture(
 
 
 def pad_to_multiple(x: Float[Tensor, "B C H W"], multiple: int) -> Float[Tensor, "B C H2 W2"]:
-    """Pad at the bottom and at the right, by reflection, so that both sides are multiples of `multiple`.
+    """Return x padded at the bottom and at the right, by reflection, so that both sides are multiples of `multiple`.
 
     An axis that is too short for reflection is padded by repeating its last value.
 
@@ -220,15 +220,15 @@ def pad_to_multiple(x: Float[Tensor, "B C H W"], multiple: int) -> Float[Tensor,
 
 
 def check_output(path: str | Path, force: bool = False) -> None:
-    """Check a path before the work that `save_picture` would refuse after it.
+    """Check, before the work, that `save_picture` will accept a path.
 
     Args:
         path: The file to write later.
         force: Whether an existing file may be replaced.
 
     Raises:
-        AdhereError: As for `check_writable`; the path is a URL; the suffix is unknown; or the existing file holds
-            several pictures.
+        AdhereError: Where `check_writable` raises it; also if the path is a URL, the suffix is unknown, or the existing
+            file holds several pictures.
     """
     path = Path(_local_path(path, "give a file name"))
     check_writable(path, force)
@@ -239,7 +239,7 @@ def check_output(path: str | Path, force: bool = False) -> None:
 
 
 def check_output_size(path: Path, size: tuple[int, int]) -> None:
-    """Check before the work that a format takes a picture of (H, W) pixels.
+    """Check, before the work, that a format can hold a picture of (H, W) pixels.
 
     Args:
         path: The file to write later, as `check_output` accepts it.
@@ -305,7 +305,7 @@ def encode(image: Image.Image, suffix: str, file: IO[bytes], quality: int | None
 
 
 def _lost_in_format(plain: Image.Image, pixels: np.ndarray, alpha: np.ndarray | None) -> Iterator[str]:
-    """The names of what samples and alpha lose if they are written as `plain`."""
+    """Yield the names of what is lost of samples and alpha if they are written as `plain`."""
     if pixels.dtype == np.uint16 and plain.mode != "I;16":
         yield "8 of the 16 bits per sample"
     if alpha is not None and not plain.has_transparency_data and alpha.min() < 255:
@@ -313,7 +313,7 @@ def _lost_in_format(plain: Image.Image, pixels: np.ndarray, alpha: np.ndarray | 
 
 
 def _options_for(info: Mapping[Any, Any], mode: str, format: str) -> dict[str, Any]:
-    """Pillow's options for the metadata in an image's `info`, with a warning that names what is left out."""
+    """Return Pillow's options for the metadata in an image's `info`; a warning names what is left out."""
     try:
         options, left_out = save_options(info, format, mode)
         Image.new(mode, (1, 1)).save(io.BytesIO(), format, **options)
@@ -325,7 +325,7 @@ def _options_for(info: Mapping[Any, Any], mode: str, format: str) -> dict[str, A
 
 
 def _local_path(path: str | Path, hint: str) -> str:
-    """The path with `~` expanded; AdhereError with a hint for a URL."""
+    """Return the path with `~` expanded; raise AdhereError with a hint for a URL."""
     if match := re.match(r"(https?):/+(.*)", str(path), re.IGNORECASE | re.DOTALL):  # Path("https://a") is "https:/a"
         raise AdhereError(f"{match[1]}://{match[2]}: is a URL, not a file; {hint}")
     return os.path.expanduser(path)
@@ -333,7 +333,7 @@ def _local_path(path: str | Path, hint: str) -> str:
 
 @contextmanager
 def _as_read_error(name: str) -> Iterator[None]:
-    """Convert any error of reading the image `name` to AdhereError."""
+    """Return a context that converts any error of reading the image `name` to AdhereError."""
     try:
         yield
     except (AdhereError, MemoryError):
@@ -341,7 +341,7 @@ def _as_read_error(name: str) -> Iterator[None]:
     except PermissionError as error:
         raise AdhereError(f"{name}: no permission to read it; change its permissions") from error
     except Image.DecompressionBombError as error:
-        allowed = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # it is the caller's, and is obeyed
+        allowed = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # the limit of the caller is obeyed
         hint = "make it smaller, or set PIL.Image.MAX_IMAGE_PIXELS = None"
         raise AdhereError(f"{name}: too large; Pillow allows {allowed:,} pixels: {hint}") from error
     except UnidentifiedImageError as error:

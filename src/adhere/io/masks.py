@@ -57,7 +57,7 @@ def as_mask(mask: "np.ndarray | Tensor | Image.Image | str | Path", size: tuple[
 def _as_weights(
     mask: "np.ndarray | Tensor | Image.Image | str | Path", size: tuple[int, int]
 ) -> Float[np.ndarray, "H W"]:
-    """Return a soft mask: what `as_mask` reads, before it is cut at one half.
+    """Return a soft mask: the values that `as_mask` reads, before they are thresholded at one half.
 
     Args:
         mask: As for `as_mask`.
@@ -110,8 +110,8 @@ def paste_known(
         mask: (H, W), True = inpaint.
         blend: Width of the seam in pixels, at least 0. Inside the mask, the low-frequency difference (picture - result)
             at the seam is added and fades out over this distance. 0 disables blending.
-        opaque: Whether to make every pixel opaque. For a mask that comes from alpha: its semi-transparent edge would
-            be visible as a ring around the inpainted part.
+        opaque: Whether to make every pixel opaque. This is for masks that come from alpha, whose semi-transparent edge
+            would be visible as a ring around the inpainted part.
 
     Raises:
         ValueError: The sizes differ, or `blend` is negative.
@@ -163,7 +163,7 @@ def _read(
     of_picture: Callable[[Picture], tuple[np.ndarray, bool]],
     of_plane: Callable[[np.ndarray], tuple[np.ndarray, bool]],
 ) -> tuple[np.ndarray, bool]:
-    """The mask (H, W) of any input, which must have the size of the picture, and whether soft edges were cut."""
+    """Return the mask (H, W) of any input of the size of the picture, and whether soft edges were thresholded."""
     if isinstance(mask, str | Path | Image.Image):
         plane, is_soft = of_picture(_mask_picture(mask, _name(mask)))
     else:
@@ -184,7 +184,7 @@ def _to_numpy(mask: object) -> np.ndarray:
 
 
 def _plane(mask: np.ndarray) -> np.ndarray:
-    """The mask without axes of length 1 before or after: (H, W)."""
+    """Return the mask without axes of length 1 before or after: (H, W)."""
     plane = mask
     while plane.ndim > 2 and 1 in (plane.shape[0], plane.shape[-1]):
         plane = plane[0] if plane.shape[0] == 1 else plane[..., 0]
@@ -194,7 +194,7 @@ def _plane(mask: np.ndarray) -> np.ndarray:
 
 
 def _mask_picture(mask: str | Path | Image.Image, name: str) -> Picture:
-    """The picture of a mask, which has no frames to choose from."""
+    """Return the picture of a mask; a file with several pictures is refused."""
     try:
         return as_picture(mask)
     except SeveralPictures as error:
@@ -202,7 +202,7 @@ def _mask_picture(mask: str | Path | Image.Image, name: str) -> Picture:
 
 
 def _threshold(plane: np.ndarray) -> tuple[np.ndarray, bool]:
-    """A bool copy of a mask of bool, uint8 or float, and whether it has soft edges."""
+    """Return a bool copy of a mask of bool, uint8 or float, and whether it has soft edges."""
     if plane.dtype == bool:
         return plane.copy(), False
     if plane.dtype == np.uint8:
@@ -212,7 +212,7 @@ def _threshold(plane: np.ndarray) -> tuple[np.ndarray, bool]:
 
 
 def _plane_weights(plane: np.ndarray) -> tuple[np.ndarray, bool]:
-    """The values of a mask of bool, uint8 or float, as float32 in [0, 1]; nothing is cut."""
+    """Return the values of a mask of bool, uint8 or float as float32 in [0, 1], without a threshold."""
     if plane.dtype == np.uint8:
         return plane / np.float32(255), False
     if plane.dtype != bool:
@@ -228,14 +228,14 @@ def _check_float(plane: np.ndarray) -> None:
 
 
 def _is_soft(values: np.ndarray, largest: float | int) -> bool:
-    """Whether some values are near one half: the soft edge of an object is then only partly inside the mask."""
+    """Return whether some values are near one half, so that the soft edge of an object is only partly in the mask."""
     return bool(((values > largest / 4) & (values < 3 * largest / 4)).any())
 
 
 def _white(picture: Picture) -> tuple[np.ndarray, bool]:
-    """The white part (H, W) of a mask image on black, or its transparent part if nothing is white; see `as_mask`.
+    """Return the mask (H, W) of a mask image, and whether it has soft edges.
 
-    Also whether the white part has soft edges.
+    The mask is the white part of the image on black, or its transparent part if nothing is white; see `as_mask`.
     """
     gray, largest = _luma_on_black(picture)
     white = gray > largest / 2
@@ -245,7 +245,7 @@ def _white(picture: Picture) -> tuple[np.ndarray, bool]:
 
 
 def _white_weights(picture: Picture) -> tuple[np.ndarray, bool]:
-    """What `_white` cuts at one half, as float32 (H, W) in [0, 1]; nothing is cut."""
+    """Return the values that `_white` thresholds at one half, as float32 (H, W) in [0, 1]."""
     gray, largest = _luma_on_black(picture)
     if picture.alpha is not None and not (gray > largest / 2).any():
         return 1 - picture.alpha / np.float32(255), False
@@ -253,7 +253,7 @@ def _white_weights(picture: Picture) -> tuple[np.ndarray, bool]:
 
 
 def _luma_on_black(picture: Picture) -> tuple[np.ndarray, int]:
-    """The luma (H, W) of a picture on a black background, and the largest value that it can have."""
+    """Return the luma (H, W) of a picture on a black background, and the largest value that it can have."""
     pixels, alpha = picture.pixels, picture.alpha
     gray = pixels[..., 0] if pixels.shape[2] == 1 else pixels @ np.array(LUMA_WEIGHTS, np.float32)
     gray = gray if alpha is None else gray * (alpha / np.float32(255))
@@ -261,7 +261,7 @@ def _luma_on_black(picture: Picture) -> tuple[np.ndarray, int]:
 
 
 def _checked(mask: np.ndarray, name: str) -> np.ndarray:
-    """The mask, if it is neither empty nor full."""
+    """Return the mask; raise AdhereError if it is empty or full."""
     if not mask.any():
         raise AdhereError(f"{name}: nothing to inpaint: no pixel is white; paint white (255, not 1) what should change")
     if mask.all():
@@ -270,7 +270,7 @@ def _checked(mask: np.ndarray, name: str) -> np.ndarray:
 
 
 def _blended_tiles(picture: Picture, results: _Results, mask: np.ndarray, blend: int) -> Iterator[tuple[Box, Tensor]]:
-    """Each tile that has masked pixels, with the blended result there: (C, h, w) in [-1, 1]."""
+    """Yield each tile that has masked pixels, with the blended result (C, h, w) in [-1, 1]."""
     if mask.shape != picture.size or blend < 0:
         raise ValueError(f"picture {picture.size}, mask {mask.shape}, blend {blend}: give equal sizes and blend >= 0")
     known = ~mask if picture.alpha is None else ~mask & picture.visible()
@@ -286,7 +286,7 @@ def _blended_tiles(picture: Picture, results: _Results, mask: np.ndarray, blend:
 
 
 def _tiles(mask: np.ndarray) -> Iterator[Box]:
-    """The tiles that have masked pixels."""
+    """Yield the tiles that have masked pixels."""
     side = _TILE_SIDE_PIXELS
     for top, left in product(range(0, mask.shape[0], side), range(0, mask.shape[1], side)):
         tile = slice(top, min(top + side, mask.shape[0])), slice(left, min(left + side, mask.shape[1]))
@@ -297,7 +297,7 @@ def _tiles(mask: np.ndarray) -> Iterator[Box]:
 def _blended(
     pixels: np.ndarray, result: Tensor, mask: np.ndarray, known: np.ndarray, tile: Box, blend: int, is_gray: bool
 ) -> Tensor:
-    """The result (C, h, w) in one tile, blended using the 2 * blend pixels around the tile."""
+    """Return the result (C, h, w) in one tile, blended using the 2 * blend pixels around the tile."""
     margin = 2 * blend
     box = tuple(slice(max(0, span.start - margin), span.stop + margin) for span in tile)
     inner = tuple(slice(p.start - q.start, p.stop - q.start) for p, q in zip(tile, box, strict=True))
@@ -313,7 +313,7 @@ def _blended(
 
 
 def _seam_correction(difference: Tensor, mask: Tensor, known: Tensor, blend: int) -> Tensor:
-    """What to add to the result inside the mask, (C, h, w): the blurred difference at the seam, times a ramp.
+    """Return the correction (C, h, w) of the result in the mask: the blurred difference at the seam, times a ramp.
 
     The blur is a normalized convolution over the known pixels, blur(known * difference) / blur(known), with a Gaussian
     whose standard deviation is 3/8 of `blend`. A wider one leaves steps at the seam where an autoencoder blurs edges.
@@ -325,7 +325,7 @@ def _seam_correction(difference: Tensor, mask: Tensor, known: Tensor, blend: int
 
 
 def _ramp(outside: Tensor, width: int) -> Tensor:
-    """1 next to `outside`, decreasing linearly to 0 beyond `width` pixels (chessboard distance).
+    """Return weights: 1 next to `outside`, decreasing linearly to 0 beyond `width` pixels (chessboard distance).
 
     It is the mean of `outside` dilated by 1, 2, ..., width pixels.
     """
@@ -337,7 +337,7 @@ def _ramp(outside: Tensor, width: int) -> Tensor:
 
 
 def _blur(planes: Tensor, blend: int) -> Tensor:
-    """Convolve each plane (h, w) with a Gaussian of 3/8 `blend` that is cut off at 2 `blend` and not normalized."""
+    """Return each plane (h, w) convolved with a Gaussian of 3/8 `blend`, cut off at 2 `blend` and not normalized."""
     radius = 2 * blend
     steps = torch.arange(-radius, radius + 1, dtype=planes.dtype, device=planes.device)
     kernel = torch.exp(-0.5 * (steps / (0.375 * blend)) ** 2).expand(len(planes), 1, 1, -1)

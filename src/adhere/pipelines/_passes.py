@@ -46,7 +46,7 @@ def with_next_passes(
 
 
 def _next_tasks(model: ModelInfo, results: Results) -> list[Task]:
-    """The tasks of the next pass, one per sample; empty if all are complete."""
+    """Return the tasks of the next pass, one per sample; empty if all are complete."""
     tasks = [
         None if type(task).next_pass is Task.next_pass else task.next_pass(model, task.postprocess(x, crops))
         for task, x, crops in results.samples()

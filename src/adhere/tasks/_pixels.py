@@ -105,12 +105,12 @@ def round_with_means(x: Float[Tensor, "C H W"], levels: np.ndarray, factor: int)
 
 
 def _bands(height: int) -> list[slice]:
-    """Rows that are processed together, which limits the memory."""
+    """Return rows that are processed together, which limits the memory."""
     return [slice(top, min(top + 64, height)) for top in range(0, height, 64)]
 
 
 def _squares(x: Tensor, factor: int) -> Tensor:
-    """(C, H, W) as (C * H / factor * W / factor, factor^2)."""
+    """Return (C, H, W) as (C * H / factor * W / factor, factor^2)."""
     channels, height, width = x.shape
     x = x.reshape(channels, height // factor, factor, width // factor, factor)
     return x.transpose(2, 3).reshape(-1, factor**2)

@@ -132,7 +132,7 @@ def _grown(size: tuple[int, int], growth: tuple[int, int, int, int]) -> tuple[in
 
 
 def _growth_to(aspect: object, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The growth that gives a picture of (height, width) an aspect (width, height), to the nearest pixel."""
+    """Return the growth that gives a picture of (height, width) an aspect (width, height), to the nearest pixel."""
     if not isinstance(aspect, tuple) or len(aspect) != 2 or not all(type(part) is int and part > 0 for part in aspect):
         raise AdhereError(f"aspect = {aspect!r}: give (width, height), two whole numbers above 0, such as (16, 9)")
     height, width = size
@@ -142,7 +142,7 @@ def _growth_to(aspect: object, size: tuple[int, int]) -> tuple[int, int, int, in
 
 
 def _inpaint(picture: Picture, growth: tuple[int, int, int, int], context: int | None) -> Inpaint:
-    """The task that paints what is added to a picture."""
+    """Return the task that paints what is added to a picture."""
     left, right, top, bottom = growth
     sides = ((top, bottom), (left, right))
     mask = np.pad(np.zeros(picture.size, bool), sides, constant_values=True)
