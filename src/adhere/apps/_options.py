@@ -116,7 +116,7 @@ _HELP = {
 _LARGE_SIZE_HELP = "The size of the result in pixels, instead of --factor. It must have the aspect ratio of PHOTO."
 _PHOTO_HELP = (
     "The picture to work on, of at most 250 megapixels: a JPEG, PNG, WebP, TIFF, BMP or GIF file, or - for standard "
-    "input. At most 50 megapixels are sampled at once: for inpaint and outpaint, a masked part with its surroundings, and "
+    "input. At most 50 megapixels are sampled at once: for inpaint and outpaint, a masked part with its surroundings; "
     "for the other verbs, the whole result."
 )
 

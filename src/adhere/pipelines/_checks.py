@@ -35,7 +35,7 @@ def check_options(
 
 
 def check_compilation(device: torch.device, options: dict[str, Any]) -> None:
-    """Raise AdhereError unless torch.compile works on the device with these options; a small function is compiled."""
+    """Raise AdhereError unless torch.compile can compile a small function on the device with these options."""
     try:
         torch.compile(_small_function, **options)(torch.ones(2, device=device))
     except Exception as error:  # what is raised depends on the backend, the system and the version of torch
@@ -62,26 +62,26 @@ def execution_device(pipe: Any, network: torch.nn.Module) -> torch.device:
 
 @dataclass
 class FiniteChecks:
-    """Raises AdhereError where a part of the model returns NaN or infinity, and names the part that was the first.
+    """Raises AdhereError if a part of the model returns NaN or infinity, and names the first such part.
 
-    Of each call, the sums of what was given and of what was returned are kept: a sum takes one pass, and sums of finite
+    For each call of a part, the sums of its input and of its output are kept. A sum takes one pass, and sums of finite
     pictures do not overflow.
 
     Attributes:
-        is_deferred: whether only `check` raises, since a check at each call would wait for the device.
+        is_deferred: whether only `check` raises. On a GPU, a check at each call would wait for the device.
     """
 
     is_deferred: bool = False
     _calls: list[tuple[str, str, Tensor, Tensor]] = field(default_factory=list, init=False)
 
     def record(self, part: str, given: Tensor, returned: Tensor, where: str = "") -> None:
-        """Note a call.
+        """Record a call of a part of the model.
 
         Args:
-            part: what was called, such as 'network'.
-            given: what it got.
-            returned: what it returned.
-            where: when that was, for the message.
+            part: the name of the part, such as 'network'.
+            given: its input.
+            returned: its output.
+            where: the time of the call, for the message.
         """
         before, after = (x.detach().sum(dtype=torch.float32) for x in (given, returned))
         self._calls.append((part, where, before, after))
@@ -89,7 +89,7 @@ class FiniteChecks:
             self.check()
 
     def check(self) -> None:
-        """Raise AdhereError if something since the last check was not finite."""
+        """Raise AdhereError if an output since the last check was not finite."""
         if not self._calls:
             return
         is_finite = torch.stack(
@@ -109,11 +109,11 @@ class FiniteChecks:
 
 @dataclass(frozen=True)
 class CheckedDenoiser(DenoiserWrapper):
-    """Notes what the network returns, in `checks`, and whether it can be what the noise schedule says.
+    """Records the outputs of the network in `checks`, and whether they can be what the scheduler states.
 
     Attributes:
-        timesteps: of the run, for messages.
-        checks: of the call.
+        timesteps: the timesteps of the run, for messages.
+        checks: the checks of the call.
     """
 
     denoiser: Denoiser
@@ -147,7 +147,7 @@ class CheckedDenoiser(DenoiserWrapper):
 
 @contextmanager
 def explain_errors() -> Iterator[None]:
-    """Raise AdhereError with one line of advice for lack of memory, and for half precision where there is none."""
+    """Return a context that turns errors of memory and of unsupported half precision into AdhereError with advice."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError

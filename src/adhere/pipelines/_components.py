@@ -1,4 +1,4 @@
-"""Loading one component of a model: those of its own folder, and an autoencoder from elsewhere."""
+"""Loading one component of a model: from its own folder, or an autoencoder from another place."""
 
 import importlib
 import os
@@ -24,7 +24,7 @@ _AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny", "VQModel")
 
 
 def hub_is_reachable() -> bool:
-    """Return whether the hub's name resolves; without that, its client would retry for half a minute."""
+    """Return whether the hub's name resolves; if it does not, its client would retry for half a minute."""
     host = urlsplit(huggingface_hub.constants.ENDPOINT).hostname
     try:
         return bool(getproxies()) or bool(socket.getaddrinfo(host, None))
@@ -33,12 +33,12 @@ def hub_is_reachable() -> bool:
 
 
 def hub_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that concern the hub, of those for diffusers' `from_pretrained`."""
+    """Return those of the options for diffusers' `from_pretrained` that concern the hub."""
     return {name: kwargs[name] for name in ("revision", "token", "cache_dir", "local_files_only") if name in kwargs}
 
 
 def load_component(location: str | Path, entry: list[str], name: str, kwargs: dict[str, Any], source: str) -> Any:
-    """Return one component; a file that lacks some of its weights is refused, where the libraries only warn.
+    """Return one component; missing weights raise AdhereError, while the libraries only warn about them.
 
     Args:
         location: the folder, or the hub id.
@@ -90,7 +90,7 @@ def _configuration(location: str | Path, name: str, kwargs: Mapping[str, Any]) -
 def with_autoencoder(
     kwargs: dict[str, Any], components: set[str], source: str, model: str | Path | None
 ) -> dict[str, Any]:
-    """Return the options of loading with the autoencoder that `vae` names loaded; LDM calls its own 'vqvae'.
+    """Return `kwargs` with the autoencoder that `vae` names, loaded; LDM calls its autoencoder 'vqvae'.
 
     Args:
         kwargs: for diffusers' `from_pretrained` or `from_single_file`.
@@ -139,7 +139,7 @@ def _read_autoencoder(given: str, kwargs: dict[str, Any], source: str, model: st
 
 
 def _autoencoder_in(folder: Path) -> str:
-    """Return the subfolder of the autoencoder, "" for the folder itself; a whole model is taken apart."""
+    """Return the subfolder of the autoencoder in a model, or "" if the folder itself is an autoencoder."""
     for part in ("", "vae", "vqvae"):
         if (folder / part / "config.json").is_file():
             return part
@@ -147,7 +147,7 @@ def _autoencoder_in(folder: Path) -> str:
 
 
 def _from_file(file: Path, kwargs: dict[str, Any], source: str, model: str | Path | None) -> Any:
-    """Return the autoencoder of one file, in its authors' layout; its configuration is that of the model's own."""
+    """Return the autoencoder of one file in its authors' layout, with the configuration of the model's own one."""
     refuse_format(file, source)
     check_header(file, source)
     kind = kind_of_file(file)

@@ -1,4 +1,4 @@
-"""Files and folders that belong to a diffusion model but are none: what they are, and what to give instead.
+"""Files and folders that are not a complete diffusion model: what they are, and what to give instead.
 
 A file is recognized by the names of its tensors, in the layouts of diffusers, kohya, PEFT and the original authors; a
 folder by its configuration. Quantized weights are refused: no test of this package covers their layers.
@@ -36,9 +36,9 @@ _UNQUANTIZED = "give the folder with the unquantized weights, in half precision,
 
 
 def kind_of_file(file: Path) -> str | None:
-    """Return what a .safetensors file is if it is part of a model only, such as 'a LoRA'; None for a checkpoint.
+    """Return the kind of a .safetensors file that is only a part of a model, such as 'a LoRA'; None for a checkpoint.
 
-    A file that cannot be read is None, too.
+    None is also returned for a file that cannot be read.
     """
     with suppress(SafetensorError), safe_open(file, "pt") as weights:
         names = list(weights.keys())
@@ -65,7 +65,7 @@ def _is_embedding(weights: Any, names: list[str]) -> bool:
 
 
 def refuse_file(file: Path, source: str) -> None:
-    """Raise AdhereError if a file is given as a model that is a part of one, or quantized."""
+    """Raise AdhereError if a file that is given as a model is only a part of one, or is quantized."""
     if (kind := kind_of_file(file)) is not None:
         raise AdhereError(f"{source}: is {kind}, not a model: {_HINTS[kind]}")
     with safe_open(file, "pt") as weights:
@@ -107,7 +107,7 @@ def refuse_quantized(config: Path, part: str, source: str) -> None:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """Return a JSON object, empty if there is none that can be read."""
+    """Return the JSON object in a file, or an empty one if it cannot be read."""
     with suppress(OSError, ValueError, RecursionError):
         values = json.loads(file.read_text(encoding="utf-8"))
         return values if isinstance(values, dict) else {}

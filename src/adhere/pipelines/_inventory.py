@@ -1,4 +1,4 @@
-"""The models that are there without a download: those that ship, and those in the cache of the Hugging Face hub."""
+"""The models that need no download: the shipped ones, and those in the cache of the Hugging Face hub."""
 
 import re
 from collections.abc import Iterator
@@ -31,11 +31,11 @@ class KnownModel:
     """One model.
 
     Attributes:
-        name: for `adhere.load`.
-        family: the name of its class here.
-        size: the bytes of its files.
-        license: as its card says; without a card, where it can be read.
-        purpose: what it is good for.
+        name: the name for `adhere.load`.
+        family: the name of its class in adhere.
+        size: the size of its files in bytes.
+        license: the license in its card; without a card, where the license can be read.
+        purpose: what the model is good for.
     """
 
     name: str
@@ -46,7 +46,7 @@ class KnownModel:
 
     @property
     def row(self) -> tuple[str, str, str, str, str]:
-        """Name, family, size on the disk, license and purpose, as text."""
+        """Name, family, size on disk, license and purpose, as text."""
         return self.name, self.family, f"{self.size / _MEGABYTE:.0f} MB", self.license, self.purpose
 
 
@@ -66,7 +66,7 @@ def _cached() -> Iterator[KnownModel]:
 
 
 def _model(name: str, folder: Path) -> KnownModel:
-    """Describe the model in a folder; raise AdhereError if it is not of a known family."""
+    """Return the description of the model in a folder; raise AdhereError if it is not of a known family."""
     family = FAMILIES.get(base_class(str(read_index(folder, name).get("_class_name"))))
     if family is None:
         raise AdhereError(f"{name}: is of no known family")
@@ -78,7 +78,7 @@ def _model(name: str, folder: Path) -> KnownModel:
 
 
 def _license(card: Path) -> str | None:
-    """Return the license in the header of a model card: its name if it is not one of the hub's list."""
+    """Return the license in the header of a model card, or its name if it is not in the hub's list."""
     with suppress(OSError):
         header = card.read_text(encoding="utf-8", errors="replace").split("---")[1:2]
         for entry in ("license_name", "license"):

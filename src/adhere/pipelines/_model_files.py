@@ -1,4 +1,4 @@
-"""What the files of a model say before a component is loaded: model_index.json, weights, the header of one file."""
+"""What the files of a model state, read before a component is loaded: model_index.json, weights, headers."""
 
 import json
 import re
@@ -51,7 +51,7 @@ _STATEMENTS = {  # entries of model_index.json that diffusers does not know -> a
 
 @contextmanager
 def as_adhere_error(source: str) -> Iterator[None]:
-    """Raise whatever diffusers raises as an AdhereError of one line that names the model."""
+    """Return a context that converts any error of diffusers to an AdhereError of one line that names the model."""
     try:
         with ignored_library_warnings():
             yield
@@ -123,7 +123,7 @@ def number_in(index: dict[str, Any], name: str, least: float, source: str) -> fl
 
 
 def prior_spectrum_in(index: dict[str, Any], source: str) -> StationaryCovariance:
-    """Return the covariance that a model states for its states: the attributes of `StationaryCovariance` by name."""
+    """Return the covariance in model_index.json: the attributes of `StationaryCovariance` by name."""
     values = index["_prior_spectrum"]
     try:
         rows = tuple(tuple(float(value) for value in row) for row in values["channel_covariance"])
@@ -137,13 +137,13 @@ def prior_spectrum_in(index: dict[str, Any], source: str) -> StationaryCovarianc
 
 
 def statements_of(pipe: object) -> dict[str, Any]:
-    """Return what a pipeline's model states about itself, as entries of model_index.json."""
+    """Return the settings that a pipeline's model states, as entries of model_index.json."""
     stated = {entry: vars(pipe)[name] for entry, name in _STATEMENTS.items() if vars(pipe).get(name) is not None}
     return {key: asdict(one) if isinstance(one, StationaryCovariance) else one for key, one in stated.items()}
 
 
 def copy_statements(source: object, target: Any) -> Any:
-    """Return a pipeline with what the model of another one, which is the same, states about itself."""
+    """Return a pipeline with the settings that the model of another pipeline of the same model states."""
     for name in _STATEMENTS.values():
         if name in vars(source):
             setattr(target, name, vars(source)[name])
@@ -188,7 +188,7 @@ def check_weights(folder: Path, index: dict[str, Any], variant: str | None, sour
 
 
 def check_configurations(folder: Path, index: dict[str, Any]) -> None:
-    """Raise AdhereError unless the folder has what a single file needs: the configuration of each component."""
+    """Raise AdhereError unless the folder has the configuration of each component, which a single file needs."""
     for name, entry in index.items():
         pattern = "config.json" if is_model(entry) else "*.json"
         if isinstance(entry, list) and None not in entry and not any((folder / name).glob(pattern)):
@@ -221,7 +221,7 @@ def check_header(file: Path, shown: str) -> None:
 
 
 def variants_of(files: Iterable[str]) -> set[str | None]:
-    """Return the variants of weights among names of files, such as 'fp16'; None is the one without a name."""
+    """Return the variants of the weights in a list of file names, such as 'fp16'; None is the one without a name."""
     return {match["variant"] for file in files if (match := _WEIGHTS.fullmatch(file))}
 
 
@@ -244,10 +244,10 @@ def class_of(file: Path) -> str:
 
 
 def scheduler_settings_in(file: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of its noise levels, as settings of a diffusers scheduler.
+    """Return what a checkpoint states about its noise levels, as settings of a diffusers scheduler.
 
-    A network that predicts v has an empty entry 'v_pred', one that was trained with zero terminal SNR an entry 'ztsnr';
-    the header may hold 'modelspec.prediction_type' (Stability AI's model metadata specification).
+    An empty entry 'v_pred' means that the network predicts v, and 'ztsnr' that it was trained with zero terminal SNR.
+    The header may hold 'modelspec.prediction_type' (Stability AI's model metadata specification).
     """
     with safe_open(file, "pt") as weights:
         names, header = set(weights.keys()), weights.metadata() or {}

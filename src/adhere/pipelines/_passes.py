@@ -1,4 +1,4 @@
-"""Tasks that are sampled in several passes, each of the picture of the one before, such as `Outpaint`."""
+"""Tasks, such as `Outpaint`, that are sampled in several passes: the result of a pass is the input of the next one."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -13,13 +13,13 @@ _Output = TypeVar("_Output")
 def with_next_passes(
     pipe: Any, out: _Output, results: Results, options: RunOptions, output_type: str, decoder_backward: bool
 ) -> _Output:
-    """Return the output of the last pass, with what all passes cost and the largest residual of each sample.
+    """Return the output of the last pass, with the cost of all passes and the largest residual of each sample.
 
     Args:
         pipe: the pipeline.
-        out: of the first pass, a `ConstrainedOutput`.
-        results: of the first pass.
-        options, output_type, decoder_backward: of the call.
+        out: the `ConstrainedOutput` of the first pass.
+        results: the `Results` of the first pass.
+        options, output_type, decoder_backward: the arguments of the call.
 
     Raises:
         AdhereError: if some of the tasks take more passes than others.

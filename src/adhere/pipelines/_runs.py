@@ -1,8 +1,8 @@
-"""How a call is divided into runs: which samples share a batch, and how their results become pictures.
+"""The runs of a call: which samples share a batch, and how their results become pictures.
 
 A call has R requests, one per task and prompt, with n samples each: sample i belongs to request i // n. A task may need
-several crops. Each crop of each request is sampled in some run; crops of one size whose constraints can be stacked
-share one. With one generator per sample, the result does not depend on that.
+several crops. Each crop of each request is sampled in one run. Crops of the same size whose constraints can be stacked
+share a run. With one generator per sample, the results do not depend on which crops share a run.
 """
 
 from collections.abc import Callable, Sequence
@@ -123,7 +123,7 @@ def _repeat_texts(texts: list[str] | None, count: int, num_images: int) -> list[
 
 
 def requested_size(model: ModelInfo, height: int | None, width: int | None) -> tuple[int, int] | None:
-    """Return (height, width), with the model's native side where one of them is None; None if both are."""
+    """Return (height, width), with the model's native side in place of None; None if both are None."""
     if height is None and width is None:
         return None
     native_height, native_width = model.native_size
@@ -136,10 +136,10 @@ class RunPlan:
 
     Attributes:
         size: (height, width) of its pictures in pixels.
-        constraint: on states (B, ...).
-        parts: (request, index of the crop), with n samples each.
+        constraint: the constraint on states (B, ...).
+        parts: (request, index of the crop) of each part of the batch, which has n samples.
         num_images: n.
-        sampler: the one that is used if the call names no solver, None for the default of the constraint.
+        sampler: the sampler that is used if the call names no solver; None is the default for the constraint.
     """
 
     size: tuple[int, int]
@@ -161,7 +161,7 @@ def plan_runs(
     """Return the runs that sample all crops.
 
     Args:
-        crops: of each request.
+        crops: the crops of each request.
         to_latent_constraint: maps a constraint on pictures to one on states.
         num_images: the samples per request.
     """
@@ -232,7 +232,7 @@ class RunOptions:
         return [self.generator] if isinstance(self.generator, Generator) else self.generator
 
     def noise_for(self, samples: list[int], shape: tuple[int, ...], like: Tensor, generator: Generators) -> Tensor:
-        """Return the initial noise of unit variance: the given latents, or drawn."""
+        """Return the initial noise of unit variance: the given latents, or new noise."""
         if self.latents is None:
             return randn(shape, like, generator)
         if not isinstance(self.latents, Tensor):
@@ -282,10 +282,10 @@ class Results:
     """The samples of a call.
 
     Attributes:
-        batch: the requests.
-        crops: of each request.
-        plans: of the runs.
-        pictures: for each run, (B, 3, H, W) in about [-1, 1].
+        batch: the requests of the call.
+        crops: the crops of each request.
+        plans: the plan of each run.
+        pictures: the pictures of each run, (B, 3, H, W) in about [-1, 1].
     """
 
     batch: Batch
@@ -294,7 +294,7 @@ class Results:
     pictures: list[Tensor]
 
     def residual(self) -> list[float]:
-        """Return the residual norm of each sample; of several crops, the root mean square."""
+        """Return the residual norm of each sample; for several crops, their root mean square."""
         parts = self._by_crop(self.pictures)
         norms = [
             torch.stack(

@@ -6,7 +6,7 @@
                             pictures, and what they cost <--postprocess-- pixels <--decode------------------/
 
 A family subclasses this class together with the matching diffusers pipeline, so that loading, devices, prompts and
-saving are diffusers' own. It says what its states are: pixels, or the latents of an autoencoder.
+saving are diffusers' own. It defines what its states are: pixels, or the latents of an autoencoder.
 """
 
 import json
@@ -50,11 +50,12 @@ class ConstrainedOutput(BaseOutput):
 
     Attributes:
         images: one per sample: PIL images, an array (N, H, W, C), a tensor (N, C, H, W), or the latents.
-        residual: for each sample, the root mean square of y - A x0 in [-1, 1] units: of `Upscale` for the picture
-            that is returned, of `Inpaint` before known pixels are put back. For a loss, its value.
-        nfe: network evaluations, each for a whole batch; with classifier-free guidance each holds two passes.
+        residual: for each sample, the root mean square of y - A x0 in [-1, 1] units. For `Upscale`, it is that of the
+            returned picture; for `Inpaint`, that before known pixels are pasted back. For a loss, it is its value.
+        nfe: the number of network evaluations, each for a whole batch; with classifier-free guidance, an evaluation has
+            two passes.
         seconds: the wall time of sampling and decoding.
-        num_steps: the noise levels that were run. A discrete schedule may have fewer than were asked for.
+        num_steps: the number of noise levels that were run. A discrete schedule may have fewer than requested.
         solver: the name of the preset, or of the solver's class.
     """
 
@@ -71,13 +72,13 @@ class ConstrainedPipeline(DiffusionPipeline):
 
     network: ClassVar[str] = "unet"  # the name of the component that denoises
     saved_as: ClassVar[str | None] = None  # the class in model_index.json, if it is not diffusers' own
-    tile_size: int | None = None  # the network sees at most tiles of this side, in entries of the state; None: no tiles
-    temperature: float = 1.0  # `_temperature` in model_index.json: of samplers that leave it to the model
+    tile_size: int | None = None  # side of the tiles that the network sees, in entries of the state; None: no tiles
+    temperature: float = 1.0  # `_temperature` in model_index.json; used by samplers whose own temperature is None
     prior_spectrum: StationaryCovariance | None = None  # `_prior_spectrum` in model_index.json
     max_downsamplings: int = 0  # the network may see the state down-sampled by 2 up to this many times
     _callback_tensor_inputs = ["latents", "x0", "residual"]  # noqa: RUF012  # as in diffusers
     _interrupt = False
-    _checks: FiniteChecks | None = None  # of the call that is running
+    _checks: FiniteChecks | None = None  # the checks of the current call
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -122,8 +123,8 @@ class ConstrainedPipeline(DiffusionPipeline):
         """Return the network as E[x0 | x_t], with prompts and guidance bound to it.
 
         Args:
-            prompts: of the batch; none by default.
-            size: (height, width) of the pictures in pixels, which the schedule may depend on; native by default.
+            prompts: the prompts of the batch; none by default.
+            size: (height, width) of the pictures in pixels, on which the schedule may depend; native by default.
 
         Raises:
             AdhereError: for prompts that the model cannot read.
@@ -144,7 +145,7 @@ class ConstrainedPipeline(DiffusionPipeline):
 
     @property
     def prior_covariance(self) -> StationaryCovariance | None:
-        """The covariance of the model's states; None is the default for their number of channels."""
+        """The covariance model of the states; None is the default for their number of channels."""
         return self.prior_spectrum
 
     def state_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
@@ -155,7 +156,7 @@ class ConstrainedPipeline(DiffusionPipeline):
         """Return a constraint on pictures as a constraint on states.
 
         Args:
-            constraint: on pictures (B, 3, H, W) in [-1, 1].
+            constraint: a constraint on pictures (B, 3, H, W) in [-1, 1].
             backward: whether gradients through a decoder are taken by autograd.
         """
         return constraint
@@ -165,11 +166,11 @@ class ConstrainedPipeline(DiffusionPipeline):
         return x0
 
     def _tiles(self, size: tuple[int, int]) -> tuple[int, int] | None:
-        """Return the side and the overlap of the network's tiles for pictures of (height, width), or None."""
+        """Return (side, overlap) of the network's tiles for pictures of (height, width), or None."""
         return None if self.tile_size is None else (self.tile_size, self.tile_size // 8)
 
     def _scales(self, size: tuple[int, int], sampler: Sampler) -> tuple[int, float, int | None] | None:
-        """Return the attributes of `MultiscaleDenoiser`: halvings, the largest log-SNR, `multiple`; None is without."""
+        """Return (max_downsamplings, max_log_snr, multiple) of `MultiscaleDenoiser`, or None for a single scale."""
         return (self.max_downsamplings, sampler.multiscale_max_log_snr, None) if self.max_downsamplings else None
 
     @property
@@ -182,12 +183,12 @@ class ConstrainedPipeline(DiffusionPipeline):
     def compile(self, **options: Any) -> None:
         """Compile the network, and the encoder and the decoder of latent families, with `torch.compile`, in place.
 
-        This is what users of diffusers know as `pipe.unet = torch.compile(pipe.unet)` or `pipe.transformer.compile()`.
+        In diffusers, this is `pipe.unet = torch.compile(pipe.unet)` or `pipe.transformer.compile()`.
         The modules stay the same objects, so saving, LoRA and `adhere.from_pipe` work as before. The code is generated
         during the first call, which takes a minute or more, and again for another size, batch size or dtype.
 
         Args:
-            options: of `torch.compile`, such as `mode="max-autotune"`.
+            options: keyword arguments of `torch.compile`, such as `mode="max-autotune"`.
 
         Raises:
             AdhereError: if `torch.compile` does not work on this machine, for example without a C++ compiler.
@@ -198,7 +199,7 @@ class ConstrainedPipeline(DiffusionPipeline):
 
     @property
     def execution_device(self) -> torch.device:
-        """The device of the states: that of the network, also while diffusers offloads it."""
+        """The device of the states, which is that of the network even while diffusers offloads the network."""
         return _checks.execution_device(self, getattr(self, self.network))
 
     @property
@@ -269,10 +270,10 @@ class ConstrainedPipeline(DiffusionPipeline):
         The arguments that diffusers also has mean what they mean there.
 
         Args:
-            task: what is asked for. Of several tasks, those whose crops have one size share a batch.
+            task: the task, or several tasks. Tasks whose crops have the same size share a batch.
             prompt, negative_prompt: for models that read text; one, or one per task. One task with several prompts is
                 sampled for each of them.
-            height, width: in pixels, for tasks without a picture of their own size.
+            height, width: the size in pixels, for tasks whose input does not define it.
             num_inference_steps: the number of noise levels, the solver's own by default.
             guidance_scale: above 0; up to 1, guidance is off. The default is that of the model or its family.
             num_images_per_prompt: the number of samples for each task and prompt.
@@ -287,10 +288,10 @@ class ConstrainedPipeline(DiffusionPipeline):
             output_type: 'pil'; 'np', float (N, H, W, C) in [0, 1]; 'pt', float (N, C, H, W) in [0, 1], not quantized;
                 or 'latent', the states.
             return_dict: whether a `ConstrainedOutput` is returned instead of a tuple of the images.
-            callback_on_step_end: called as f(pipe, step, t, tensors) at each noise level. Returned 'latents' and 'x0'
-                replace the run's own; at the last one, either of them is the result.
-            callback_on_step_end_tensor_inputs: the tensors that it gets: 'latents', 'x0', and 'residual', which may
-                take a decoding.
+            callback_on_step_end: called as f(pipe, step, t, tensors) at each noise level. If it returns 'latents' or
+                'x0', these replace those of the run; at the last noise level, either of them is the result.
+            callback_on_step_end_tensor_inputs: the tensors that the callback gets: 'latents', 'x0', and 'residual',
+                which may take a decoding.
 
         Raises:
             ValueError: for an unknown solver or name, an impossible number of steps or generators, or a measurement
@@ -342,7 +343,7 @@ class ConstrainedPipeline(DiffusionPipeline):
 
     @contextmanager
     def _finite_checks(self) -> Iterator[FiniteChecks]:
-        """Check what the parts of the model return, see `FiniteChecks`."""
+        """Return a context in which the outputs of the model's parts are checked, see `FiniteChecks`."""
         self._checks = FiniteChecks(is_deferred=self.execution_device.type != "cpu")
         try:
             yield self._checks

@@ -1,7 +1,7 @@
-"""Experts: networks for low noise only, the component `unet_2` of a pixel model; here, `FFDNet`.
+"""Experts: networks for low noise only, used as the component `unet_2` of a pixel-space model; here, `FFDNet`.
 
-At low noise, a denoiser needs no context, so a convolutional network of a tenth of the parameters of a `UNet2DModel`
-is better at the same cost.
+At low noise, a denoiser needs no context. There, a convolutional network with a tenth of the parameters of a
+`UNet2DModel` is better at the same cost.
 
 Source: Zhang, Zuo and Zhang, *FFDNet: toward a fast and flexible solution for CNN-based image denoising* (2018). Two
 networks by noise level: Balaji et al., *eDiff-I* (2022).

@@ -79,7 +79,7 @@ class FluxPipeline(LatentPipeline, DiffusersFluxPipeline):  # pyright: ignore[re
         return denoiser
 
     def _encode(self, text: TextConditioning, use_cfg: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (embeddings, pooled embeddings, ids of the tokens), of both halves with classifier-free guidance."""
+        """Return (embeddings, pooled embeddings, ids of the tokens), with both halves for classifier-free guidance."""
         inputs, device = text.inputs, self.execution_device
         positive, pooled, text_ids = self.encode_prompt(
             text.prompt,  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ from adhere.pipelines.schedulers import noise_schedule
 
 _REENCODE_AT = (-2.0,)  # log-SNR in nats, measured on adhere-emoji (docs/experiments/adhere-emoji.md)
 
-_DEFAULT_TILES = 0  # as a side that was not set; None is no tiles
+_DEFAULT_TILES = 0  # stands for a side that was not set; None is no tiles
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,9 @@ class LatentPipeline(ConstrainedPipeline):
     scheduler: Any
     vae_scale_factor: int
     _tile_size: int | None = _DEFAULT_TILES
-    _coarse_max_log_snr: float = 1.0  # in nats; up to it, the network sees large pictures at a lower resolution
-    guidance_max_log_snr: float = math.inf  # above it, guidance is off, which saves half of the passes there
-    _guidance_scale: float = 1.0  # of the call that is running, or was the last
+    _coarse_max_log_snr: float = 1.0  # in nats; up to this, the network sees large pictures at a lower resolution
+    guidance_max_log_snr: float = math.inf  # in nats; above this, guidance is off, which saves half of the passes
+    _guidance_scale: float = 1.0  # of the current call, or of the last one
 
     @property
     def is_latent(self) -> bool:
@@ -131,13 +131,13 @@ class LatentPipeline(ConstrainedPipeline):
         return self._tiled(DiffusersVAE.from_config(self.vae, self._record))
 
     def _tiled(self, vae: DiffusersVAE) -> DiffusersVAE:
-        """Return the autoencoder in the tiles of the network."""
+        """Return the autoencoder, working in tiles of the same size as those of the network."""
         side = self.tile_size
         return vae if side is None else replace(vae, tiles=(side, side // 4), factor=self.vae_scale_factor)
 
     @property
     def tile_size(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The side of the tiles of network, encoder and decoder, in cells of the latents; None: no tiles.
+        """The side of the tiles of network, encoder and decoder, in cells of the latents; None is without tiles.
 
         By default it is twice the longer native side: smaller tiles leave visible seams (docs/tasks.md).
         """
@@ -155,7 +155,7 @@ class LatentPipeline(ConstrainedPipeline):
         return None if self.tile_size is None else (self.tile_size, self.tile_size // 4)
 
     def _scales(self, size: tuple[int, int], sampler: Sampler) -> tuple[int, float, int | None] | None:
-        """From twice the native side on, the network sees the whole picture at about its native size at high noise."""
+        """Return the scales at which the network sees pictures of at least twice the native side, at high noise."""
         ratio = max(size) / self.vae_scale_factor / self._native_side
         if ratio < 2 or self.tile_size is None:
             return None
@@ -167,7 +167,7 @@ class LatentPipeline(ConstrainedPipeline):
 
     @property
     def latent_multiple(self) -> int:
-        """Heights and widths of latents must be multiples of this: the side of a transformer's patches, for example."""
+        """Heights and widths of latents must be multiples of this, such as the side of a transformer's patches."""
         return 1
 
     @property

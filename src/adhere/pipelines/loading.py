@@ -58,9 +58,9 @@ def load(model: str | Path | None = None, **kwargs: Any) -> ConstrainedPipeline:
     Args:
         model: a diffusers folder, a hub id, one .safetensors file, 'adhere-photo' or 'adhere-emoji'; None is
             adhere-photo, the photograph model that ships.
-        kwargs: for diffusers' `from_pretrained` or `from_single_file`, such as `torch_dtype` (float32 by default),
-            `variant`, `config` or components. `vae` may also be the folder, the hub id or the .safetensors file of an
-            autoencoder.
+        kwargs: keyword arguments of diffusers' `from_pretrained` or `from_single_file`, such as `torch_dtype` (float32
+            by default), `variant`, `config` or components. `vae` may also be the folder, the hub id or the .safetensors
+            file of an autoencoder.
 
     Raises:
         AdhereError: if the model cannot be found, has no safetensors weights, or is of an unknown class.
@@ -108,9 +108,9 @@ def from_pipe(pipeline: DiffusionPipeline, **components: Any) -> ConstrainedPipe
     """Return the constrained pipeline with the components of a diffusers pipeline in memory; nothing is copied.
 
     Args:
-        pipeline: of a class that `adhere.load` knows, of a subclass, or of the inpainting or image-to-image pipeline of
-            such a model.
-        components: replace components of the pipeline.
+        pipeline: an object of a class that `adhere.load` knows, of a subclass, or of the inpainting or image-to-image
+            pipeline of such a model.
+        components: new components, which replace those of the pipeline.
 
     Raises:
         AdhereError: for a pipeline of an unknown class.
@@ -135,7 +135,7 @@ def _components_of(family: Any) -> set[str]:
 
 
 def _without_safety_checker(kwargs: dict[str, Any], index: Mapping[str, Any]) -> dict[str, Any]:
-    """Return kwargs without the safety checker of Stable Diffusion's folder, 1.2 GB that no run would use."""
+    """Return kwargs without the safety checker in Stable Diffusion's folder, which has 1.2 GB and is never used."""
     if "safety_checker" in kwargs or not is_model(index.get("safety_checker")):
         return kwargs
     return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False} | kwargs
@@ -198,7 +198,7 @@ def _from_folder_or_hub(
 
 @contextmanager
 def _hub_errors(name: str, index: dict[str, Any], kwargs: dict[str, Any], source: str) -> Iterator[None]:
-    """Raise the errors of loading a hub id as those of a folder: that only a variant is there, or a file is damaged."""
+    """Return a context that explains errors of loading a hub id: a missing variant, or a damaged file."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError):
@@ -217,7 +217,7 @@ def _hub_errors(name: str, index: dict[str, Any], kwargs: dict[str, Any], source
 
 
 def _finish(pipe: Any, source: str) -> ConstrainedPipeline:
-    """Return the pipeline in the memory format that suits it, once its noise levels are known to be readable."""
+    """Return the pipeline in the memory format that suits it, after a check that its noise levels can be read."""
     with as_adhere_error(source):
         noise_schedule(pipe.scheduler)
         pipe.check_network()
@@ -278,7 +278,7 @@ def _from_single_file(file: Path, source: str, kwargs: dict[str, Any]) -> Any:
 
 
 def _with_settings(scheduler: Any, settings: dict[str, Any]) -> Any:
-    """Return the scheduler with settings that a checkpoint states, as far as they differ and concern its kind."""
+    """Return the scheduler with those settings of a checkpoint that differ from its own and apply to its class."""
     if "prediction_type" not in scheduler.config:  # a flow
         return scheduler
     changed = {name: value for name, value in settings.items() if scheduler.config.get(name) != value}

@@ -35,8 +35,8 @@ class PixelPipeline(ConstrainedPipeline, DDIMPipeline):  # pyright: ignore[repor
     Args:
         unet: the network.
         scheduler: a diffusers scheduler, of which only the noise levels are used.
-        max_downsamplings: how often pictures may be halved for the network at high noise, for a network that was
-            trained at several scales.
+        max_downsamplings: how many times pictures may be halved at high noise, for a network that was trained at
+            several scales.
         unet_2: the network for low noise, if there is one.
         boundary_log_snr: the log-SNR from which on `unet_2` is used, in nats.
 

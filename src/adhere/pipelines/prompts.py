@@ -1,4 +1,4 @@
-"""Prompts and guidance: what conditions the network besides x_t."""
+"""Prompts and guidance: the inputs of the network besides x_t and t."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -78,7 +78,7 @@ class PromptInputs:
                 raise AdhereError(f"{name} and {pooled}: give both, as encode_prompt returns them")
 
     def resolve(self, default_guidance_scale: float) -> "TextConditioning":
-        """Return what the text encoder needs.
+        """Return the texts and the guidance that the text encoder needs.
 
         Raises:
             AdhereError: for guidance without a prompt.

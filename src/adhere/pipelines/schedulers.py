@@ -19,7 +19,8 @@ def noise_schedule(scheduler: Any, num_tokens: int = 0) -> tuple[Schedule, Predi
 
     Args:
         scheduler: any scheduler of diffusers with `alphas_cumprod`, or a flow-matching one.
-        num_tokens: of the picture in a transformer, which decide the shift of a flow with dynamic shifting.
+        num_tokens: the tokens of the picture in a transformer, on which the shift of a flow may depend (dynamic
+            shifting).
 
     Raises:
         AdhereError: if the noise levels or the prediction type are not understood.

@@ -2,7 +2,7 @@
 
     prompt --2 CLIPs, T5 or none--> hidden states, pooled;  z_t, t, hidden states, pooled --SD3Transformer2D--> flow
 
-The T5 encoder may be left out (`text_encoder_3=None, tokenizer_3=None`), since the model was trained with and without.
+The T5 encoder may be left out (`text_encoder_3=None, tokenizer_3=None`), since the model was also trained without it.
 """
 
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import StableDiffusion3Pipeline

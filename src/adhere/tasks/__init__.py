@@ -1,4 +1,4 @@
-"""Tasks: what users ask for, as frozen requests that a pipeline runs.
+"""Tasks: frozen requests that a pipeline runs.
 
     Inpaint("photo.jpg", "mask.png")        repaint a part, keep the rest bit for bit
     Outpaint("photo.jpg", left=200)         continue a picture beyond its edges
@@ -6,7 +6,7 @@
     Upscale("small.png", 4)                 a large picture whose area means are the small one
     Colorize("gray.jpg", "strokes.png")     a gray picture with colors that spread from hints
     Deblur("blurred.jpg", "gaussian:2")     a picture whose blur is known
-    Denoise("noisy.jpg")                    the mean of the pictures that a noisy one may show
+    Denoise("noisy.jpg")                    the mean of all pictures that agree with a noisy one
     Generate((512, 512))                    plain sampling
     Custom(Loss(fn), (512, 512))            any constraint on pictures
     Layout("sketch.png")                    coarse colors of a picture

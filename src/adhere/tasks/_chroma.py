@@ -11,12 +11,13 @@ chroma c at pixels h, the chroma of all pixels is
 
 where n is the variance of the hints' noise over that of chroma.
 
-The denominator makes the colors of one hint spread undiminished, where the usual mean would fade to gray. The variance
-is 4 v (k(p, p) - k(p, h) (k(h, h) + n I)^-1 k(h, p)) with the v of maximum likelihood; errors were 1.8 times the
-deviation without the factor.
+Because of the denominator, the colors of a hint spread without loss of saturation, while the usual mean would fade to
+gray. The variance is 4 v (k(p, p) - k(p, h) (k(h, h) + n I)^-1 k(h, p)), where v is the maximum likelihood estimate.
+Without the factor 4, errors were 1.8 times the standard deviation.
 
-All is computed on a picture of at most 256 pixels per side. The chroma of a larger one is a local linear function of
-its luma, as in the guided filter. The numbers below were chosen on ten photographs, those of benchmarks.kphotoalbum.
+Everything is computed on a picture of at most 256 pixels per side. The chroma of a larger picture is a local linear
+function of its luma, as in the guided filter. The numbers below were chosen on the ten photographs of
+benchmarks.kphotoalbum.
 
 Source: Rasmussen and Williams, *Gaussian processes for machine learning* (2006), section 2.2; He and Sun, *Fast guided
 filter* (arXiv 1505.00996).
@@ -40,9 +41,9 @@ _LUMA, _FINE, _COARSE, _CONTRAST = 0.46, 0.29, 0.48, 0.145  # w_f, for luma in [
 _FINE_SIGMA, _COARSE_SIGMA = 2.0, 8.0  # of the means, in pixels
 _CHROMA_VARIANCE = 0.1  # in [-1, 1] units, with which n is computed; n = 0.1 for a noise of 0.1 was chosen
 _MIN_NUGGET = 1e-3  # of n, for a Cholesky factor in float32
-_DEVIATION_SCALE = 2.0  # the likelihood takes the pixels of a stroke as independent, so that its v is too small
+_DEVIATION_SCALE = 2.0  # v is too small, since the likelihood treats the pixels of a stroke as independent
 _MAX_SIDE_PIXELS = 256
-_MAX_HINTS = 600  # after the mean over cells of the fewest pixels for which there are no more
+_MAX_HINTS = 600  # after averaging over the smallest cells for which there are at most so many
 _CHUNK_PIXELS = 8192
 _GUIDE_FLOOR = 0.004  # a variance of luma below which the chroma hardly depends on it
 _MIN_CONFIDENCE = 0.05  # of the denominator of m
@@ -50,7 +51,7 @@ _MIN_CONFIDENCE = 0.05  # of the denominator of m
 
 @dataclass(frozen=True)
 class LumaChroma(LinearOperator):
-    """RGB images in an orthonormal basis, (B, 3, H, W): first the luma over |w|, w its weights, then two of chroma.
+    """RGB images (B, 3, H, W) in an orthonormal basis: the luma over |w|, where w are its weights, and two of chroma.
 
     It is the reflection that maps w to the first axis, I - 2 u u^T, so it is its own transpose and inverse.
     """
@@ -77,7 +78,7 @@ def spread(
     Args:
         y: the luma, in [-1, 1].
         chroma: RGB minus the luma, in the same units.
-        known: where it is a hint, at least at one pixel.
+        known: True where the chroma is a hint, at least at one pixel.
         noise: the standard deviation of the hints' noise, in the same units.
     """
     height, width = y.shape[1:]
@@ -94,7 +95,7 @@ def spread(
 def _regression(
     y: Float[Tensor, "1 h w"], chroma: Float[Tensor, "3 h w"], known: Bool[Tensor, "h w"], n: float
 ) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "1 h w"]]:
-    """Return m and the standard deviation, from all hints."""
+    """Return m and the standard deviation of all pixels, from all hints."""
     features, cells = _features(y), _cells(known)
     pixels = features.flatten(1).T  # (h w, 2 + F)
     hints, c = (_means(x[:, known].T, cells) for x in (features, chroma))

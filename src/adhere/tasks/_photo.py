@@ -1,4 +1,4 @@
-"""The base of tasks whose result has the size, the channels and the depth of the photograph that they are given."""
+"""The base of tasks whose result has the size, the channels and the bit depth of the input."""
 
 from dataclasses import replace
 
@@ -28,9 +28,10 @@ def check_noise(noise: object, name: str = "noise") -> None:
 
 
 def thorough_sampler(size: tuple[int, int], num_iterations: int) -> Sampler:
-    """Return the default sampler with more conjugate residuals than 6, for constraints that are ill-conditioned.
+    """Return the default sampler with more than 6 conjugate residuals, for constraints that are ill-conditioned.
 
-    Each keeps two arrays of the size of the picture. Of large pictures there are fewer, so that this is about 1 GB.
+    Each conjugate residual keeps two arrays of the size of the picture. For large pictures their number is reduced, so
+    that the arrays take about 1 GB.
 
     Args:
         size: (height, width) of the sample in pixels.
@@ -46,7 +47,7 @@ class PhotoTask(Task):
     picture: Picture
 
     def inside(self, x0: Float[Tensor, "3 h w"]) -> Float[Tensor, "3 H W"]:
-        """Return the part of a sample that the picture shows, as a view."""
+        """Return the part of a sample that belongs to the picture, without padding, as a view."""
         height, width = self.picture.size
         return x0[:, :height, :width]
 
@@ -58,7 +59,7 @@ class PhotoTask(Task):
         return x.clamp(-1, 1)
 
     def written(self, samples: Float[Tensor, "B 3 H W"], crop: Crop) -> Float[Tensor, "B 3 H W"]:
-        """Return the samples as they are written: in whole levels, with the channels of the picture."""
+        """Return the samples as they are written: rounded to levels, with the channels of the picture."""
         written = samples.clone()
         for x0, x in zip(samples, written, strict=True):
             self.inside(x).copy_(torch.from_numpy(to_float(self._pixels(x0))))
@@ -69,7 +70,7 @@ class PhotoTask(Task):
         return to_unit_range(self.restored(samples[0]))
 
     def postprocess(self, samples: list[Tensor], crops: list[Crop]) -> Image.Image:
-        """Return the restored picture, with as many channels and bits per channel as the input; 8 for 1 bit."""
+        """Return the restored picture, with the channels and the bits per channel of the input (8 for 1 bit)."""
         return self.picture.add_metadata(to_pil(self._pixels(samples[0]), self.picture.alpha))
 
     def _pixels(self, x0: Float[Tensor, "3 h w"]) -> np.ndarray:

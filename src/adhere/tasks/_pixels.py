@@ -41,8 +41,8 @@ def rgb_image(x: Float[Tensor, "3 H W"]) -> Image.Image:
 def match_means(x: Float[Tensor, "C H W"], y: Float[Tensor, "C h w"], factor: int) -> Float[Tensor, "C H W"]:
     """Return the picture in [-1, 1] near x whose means over factor x factor pixels are y.
 
-    The difference of the means is first added with bilinear interpolation, then one value for each square. What
-    leaves [-1, 1] is taken up by the rest of the square.
+    The difference of the means is first added with bilinear interpolation, then as one value for each square. Where
+    values are clipped to [-1, 1], the other pixels of the square compensate.
 
     Args:
         x: the picture, in about [-1, 1].
@@ -60,9 +60,9 @@ def match_means(x: Float[Tensor, "C H W"], y: Float[Tensor, "C h w"], factor: in
 
 
 def _shift_and_clip(squares: Tensor, means: Tensor) -> Tensor:
-    """clip(squares + s) with one shift s per row, so that its means are `means`, (N, 1).
+    """Return clip(squares + s) with one shift s per row, so that the means of the rows are `means`, (N, 1).
 
-    The shift is found by Newton's method, with bisection where that would leave the interval in which it must be.
+    The shift is found by Newton's method, or by bisection where Newton's step would leave the bracket.
     """
     low, high = -1 - squares.amax(1, keepdim=True), 1 - squares.amin(1, keepdim=True)
     shift, tolerance = torch.zeros_like(means), 16 * torch.finfo(means.dtype).eps
@@ -82,7 +82,7 @@ def _shift_and_clip(squares: Tensor, means: Tensor) -> Tensor:
 def round_with_means(x: Float[Tensor, "C H W"], levels: np.ndarray, factor: int) -> np.ndarray:
     """Return x, in [-1, 1], as integers (H, W, C) whose means over factor x factor pixels are exactly `levels`.
 
-    All are rounded down, and those with the largest remainders are raised by 1.
+    All values are rounded down; then those with the largest remainders are increased by 1.
 
     Args:
         x: a picture whose means are about those of `levels`; see `match_means`.
@@ -105,12 +105,12 @@ def round_with_means(x: Float[Tensor, "C H W"], levels: np.ndarray, factor: int)
 
 
 def _bands(height: int) -> list[slice]:
-    """Return rows that are processed together, which limits the memory."""
+    """Return slices of rows that are processed together, which limits the memory."""
     return [slice(top, min(top + 64, height)) for top in range(0, height, 64)]
 
 
 def _squares(x: Tensor, factor: int) -> Tensor:
-    """Return (C, H, W) as (C * H / factor * W / factor, factor^2)."""
+    """Return x (C, H, W) as (C * H / factor * W / factor, factor^2), one row per square."""
     channels, height, width = x.shape
     x = x.reshape(channels, height // factor, factor, width // factor, factor)
     return x.transpose(2, 3).reshape(-1, factor**2)

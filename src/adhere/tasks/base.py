@@ -1,4 +1,4 @@
-"""What a task is: a request, checked when it is made, that states constraints and turns samples into a picture."""
+"""The base of tasks: requests that are checked when they are made, state constraints and turn samples into pictures."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ ImageInput = str | Path | Image.Image | np.ndarray | Tensor | Picture
 
 @runtime_checkable
 class ModelInfo(Protocol):
-    """What a task needs to know of the model."""
+    """The properties of a model that tasks need."""
 
     @property
     def multiple(self) -> int:
@@ -53,9 +53,9 @@ class Crop:
 
     Attributes:
         size: (height, width) in pixels, multiples of the model's `multiple`.
-        constraint: on pictures (B, 3, height, width) in [-1, 1].
+        constraint: a constraint on pictures (B, 3, height, width) in [-1, 1].
         box: (rows, columns) of the part in the larger picture, None for a whole picture.
-        sampler: what samples it if the call names no solver; None is the default for the constraint.
+        sampler: the sampler that is used if the call names no solver; None is the default for the constraint.
     """
 
     size: tuple[int, int]
@@ -69,18 +69,18 @@ class Task(ABC):
 
     @abstractmethod
     def crops(self, model: ModelInfo, size: tuple[int, int] | None = None) -> list[Crop]:
-        """Return what to sample, at least one crop; crops are sampled separately.
+        """Return the crops to sample, at least one. Crops are sampled separately.
 
         Args:
             model: the model that is going to be used.
             size: (height, width) in pixels instead of the task's own.
 
         Raises:
-            AdhereError: for a size that the task or the model cannot have.
+            AdhereError: if the task or the model cannot have this size.
         """
 
     def _plain_numbers(self, *names: str) -> None:
-        """Replace attributes of a frozen task: numbers of NumPy become int and float, and lists become tuples."""
+        """Convert attributes of a frozen task: numbers of NumPy become int and float, and lists become tuples."""
         for name in names:
             object.__setattr__(self, name, _plain(getattr(self, name)))
 
@@ -90,14 +90,14 @@ class Task(ABC):
             raise AdhereError(f"{type(self).__name__} has the size of its input: leave out height and width")
 
     def written(self, samples: Float[Tensor, "B 3 H W"], crop: Crop) -> Float[Tensor, "B 3 H W"]:
-        """Return the samples of a crop whose residual is reported: by default as they are, before known pixels return.
+        """Return the samples of a crop for the residual that is reported; by default, `samples` unchanged.
 
-        A task that adapts its samples to the measurement when it writes them returns these.
+        A task that adapts its samples to the measurement before it writes them returns the adapted samples.
         """
         return samples
 
     def next_pass(self, model: ModelInfo, image: Image.Image) -> "Task | None":
-        """Return what is sampled after this task, whose picture is `image`; None, as by default, if it is complete."""
+        """Return the task that is sampled next, given the picture of this one; None (the default) if it is complete."""
         return None
 
     @abstractmethod
@@ -123,7 +123,7 @@ def _plain(value: object) -> object:
 
 
 class FullImageTask(Task):
-    """Base of tasks whose sample is the whole picture, of the size (height, width) that is asked for."""
+    """Base of tasks whose sample is the whole picture, of the requested size (height, width)."""
 
     size: int | tuple[int, int] | None
 

@@ -22,7 +22,7 @@ from adhere.tasks._photo import PhotoTask, check_noise
 from adhere.tasks._pixels import check_sampled_size
 from adhere.tasks.base import Crop, ImageInput, ModelInfo
 
-_OPAQUE = 128  # the alpha from which on a color is a hint
+_OPAQUE = 128  # the smallest alpha of a hint
 _LEAST_NOISE = 0.001  # of measurements, in [-1, 1] units; the written luma is exact in any case
 _NUM_STEPS = 8  # of the default sampler: more do not change the colors
 
@@ -30,17 +30,17 @@ _NUM_STEPS = 8  # of the default sampler: more do not change the colors
 @keyword_hints(noise="call it hint_noise, which is in [-1, 1] units", mask="make the hints transparent where it is 0")
 @dataclass(frozen=True, eq=False)
 class Colorize(PhotoTask):
-    """Color a gray picture: the luma of the result is the picture, and its colors spread from hints.
+    """Color a gray picture: the luma of the result is that of the picture, and its colors spread from hints.
 
-    The luma (ITU-R BT.601) of the written file is the picture within one level. A picture with colors is replaced by
-    its luma first. Transparency is kept, and the result has 8 bits per channel. Colors spread by regression on
+    The luma (ITU-R BT.601) of the written file is that of the picture within one level. A picture with colors is first
+    replaced by its luma. Transparency is kept, and the result has 8 bits per channel. Colors spread by regression on
     position, luma and texture, see `adhere.tasks._chroma`; the model gets them with their uncertainty.
 
     Args:
         image: a path, a PIL image, or a uint8 or uint16 array (H, W[, C]).
-        hints: a picture of the same size, whose colors are hints where it is opaque. Only their chroma counts, less
-            saturated where the brightness of the picture does not allow it. Models of pixels need them.
-        hint_noise: how far the chroma may be from the hints, as a standard deviation in [-1, 1] units.
+        hints: a picture of the same size, whose opaque pixels are hints. Only their chroma is used; it is reduced where
+            it would not be possible at the luma of the picture. Pixel-space models need hints.
+        hint_noise: the standard deviation of the chroma from the hints, in [-1, 1] units.
 
     Raises:
         AdhereError: if a picture cannot be read, or the hints have another size, no transparency or nothing opaque.
@@ -79,7 +79,7 @@ class Colorize(PhotoTask):
     ) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "3 h w"]]:
         """Return colors with the luma y, and the noise of their luma and chroma.
 
-        A hint and what spreads from all of them are two observations of its chroma, with the noise of each.
+        At a hint, its own chroma and the spread chroma are two observations with different noise, which are combined.
         """
         hints, known = torch.from_numpy(to_float(hint_picture.pixels)), torch.from_numpy(_opaque(hint_picture))
         hints, known = _pad_zeros(hints.expand(3, -1, -1), y), _pad_zeros(known[None], y)
@@ -96,7 +96,7 @@ class Colorize(PhotoTask):
         return _with_luma(x, luma(self.picture.tensor()[0]))
 
     def postprocess(self, samples: list[Tensor], crops: list[Crop]) -> Image.Image:
-        """Return the colored picture, with 8 bits per channel; a profile of gray values is left out."""
+        """Return the colored picture, with 8 bits per channel and without the ICC profile of a gray picture."""
         metadata = dict(self.picture.metadata)
         if self.picture.pixels.shape[2] == 1:
             metadata.pop("icc_profile", None)

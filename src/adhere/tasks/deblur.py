@@ -35,19 +35,18 @@ _SUBPIXELS = 8  # per side of a pixel, for the shares of a disk
 class Deblur(PhotoTask):
     """Sharpen a picture that was blurred by a known point spread function: y = k * x0 + noise n.
 
-    x0 is the larger scene, of which the margin of the picture has seen a part; so the border is as sharp as the rest.
+    x0 is larger than the picture, since the blur has brought in values from outside; so the border is sharpened, too.
     Gray pictures stay gray, also as RGB. Transparency is kept.
 
     Args:
         image: a path, a PIL image, or a uint8 or uint16 array (H, W[, C]).
-        psf: k, the picture of a point: 'gaussian:SIGMA', 'motion:LENGTH,ANGLE' or 'disk:RADIUS' in pixels and degrees
-            counter-clockwise from the direction to the right; or a gray picture, or numbers (h, w) as an array,
-            a tensor or lists, which are divided by their sum.
+        psf: the point spread function k: 'gaussian:SIGMA', 'motion:LENGTH,ANGLE' or 'disk:RADIUS', in pixels and in
+            degrees counter-clockwise from the direction to the right; or a gray picture; or numbers (h, w) as an
+            array, a tensor or lists, which are divided by their sum.
         noise: the standard deviation of the picture's noise, in [-1, 1] units.
 
     Raises:
-        AdhereError: if a picture cannot be read, for a psf that is not understood or too large, or for a noise out of
-            range.
+        AdhereError: if a picture cannot be read, the psf is not understood or too large, or the noise is out of range.
     """
 
     image: ImageInput = field(repr=False)
@@ -122,7 +121,7 @@ def _checked_kernel(kernel: Tensor, name: str) -> Float[Tensor, "h w"]:
 
 
 def _shape(name: str, text: str, psf: str) -> Float[Tensor, "h w"]:
-    """Return a sampled Gaussian, or the shares of a line or a disk that fall on the pixels, at any scale."""
+    """Return a sampled Gaussian, or the share of a line or a disk in each pixel, before normalization."""
     try:
         numbers = [float(number) for number in text.split(",")]
         size, angle = (*numbers, 0.0) if name != "motion" else numbers

@@ -1,4 +1,4 @@
-"""Denoising: the mean of the pictures that a noisy one may show, or a sample of them."""
+"""Denoising: the mean of all pictures that agree with a noisy one, or a sample of them."""
 
 import math
 from dataclasses import dataclass, field
@@ -34,14 +34,14 @@ _POSTERIOR_MEAN = Sampler(PosteriorMean(), timesteps=_one_time, num_steps=1)
 class Denoise(PhotoTask):
     """Remove white Gaussian noise from a picture: E[x0 | y] for y = x0 + noise n, by one evaluation.
 
-    Gray pictures stay gray, also as RGB. Transparency is kept. The reported residual is what was removed:
-    about `noise`, and about sqrt(3) of it for gray pictures; see `crops`.
+    Gray pictures stay gray, also as RGB. Transparency is kept. The reported residual is the RMS of the removed noise:
+    about `noise`, or about sqrt(3) `noise` for gray pictures; see `crops`.
 
     Args:
         image: a path, a PIL image, or a uint8 or uint16 array (H, W[, C]).
         noise: the standard deviation of the noise, in [-1, 1] units; None estimates it from the picture.
-        sample: whether a sample of the pictures that y may show is drawn, by the solver of the call, instead of the
-            mean of all of them.
+        sample: whether the solver of the call draws a sample of the pictures that agree with y, instead of returning
+            their mean.
 
     Raises:
         AdhereError: if the picture cannot be read, or for a noise out of range.
@@ -66,7 +66,7 @@ class Denoise(PhotoTask):
         """Return y = x0 + noise n, padded by reflection.
 
         The noise n of a gray picture is the same in all three channels, which is noise of sqrt(3) n along the gray axis
-        of color space. A model of RGB pictures expects it along all axes: as much is added along the other two.
+        of color space. A model of RGB pictures expects noise along all axes, so it is added along the other two.
         """
         self._refuse_size(size)
         if model.is_latent:
@@ -85,8 +85,8 @@ class Denoise(PhotoTask):
 def _estimated_noise(picture: Picture) -> float:
     """Return the standard deviation of a picture's white noise, in [-1, 1] units.
 
-    It is the median absolute value of the finest diagonal Haar band over 0.6745, which is that of a standard Gaussian.
-    Edges and textures are in a minority of that band's entries. Pixels whose alpha is 0 are left out.
+    It is the median absolute value of the finest diagonal Haar band, divided by 0.6745, which is the value for a
+    standard Gaussian. Edges and textures affect only a minority of the entries. Pixels with alpha 0 are left out.
 
     Source: Donoho and Johnstone, *Ideal spatial adaptation by wavelet shrinkage* (1994).
     """

@@ -23,7 +23,7 @@ class Custom(FullImageTask):
     """A picture that meets any constraint.
 
     Args:
-        constraint: on pictures (B, 3, H, W) in [-1, 1], such as `Loss(fn)`.
+        constraint: a constraint on pictures (B, 3, H, W) in [-1, 1], such as `Loss(fn)`.
         size: (height, width) in pixels, or the side of a square; the model's native size by default.
     """
 
@@ -64,9 +64,9 @@ class Layout(FullImageTask):
     """A picture with the coarse colors of another: its means over coarse squares are about those of `image`.
 
     Args:
-        image: a path, a PIL image or an array, resized to the size asked for.
+        image: a path, a PIL image or an array, resized to the requested size.
         cells: the number of squares along the shorter side, at least 1.
-        noise: the standard deviation of the means, in [-1, 1] units, at least 0.
+        noise: the standard deviation of the noise of the means, in [-1, 1] units, at least 0.
         size: (height, width) in pixels, or the side of a square; the model's native size by default.
 
     Raises:
@@ -103,13 +103,13 @@ class Silhouette(FullImageTask):
     """A picture of an object that covers the mask, on a plain background.
 
     Args:
-        mask: a path, a PIL image or an array, resized to the size asked for; the object is where it is white (or True,
-            or opaque where it has transparency).
+        mask: a path, a PIL image or an array, resized to the requested size. The object is its white part, its True
+            part, or its opaque part if the mask has transparency.
         background: red, green and blue, 0 to 255.
         size: (height, width) in pixels, or the side of a square; the model's native size by default.
 
     Raises:
-        AdhereError: if the mask cannot be read or covers everything or nothing, or for a color out of range.
+        AdhereError: if the mask cannot be read, if it covers everything or nothing, or for a color out of range.
     """
 
     mask: ImageInput = field(repr=False)

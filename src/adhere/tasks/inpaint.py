@@ -34,30 +34,32 @@ class Inpaint(Task):
     The network sees each masked region with `context` pixels around it, not the whole of a large photograph. Regions
     that are within each other's context share a crop.
 
-    The mask, the boxes and the color are united; then `invert`, `fill_holes`, `grow` and `feather` change the result,
-    in this order. Without any of the three, the transparent part of the picture is repainted.
+    The mask, the boxes and the pixels of the color are united. Then `invert`, `fill_holes`, `grow` and `feather` change
+    the result, in this order. Without mask, boxes and color, the transparent part of the picture is repainted.
 
-    A soft mask has a weight w per pixel. Up to 1/16 the pixel is kept, and from 15/16 on it is unknown. In between, it
-    is known with noise of standard deviation 0.5 w / (1 - w), in [-1, 1] units, and the result there is the sample's.
+    A soft mask has a weight w per pixel. A pixel is kept if w is at most 1/16, and unknown if w is at least 15/16. In
+    between, it is known with noise of standard deviation 0.5 w / (1 - w), in [-1, 1] units, and its new value is that
+    of the sample.
 
     Args:
         image: a path, a PIL image, or a uint8 or uint16 array (H, W[, C]). Gray pictures stay gray, also as RGB.
         mask: of the same size; white (or True) is repainted, as in diffusers.
-        context: in pixels, at least 1. None: three eighths of the side of the model's native size, and at least 96.
-        boxes: (left, top, width, height) in pixels.
+        context: the width in pixels, at least 1. None: three eighths of the side of the model's native size, and at
+            least 96.
+        boxes: (left, top, width, height) in pixels of each rectangle that is repainted.
         color: red, green and blue, 0 to 255, of pixels that are repainted.
         tolerance: the largest difference of a channel from `color`, in levels of 8 bits.
-        invert: whether all but these pixels are repainted.
-        fill_holes: whether what is enclosed by them is repainted, too.
+        invert: whether the selected pixels are kept and all others are repainted.
+        fill_holes: whether pixels that are enclosed by selected ones are repainted, too.
         grow: the radius in pixels of the disc by which the mask is enlarged.
         feather: the width in pixels of a soft edge, inwards from the edge of the mask.
-        soft: whether the mask's values between black and white are used; otherwise it is cut at half. `feather` implies
-            it.
+        soft: whether the mask's values between black and white are used; otherwise the mask is thresholded at one half.
+            `feather` implies it.
 
     Attributes:
         picture: the picture as it was read.
         weights: float32 (H, W), the soft mask w; 0 and 1 if it is not soft.
-        mask_array: bool (H, W), True = repainted, in a soft mask at least in part.
+        mask_array: bool (H, W), True = repainted, or partly repainted in a soft mask.
 
     Raises:
         AdhereError: if the picture or the mask cannot be read, sizes differ, a number is out of range, or everything or
@@ -97,7 +99,7 @@ class Inpaint(Task):
         object.__setattr__(self, "mask_array", weights > KNOWN_MAX_WEIGHT)
 
     def _given_weights(self, picture: Picture, selection: Selection) -> np.ndarray | None:
-        """Return the mask that is given, or the transparent part; None if only boxes and a color are given."""
+        """Return the given mask or else the transparent part; None if only boxes and a color are given."""
         if self.mask is None and selection.is_given:
             return None
         if self.mask is None:
@@ -110,7 +112,7 @@ class Inpaint(Task):
         return self.mask is None and not self.boxes and self.color is None and not self.invert
 
     def crops(self, model: ModelInfo, size: tuple[int, int] | None = None) -> list[Crop]:
-        """Return the crops with y = known * x0 (+ noise) on each, padded by reflection to the model's multiple.
+        """Return the crops, padded by reflection to the model's multiple, with the constraint y = known * x0 (+ noise).
 
         Pixels whose alpha is 0 are not known, as their color is arbitrary.
         """
@@ -132,7 +134,7 @@ class Inpaint(Task):
 
     @property
     def _blend(self) -> int:
-        """The width of the seam in pixels; where the mask is soft, the result is the sample's."""
+        """The width of the seam in pixels; 0 for soft masks, whose pixels have the values of the sample."""
         return 0 if self.soft or self.feather else 4
 
     def postprocess_float(self, samples: list[Tensor], crops: list[Crop]) -> Float[Tensor, "C H W"]:

@@ -15,7 +15,7 @@ from adhere.tasks.base import Crop, ImageInput, ModelInfo, Task
 from adhere.tasks.inpaint import Inpaint
 
 _MAX_PIXELS = 250_000_000
-_MAX_PASSES = 16  # in one direction; more take hours, and continue only what the model made up itself
+_MAX_PASSES = 16  # in one direction; more would take hours, and only continue parts that the model has generated
 _SIDES = ("left", "right", "top", "bottom")
 
 
@@ -35,14 +35,14 @@ class _PassCrop(Crop):
 class Outpaint(Task):
     """Continue a picture beyond its edges; its own pixels stay bit for bit the same.
 
-    A side grows by at most half of the model's native size at once, and the result is the picture of the next pass. If
-    the canvas is larger than twice the native size, columns are added first, and rows in passes of their own, so that
-    only the new part and its context are sampled.
+    In one pass, a side grows by at most half of the model's native size; the result is the picture of the next pass. If
+    the canvas is larger than twice the native size, columns are added first, and rows in separate passes, so that only
+    the new part and its context are sampled.
 
     Args:
         image: as for `Inpaint`.
         left, right, top, bottom: the pixels to add, at least 0.
-        aspect: (width, height), instead of the sides: the picture grows to this aspect, centered, the shorter way.
+        aspect: (width, height) of the aspect ratio of the result, instead of the sides. The picture is centered.
         context: as for `Inpaint`.
 
     Attributes:
@@ -50,8 +50,8 @@ class Outpaint(Task):
         growth: the pixels to add at the left, right, top and bottom.
 
     Raises:
-        AdhereError: if the picture cannot be read, or would not grow, or by a negative number of pixels. `crops` raises
-            it for a side that takes more than 16 passes with the model.
+        AdhereError: if the picture cannot be read, does not grow, or grows by a negative number of pixels. `crops`
+            raises it for a side that takes more than 16 passes with the model.
     """
 
     image: ImageInput = field(repr=False)
@@ -132,7 +132,7 @@ def _grown(size: tuple[int, int], growth: tuple[int, int, int, int]) -> tuple[in
 
 
 def _growth_to(aspect: object, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Return the growth that gives a picture of (height, width) an aspect (width, height), to the nearest pixel."""
+    """Return the growth that gives a picture of (height, width) an aspect ratio, to the nearest pixel."""
     if not isinstance(aspect, tuple) or len(aspect) != 2 or not all(type(part) is int and part > 0 for part in aspect):
         raise AdhereError(f"aspect = {aspect!r}: give (width, height), two whole numbers above 0, such as (16, 9)")
     height, width = size
@@ -142,7 +142,7 @@ def _growth_to(aspect: object, size: tuple[int, int]) -> tuple[int, int, int, in
 
 
 def _inpaint(picture: Picture, growth: tuple[int, int, int, int], context: int | None) -> Inpaint:
-    """Return the task that paints what is added to a picture."""
+    """Return the task that inpaints the part that is added to a picture."""
     left, right, top, bottom = growth
     sides = ((top, bottom), (left, right))
     mask = np.pad(np.zeros(picture.size, bool), sides, constant_values=True)

@@ -26,7 +26,7 @@ class Restore(Task):
     Args:
         y: the measurement, (1, ...) as A returns it for pictures (1, 3, H, W) in [-1, 1]; or a picture, which becomes
             (1, 3, H, W) in [-1, 1].
-        operator: A. The picture has the size of A^T y; where the model needs a multiple, A sees the top left part.
+        operator: A. The picture has the size of A^T y; if the model needs a larger size, A sees the top left part.
         noise: the standard deviation of the measurement's noise, in units of y.
 
     Raises:

@@ -30,13 +30,13 @@ class Style(FullImageTask):
         Style("painting.jpg", features=tokens)
 
     Args:
-        reference: a path, a PIL image or an array, resized so that its shorter side is that of the picture.
+        reference: a path, a PIL image or an array. It is resized so that its shorter side is that of the result.
         size: (height, width) in pixels, or the side of a square; the model's native size by default.
-        features: maps pictures (B, 3, H, W) in [-1, 1] to a list of (B, C, N) or (B, C, h, w), differentiably; those of
-            EfficientNet-Lite0's first three stages by default.
+        features: a differentiable function from pictures (B, 3, H, W) in [-1, 1] to a list of (B, C, N) or
+            (B, C, h, w); by default, the first three stages of EfficientNet-Lite0.
 
     Raises:
-        AdhereError: if the reference cannot be read, or without the packages of the extra `style` and without features.
+        AdhereError: if the reference cannot be read, or if `features` is None and the extra `style` is not installed.
     """
 
     reference: ImageInput = field(repr=False)

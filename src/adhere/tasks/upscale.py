@@ -30,22 +30,22 @@ _LEAST, _MOST, _DEFAULT_FACTOR = 1.5, 8, 4
 )
 @dataclass(frozen=True, eq=False)
 class Upscale(PhotoTask):
-    """Enlarge a picture; the result, reduced to the size of the input, is the input.
+    """Enlarge a picture so that the result, reduced to the size of the input, is the input.
 
-    Gray pictures stay gray, also as RGB. Transparency is enlarged by bicubic interpolation, and the colors of pixels
-    whose alpha is 0 are those of the nearest visible ones. Without noise, for a whole factor and the kernel 'area', the
-    means over factor x factor pixels are exact in the file; otherwise the reduction differs by rounding only, except
-    where it would need values outside of the range.
+    Gray pictures stay gray, also as RGB. Transparency is enlarged by bicubic interpolation. The colors of pixels with
+    alpha 0 are those of the nearest visible ones. Without noise, for an integer factor and the kernel 'area', the means
+    over factor x factor pixels of the file are exactly the input. Otherwise they differ only by rounding, except where
+    the exact result would need values outside the range.
 
     Args:
         image: a path, a PIL image, or a uint8 or uint16 array (H, W[, C]).
-        factor: from 1.5 to 8, for both sides, which are rounded; None is 4 unless a size is given.
-        noise: the standard deviation of the input's noise, in [-1, 1] units; above 0 also for JPEG files.
+        factor: from 1.5 to 8, for both sides, which are rounded to pixels; None is 4 unless a size is given.
+        noise: the standard deviation of the input's noise, in [-1, 1] units; JPEG files also have noise.
         kernel: how the input was reduced: 'area', the mean over the area of a pixel, or 'bicubic', antialiased.
-        size: (height, width) in pixels instead of the factor, of the input's aspect ratio within one pixel.
+        size: (height, width) in pixels, instead of the factor, with the input's aspect ratio to within one pixel.
 
     Raises:
-        AdhereError: if the picture cannot be read, or for other values.
+        AdhereError: if the picture cannot be read, or for values out of range.
     """
 
     image: ImageInput = field(repr=False)
@@ -81,7 +81,7 @@ class Upscale(PhotoTask):
 
     @property
     def _whole_factor(self) -> int | None:
-        """The factor if it is whole for both sides and the kernel is 'area', which has exact means."""
+        """The factor if it is an integer for both sides and the kernel is 'area', which can be exact; else None."""
         (height, width), (small_height, small_width) = self._size, self.picture.size
         factor = height // small_height
         is_whole = (height, width) == (factor * small_height, factor * small_width)
@@ -90,7 +90,7 @@ class Upscale(PhotoTask):
     def crops(self, model: ModelInfo, size: tuple[int, int] | None = None) -> list[Crop]:
         """Return y = A x0 + noise with A the reduction.
 
-        For a whole factor, y is padded by reflection so that x0 fits the model; otherwise A sees a part of x0.
+        For an integer factor, y is padded by reflection so that x0 fits the model; otherwise A sees a part of x0.
         """
         self._refuse_size(size)
         y = self.picture.tensor().to(model.execution_device)
@@ -108,7 +108,7 @@ class Upscale(PhotoTask):
         return Resize(self._size, self.picture.size, self.kernel)
 
     def postprocess(self, samples: list[Tensor], crops: list[Crop]) -> Image.Image:
-        """Return the large picture, with as many channels and bits per channel as the input; 8 for 1 bit."""
+        """Return the large picture, with the channels and the bits per channel of the input (8 for 1 bit)."""
         pixels, alpha = self._pixels(samples[0]), self.picture.alpha
         if alpha is not None:
             alpha = np.asarray(Image.fromarray(alpha).resize((self._size[1], self._size[0]), Image.Resampling.BICUBIC))
@@ -144,7 +144,7 @@ class Upscale(PhotoTask):
 
 
 def _match(x: Float[Tensor, "C H W"], linear: Linear) -> Float[Tensor, "C H W"]:
-    """Return the picture in [-1, 1] near x that meets y = A x, by turns of projecting and clipping."""
+    """Return a picture in [-1, 1] near x that meets y = A x, by alternating projection and clipping."""
     for _ in range(10):
         x = linear.project(x.clamp(-1, 1)[None])[0]
         if x.abs().max() <= 1 + 1 / 255:
