@@ -17,10 +17,10 @@ from adhere.core.nonlinear import Nonlinear
 from adhere.core.operators import LinearOperator, Mask
 from adhere.errors import InvalidInput
 
-_TOLERANCE = 0.01  # of the adjoint, relative; far above rounding
+_TOLERANCE = 0.01  # relative error of the adjoint, far above rounding errors
 
 
-_OUT_OF_MEMORY = (  # in errors of torch that are no torch.OutOfMemoryError
+_OUT_OF_MEMORY = (  # messages of errors of torch that are not torch.OutOfMemoryError
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",  # on Windows
     "CUDA error: out of memory",
@@ -30,14 +30,14 @@ _OUT_OF_MEMORY = (  # in errors of torch that are no torch.OutOfMemoryError
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory has run out, and not whether a message is about memory, such as its layout."""
+    """Return whether an error means that memory has run out; messages about the layout of memory do not count."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _OUT_OF_MEMORY)
 
 
 def check_constraint(constraint: Constraint, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
-    """Raise unless a constraint fits images of a shape, as far as one image can show.
+    """Raise InvalidInput unless a constraint fits images of a shape, as far as one random image can show.
 
     - y is finite, has the shape and the device of A x0, and a dtype that A x0 can hold.
     - A 0 = 0.
@@ -83,7 +83,7 @@ def check_range(constraint: Constraint, shape: Sequence[int], dtype: torch.dtype
 def excess_of_range(
     constraint: Constraint, shape: Sequence[int], dtype: torch.dtype, device: torch.device, factor: float = 2.0
 ) -> str | None:
-    """Return in one line that y is too large for images in [-1, 1], such as bytes are, or None.
+    """Return one line that says that y is too large for images in [-1, 1], for example 8-bit levels; otherwise None.
 
     With n entries that A sees and m measurements, |A x| <= |A| sqrt(n), and the noise adds about noise sqrt(m). The
     operator norm |A| is only estimated, by power iteration, if y is large beside A of two images.
@@ -118,7 +118,7 @@ def excess_of_range(
 
 
 def _operator_norm(A: LinearOperator, x: Tensor, num_iterations: int = 10) -> float:
-    """Return an estimate of the largest singular value of A, from below, by power iteration from x."""
+    """Return a lower estimate of the largest singular value of A, by power iteration from x."""
     norm = 0.0
     for _ in range(num_iterations):
         u = A(x / x.norm())
@@ -164,7 +164,7 @@ def _check_operator(constraint: Linear, x: Tensor, batch_size: int, generator: G
 
 
 def _apply(name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return function(x), with an error of the user's code in one line that says for what it occurred."""
+    """Return function(x); an error of the user's code becomes one line that names the function."""
     try:
         out = function(x)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:

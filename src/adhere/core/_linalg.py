@@ -14,8 +14,8 @@ from torch import Tensor
 
 from adhere.errors import InvalidInput
 
-_FILTERED_ENTRIES = 2**20  # a larger state is filtered channel by channel, which takes less memory
-_KEPT_ENTRIES = 2**25  # per sample, of the directions of conjugate residuals: 0.25 GB in float32
+_FILTERED_ENTRIES = 2**20  # larger states are filtered channel by channel, which takes less memory
+_KEPT_ENTRIES = 2**25  # limit for the directions of conjugate residuals, per sample: 0.25 GB in float32
 
 
 def per_sample(values: Shaped[Tensor, " b"], like: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def per_sample(values: Shaped[Tensor, " b"], like: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the values as a tensor (n,), which is copied to the device once."""
+    """Return the values as a tensor (n,), which is cached, so that they are copied to the device only once."""
     with torch.inference_mode(False):  # the cached tensor may later take part in autograd
         return torch.tensor(values, dtype=dtype, device=device)
 
@@ -86,24 +86,24 @@ def _filtered(g: Tensor, S: Tensor, snr: float) -> Tensor:
 def conjugate_residuals(
     matrix: Callable[[Tensor], Tensor], b: Tensor, num_iterations: int, tolerance: float = 1e-5
 ) -> Tensor:
-    """Solve matrix(u) = b for a symmetric positive semi-definite matrix.
+    """Return an approximate solution u of matrix(u) = b for a symmetric positive semi-definite matrix.
 
     Each step takes the length that minimizes |r|, so |r| never grows, even where an inexact adjoint leaves the matrix
     only nearly symmetric. The number of iterations is fixed, so that nothing is read back from the device.
 
     Args:
-        matrix: the linear map u -> matrix(u), (B, ...) to (B, ...), as a new tensor, which is changed.
+        matrix: the linear map u -> matrix(u), (B, ...) to (B, ...). Its result is modified, so it must be a new tensor.
         b: the right-hand side, (B, ...).
         num_iterations: the number of products with the matrix.
-        tolerance: a sample no longer changes once |r| <= tolerance |b|.
+        tolerance: a sample is not changed any more when |r| <= tolerance |b|.
 
     Returns:
         u, shaped like b.
 
     Source: Stiefel (1955), in the form of GCR: Eisenstat, Elman and Schultz (1983), equation 2.1. Each direction is
-    orthogonalized against those before it. In exact arithmetic, the last one would do; but without the others, ten
-    iterations enlarge rounding errors so much that a batch differs from single runs. So all are kept, except of large
-    systems: there as many as have `_KEPT_ENTRIES` entries, at least two.
+    orthogonalized against those before it. In exact arithmetic, the last direction would be enough. With rounding, ten
+    iterations without the others enlarge errors so much that a batch differs from single runs. Therefore all directions
+    are kept; for large systems, as many as `_KEPT_ENTRIES` entries allow, and at least two.
     """
     u, r = torch.zeros_like(b), b
     converged = tolerance**2 * dot(b, b)
@@ -124,12 +124,12 @@ def conjugate_residuals(
 
 
 def kept_directions(entries: int) -> int:
-    """Return how many directions `conjugate_residuals` keeps for a system of so many unknowns per sample."""
+    """Return the number of directions that `conjugate_residuals` keeps, given the number of unknowns per sample."""
     return max(2, _KEPT_ENTRIES // max(1, entries))
 
 
 def iterations_needed(condition_number: float, tolerance: float, limit: int) -> int:
-    """Return after how many conjugate residuals |r| <= tolerance |b| is certain, at most `limit`.
+    """Return the number of conjugate residuals, at most `limit`, after which |r| <= tolerance |b| is certain.
 
     Source: |r| <= 2 rate^n |b| after n: Saad, *Iterative methods for sparse linear systems* (2003), section 6.11.
     """
@@ -161,8 +161,8 @@ def minimal_residual_step(
 def bfgs_product(product: Callable[[Tensor], Tensor], pairs: Sequence[tuple[Tensor, Tensor]], v: Tensor) -> Tensor:
     """Return V v, where V is a symmetric positive definite V_0 after the BFGS update with each pair (s, d) in turn.
 
-    V s = d holds for the last pair, and for an earlier one if <s_i, d_j> = 0 between them. A pair with <s, d> <= 0 is
-    left out, so V is positive definite too.
+    V s = d holds for the last pair. It also holds for an earlier pair i if <s_i, d_j> = 0 for all later pairs j. Pairs
+    with <s, d> <= 0 are left out, so that V is positive definite, too.
 
     Args:
         product: v -> V_0 v.

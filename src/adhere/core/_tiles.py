@@ -1,4 +1,4 @@
-"""Overlapping tiles of a picture or a state, on which a function is evaluated and whose results are blended."""
+"""Evaluation of a function on overlapping tiles of a picture or a state, whose results are blended."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,8 @@ def in_tiles(
         x: (B, C, cell_in H, cell_in W).
         tile_size: the side of the tiles, in cells.
         overlap: the overlap of neighboring tiles, in cells.
-        cell_in, cell_out: the side of a cell in x and in the result; one of an encoder's latents is a square of pixels.
+        cell_in, cell_out: the side of a cell in x and in the result. For an encoder, a cell is a square of pixels in x
+            and one latent in the result.
     """
     height, width = (side // cell_in for side in x.shape[-2:])
     total, weights = x.new_zeros(0), x.new_zeros(height * cell_out, width * cell_out)

@@ -31,7 +31,7 @@ from adhere.core.operators import (
 )
 from adhere.errors import InvalidInput
 
-_MAX_RMS_DISTANCE = 10.0  # more than any two images differ by; bounds Newton's step where a loss is nearly flat
+_MAX_RMS_DISTANCE = 10.0  # above the distance of any two images; bounds Newton's step where a loss is nearly flat
 
 
 class Constraint(ABC):
@@ -52,12 +52,12 @@ class Constraint(ABC):
 
     @property
     def is_nonlinear(self) -> bool:
-        """Whether it is not linear in the picture: the default solver linearizes it several times per noise level."""
+        """Whether it is not linear in the picture, so that solvers linearize it several times per noise level."""
         return False
 
     @property
     def needs_decoding(self) -> bool:
-        """Whether x0 is decoded first, so that a product with the linearization takes a decoding or an encoding."""
+        """Whether x0 is decoded first, so that products with the linearization take a decoding or an encoding."""
         return False
 
     def linearize(self, x0: Tensor, /) -> "Linear":
@@ -69,7 +69,7 @@ class Constraint(ABC):
         raise InvalidInput(f"{type(self).__name__} cannot be linearized: choose the solver inexact_newton")
 
     def limit_step(self, x0: Tensor, step: Tensor) -> Tensor:
-        """Return the step from x0, shortened where it would lead further from a nonlinear constraint."""
+        """Return the step from x0, shortened where it would increase the distance to a nonlinear constraint."""
         return step
 
     def update(self, x0: Tensor, log_snr: float) -> "Constraint":
@@ -107,16 +107,18 @@ class Unconstrained(Constraint):
 class Linear(Constraint):
     """y = A x0 + noise n with white n: C = |y - A x0|^2 / 2 and e = A^T (y - A x0).
 
-    If each entry has a noise of its own, its square in C and in the residual norm has the weight 1 / (1 + noise^2/s^2)
-    with s twice the root mean square of y: the precision of y - A x0, up to a factor, for images of variance s^2.
+    If `noise` is a tensor, the square of each entry in C and in the residual norm has the weight 1 / (1 + noise^2/s^2),
+    where s is twice the root mean square of y. Up to a factor, this is the precision of y - A x0 for images of variance
+    s^2.
 
     Attributes:
         operator: A.
         y: the measurement, (B or 1, ...) and floating point, as A returns it for images in [-1, 1]. Entries that a mask
-            hides are set to zero.
+            does not measure are set to zero.
         noise: the standard deviation of the measurement's noise, in units of y, at least 0: one number, or a tensor
             that broadcasts to y with one for each entry. Where it is 0, samples meet y exactly.
-        max_step_rms: solvers change x0 by at most this root mean square at once; infinity for a true linear constraint.
+        max_step_rms: the largest root mean square by which solvers change x0 at once; infinity unless the constraint is
+            a linearization.
 
     Raises:
         ValueError: if noise < 0, or if y does not hold floating-point numbers.
@@ -190,18 +192,18 @@ class Linear(Constraint):
     def project(self, x0: Tensor, std: float = 1.0) -> Tensor:
         """Return the mean of N(x0, std^2 I) given y: x0 + A^T (A A^T + (noise/std)^2 I)^-1 (y - A x0).
 
-        Without noise, this is the nearest image that meets the measurement, whatever `std` is.
+        Without noise, this is the nearest image that meets the measurement, for any `std`.
         """
         u = _solve_normal(self.operator, self.residual(x0), (self.noise / std) ** 2)
         return x0 + clip_rms(self.operator.adjoint(u), self.max_step_rms)
 
     def project_exact(self, x0: Tensor) -> Tensor:
-        """Return the nearest image that meets the entries without noise; x0 if all have noise."""
+        """Return the nearest image that meets the entries of y without noise, or x0 if all entries have noise."""
         return x0 if self._exact is None else self._exact.project(x0)
 
     @cached_property
     def _exact(self) -> "Linear | None":
-        """The constraint of the entries without noise."""
+        """The constraint with only those entries of y that have no noise."""
         if not isinstance(self.noise, Tensor):
             return self if self.noise == 0 else None
         exact = (self.noise == 0).to(self.y)
@@ -214,7 +216,7 @@ class Linear(Constraint):
 
 @dataclass(frozen=True)
 class Linearization(Linear):
-    """y = A (x0 - origin) + noise n: a nonlinear constraint to first order near `origin`.
+    """y = A (x0 - origin) + noise n: the first-order approximation of a nonlinear constraint near `origin`.
 
     y is the residual of the nonlinear constraint at the origin, and A its derivative there.
     """
@@ -237,14 +239,14 @@ class Loss(Constraint):
     """Any differentiable loss of the clean image; e = -grad fn, by autograd through fn.
 
     Attributes:
-        fn: maps x0 (B, ...) to one finite value per sample, (B,); for the default solver at least 0, and 0 where it is
-            satisfied.
+        fn: maps x0 (B, ...) to one finite value per sample, (B,). For the default solver, it is at least 0, and 0 where
+            the constraint is satisfied.
         max_step_rms: solvers change x0 (through a decoder, the latents) by at most this root mean square at once. The
             default allows one or two such steps per noise level.
 
     Raises:
-        ValueError: unless max_step_rms > 0; when fn returns anything but (B,) finite values; when the values do not
-            depend on x0 differentiably.
+        ValueError: unless max_step_rms > 0; if fn does not return (B,) finite values; if the values do not depend on x0
+            differentiably.
     """
 
     fn: Callable[[Tensor], Float[Tensor, " b"]]
@@ -329,8 +331,8 @@ def _backtrack(constraint: Constraint, x0: Tensor, step: Tensor, max_halvings: i
 class Sum(Constraint):
     """Several constraints at once: negative gradients and residual norms are weighted sums.
 
-    The linearization stacks the measurements, each as precise as its noise and its weight imply, so that the units of a
-    loss do not matter. Its `max_step_rms` is the smallest of the parts.
+    The linearization stacks the measurements, each with the precision that its noise and its weight imply, so that the
+    units of a loss do not matter. Its `max_step_rms` is the smallest of the parts.
 
     Attributes:
         constraints: at least one.

@@ -62,7 +62,7 @@ class StationaryCovariance:
     @classmethod
     @cache
     def default(cls, channels: int) -> "StationaryCovariance":
-        """Return the covariance for states of c channels, if nothing is known of the model.
+        """Return the covariance for states of c channels of a model that states none.
 
         3 channels are RGB photographs in [-1, 1], 1 channel is gray; others are latents of about unit variance.
         """
@@ -71,7 +71,7 @@ class StationaryCovariance:
         return cls.isotropic(1, variance=0.2, exponent=2.6) if channels == 1 else cls.isotropic(channels)
 
     def mean_variance(self, snr: float) -> float:
-        """Return about the mean of the eigenvalues of V_w: exactly if all those of S are equal."""
+        """Return approximately the mean of the eigenvalues of V_w; it is exact if all eigenvalues of S are equal."""
         return self._mean_variance / (1 + snr * self._mean_variance)
 
     def condition_number(self, snr: float) -> float:
@@ -86,7 +86,7 @@ class StationaryCovariance:
     def fit(cls, x0: Tensor, white_fraction: float = 0.2) -> "StationaryCovariance":
         """Return the covariance of examples (N, c, H, W): C by moments, p by a line through the log power over log |k|.
 
-        The line is weighted by 1 / |k|, since low frequencies hold most of the variance. Where a white part is visible
+        The line is weighted by 1 / |k|, since low frequencies hold most of the variance. If a white part is visible
         at high frequencies, p comes out too small.
         """
         x0 = x0 - x0.mean((0, 2, 3), keepdim=True)

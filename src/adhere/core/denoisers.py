@@ -1,7 +1,7 @@
 """Denoisers D(x_t, t) = E[x0 | x_t]: a network as a denoiser, and denoisers that wrap denoisers.
 
 Samplers know a network only as a `Denoiser`: prompt, guidance, dtype and prediction type are bound to it beforehand.
-What concerns all solvers (counting, guidance, tiling, several scales) is a denoiser that wraps another one.
+Features that all solvers share (counting, guidance, tiling, several scales) are denoisers that wrap another one.
 """
 
 import math
@@ -160,8 +160,8 @@ class CFGDenoiser(DenoiserWrapper):
 
     Attributes:
         denoiser: takes both halves as one batch (2B, ...), the unconditional half first.
-        guidance_scale: 1 is no guidance; or a function that returns it at each evaluation.
-        max_log_snr: above it, only the conditional half is evaluated, (B, ...), without guidance.
+        guidance_scale: the scale, or a function that returns it at each evaluation; 1 is without guidance.
+        max_log_snr: in nats; above this, only the conditional half (B, ...) is evaluated, without guidance.
 
     Source: Ho and Salimans, *Classifier-free diffusion guidance* (2022); limited to some noise levels: Kynkäänniemi et
     al., *Applying guidance in a limited interval improves sample and distribution quality in diffusion models* (2024).
@@ -184,9 +184,9 @@ class ExpertDenoiser(DenoiserWrapper):
     """One denoiser at high noise, and another one, the expert, at low noise.
 
     Attributes:
-        denoiser: evaluated below the boundary.
-        expert: evaluated at the boundary and above it; it has the same schedule.
-        boundary_log_snr: in nats.
+        denoiser: the denoiser below the boundary.
+        expert: the denoiser at the boundary and above it, with the same schedule.
+        boundary_log_snr: the log-SNR of the boundary, in nats.
 
     Raises:
         ValueError: if the schedules differ.

@@ -1,4 +1,4 @@
-"""Filters as operators: down-sampling and Gaussian blur, with edges repeated and A A^T inverted in closed form."""
+"""Filters as operators: down-sampling, blur and convolution, most of them with A A^T inverted in closed form."""
 
 import math
 from abc import abstractmethod
@@ -42,10 +42,10 @@ class _SeparableFilter(LinearOperator):
     ) -> Tensor:
         """Return (A A^T + damping I)^-1 r, in closed form unless damping is 0: A A^T is a Kronecker product.
 
-        The damping is at least the machine epsilon of r, since less would amplify rounding errors. In a tensor, 0 is
-        taken as that epsilon. Where a side of r is above 1024, its matrix of eigenvectors would be too large, and
-        `num_iterations` conjugate residuals are taken instead; the inverse for mirrored edges, by cosine transforms,
-        preconditions them.
+        The damping is at least the machine epsilon of r, since less would amplify rounding errors; zeros in a tensor
+        are replaced by it. If a side of r is above 1024, its matrix of eigenvectors would be too large. In that case,
+        `num_iterations` conjugate residuals are used instead, preconditioned by the inverse for mirrored edges, which
+        takes cosine transforms.
         """
         if self.is_tight:
             return r / (sum(value**2 for value in self.kernel) ** 2 + damping)
@@ -151,15 +151,15 @@ class Blur(_SeparableFilter):
 
 @dataclass(frozen=True, eq=False)
 class Convolve(LinearOperator):
-    """Convolution with a kernel, where it lies wholly inside: (B, C, H, W) -> (B, C, H - h + 1, W - w + 1).
+    """Convolution at the positions where the kernel is inside: (B, C, H, W) -> (B, C, H - h + 1, W - w + 1).
 
         y(p) = sum_u k(u) x(p - u)
 
-    A photograph that is blurred by a kernel shows a part of a larger scene in this way: its margin has seen what is
-    outside of it. The products take FFTs of the size of x.
+    A blurred photograph is such a part of a larger scene: the values near its border depend on the scene outside. The
+    products take FFTs of the size of x.
 
     Attributes:
-        kernel: (h, w), of any sum.
+        kernel: k, (h, w), with any sum.
 
     Raises:
         ValueError: for a kernel that is not finite or has another number of dimensions, or for images smaller than it.
@@ -194,9 +194,10 @@ class Convolve(LinearOperator):
 class Resize(LinearOperator):
     """Makes images smaller by any factors: (B, C, *size) -> (B, C, *small).
 
-    A pixel of the result is a square of the image. 'area' is the mean over it, with the shares of the pixels that it
-    cuts. 'bicubic' is the antialiased kernel of Keys (1981) with a = -1/2, whose weights are normalized at the edges,
-    as in Pillow and in torch's `interpolate`. Each axis is a sparse matrix of at most 4 factor + 2 entries per row.
+    A pixel of the result covers a rectangle of the image. 'area' is the mean over it, in which pixels count by the
+    share that is inside. 'bicubic' is the antialiased kernel of Keys (1981) with a = -1/2, whose weights are normalized
+    at the edges, as in Pillow and in torch's `interpolate`. Each axis is a sparse matrix with at most 4 factor + 2
+    entries per row.
 
     Attributes:
         size: (H, W) of the images.
@@ -229,7 +230,7 @@ class Resize(LinearOperator):
     ) -> Tensor:
         """Return (A A^T + damping I)^-1 r by conjugate residuals.
 
-        At factors of 1.5 and above, A A^T is well-conditioned, and 10 of them reach the default tolerance.
+        At factors of 1.5 and above, A A^T is well-conditioned, and 10 iterations reach the default tolerance.
         """
         is_well_conditioned = all(2 * side >= 3 * small for side, small in zip(self.size, self.small, strict=True))
         if is_well_conditioned and tolerance >= 1e-5:
@@ -321,7 +322,7 @@ def _separable(x: Tensor, kernel: Sequence[float], stride: int) -> Tensor:
 
 
 def _separable_adjoint(y: Tensor, kernel: Sequence[float], stride: int) -> Tensor:
-    """Return the transpose of `_separable`: spread y, then add the margins to the edges which they repeat."""
+    """Return the transpose of `_separable` at y: it spreads y, then adds the margins to the edges that they repeat."""
     margin = (len(kernel) - stride) // 2
     taps = constants(tuple(kernel), y.dtype, y.device)
 
@@ -334,9 +335,9 @@ def _separable_adjoint(y: Tensor, kernel: Sequence[float], stride: int) -> Tenso
 
 
 def _by_planes(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return function(x) for x (..., H, W) as planes (N, 1, H, W): large ones one by one.
+    """Return function(x) for x (..., H, W) as planes (N, 1, H, W); large planes are processed one by one.
 
-    On CPUs, a convolution pads one channel to eight or sixteen, which takes as many times the memory.
+    On CPUs, a convolution pads one channel to eight or sixteen, which multiplies the memory by that number.
     """
     planes = x.reshape(-1, 1, *x.shape[-2:])
     at_once = max(1, _ENTRIES_AT_ONCE // max(1, planes[0].numel()))
@@ -358,7 +359,7 @@ def _fold_margin(x: Tensor, margin: int, dim: int) -> Tensor:
 def _spectrum(
     kernel: tuple[float, ...], stride: int, size: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues (size,) and eigenvectors (size, size) of K K^T; K filters a row of size * stride pixels."""
+    """Return eigenvalues (size,) and eigenvectors (size, size) of K K^T, where K filters size * stride pixels."""
     with torch.inference_mode(False):  # the cached tensors may later take part in autograd
         margin = (len(kernel) - stride) // 2
         pixels = torch.eye(size * stride, dtype=torch.float64, device="cpu")[:, None]  # rows with a single pixel of 1

@@ -33,7 +33,7 @@ class Autoencoder(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype it computes in, which decides the step of finite differences. Tensors keep the caller's dtype."""
+        """The dtype of its computations, which decides the step of finite differences. Results have the input dtype."""
         ...
 
     def encode(self, x: Tensor) -> Tensor:
@@ -47,11 +47,11 @@ class Autoencoder(Protocol):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class KnownLatents(Linear):
-    """The latents of the known part of a picture, under a `Mask`; they are re-encoded while the rest takes shape.
+    """The latents of the known part of a picture, under a `Mask`; they are re-encoded during the run.
 
     The attention and the group norms of an encoder see the whole picture, so the latents of the known part depend on
-    what is beside it. Beside a smooth fill, those of half an emoji are off by 0.4 of their standard deviation, and the
-    other half becomes pale. At each log-SNR of `reencode_at`, y therefore becomes
+    the other part. Next to a smooth fill, the latents of half an emoji are off by 0.4 of their standard deviation, and
+    the other half becomes pale. At each log-SNR of `reencode_at`, y therefore becomes
     encode(picture where known, decode(x0) elsewhere).
 
     Attributes:
@@ -94,7 +94,7 @@ class DecodedConstraint(Constraint):
         backward: whether gradients are taken by autograd through the decoder instead of by differences of the encoder:
             exact, but slower, and it holds the decoder's activations in memory.
         noise_floor: the smallest noise of the linearization, in units of the inner measurement. No decoder meets a
-            picture exactly (Stable Diffusion's misses by about 0.05), and forcing it to gives unnatural latents.
+            picture exactly (Stable Diffusion's error is about 0.05), and forcing it to gives unnatural latents.
     """
 
     inner: Constraint

@@ -1,12 +1,12 @@
 """A coarse-to-fine denoiser: at high noise, the network sees a smaller version of the picture.
 
 The mean over f x f pixels of x_t keeps its coarse structure and divides the standard deviation of its white noise by f.
-Times f, it is a noisy picture again, at a log-SNR that is higher by log f:
+Scaled by (sigma_s / sigma_t) f, it is a noisy picture at a time s, whose log-SNR is higher by log f:
 
     D_f(x_t, t) = up(D((sigma_s / sigma_t) f mean_f(x_t), s)),      alpha_s / sigma_s = f alpha_t / sigma_t
 
-This is E[x0 | x_t] without the details finer than f pixels, which cannot be seen at that noise level. A network that
-was trained on pictures at several scales sees an f times wider context this way, at 1/f^2 of the cost. `up` repeats
+This is E[x0 | x_t] without details finer than f pixels, which cannot be seen at that noise level. In this way, a
+network that was trained on pictures at several scales sees an f times wider context at 1/f^2 of the cost. `up` repeats
 each value f x f times, which is f^2 times the transpose of the mean, so the Jacobian stays symmetric.
 
 Where f does not divide a side, the network sees the largest part that it divides, once from each end of the side, and
@@ -30,12 +30,12 @@ from adhere.core.schedules import log_snr
 
 @dataclass(frozen=True)
 class MultiscaleDenoiser(DenoiserWrapper):
-    """Evaluates the network on states (B, C, H, W) down-sampled by f, the largest power of two that is allowed.
+    """Evaluates the network on states (B, C, H, W) that are down-sampled by f, the largest power of two allowed.
 
     Attributes:
         max_downsamplings: f is at most 2 ** max_downsamplings.
-        max_log_snr: the network is shown a log-SNR of at most this, in nats, where f > 1.
-        multiple: H and W of the states that the network can take are multiples of this. None: f must divide H and W.
+        max_log_snr: the largest log-SNR, in nats, of the down-sampled states that the network sees.
+        multiple: the network needs states whose H and W are multiples of this. None: f must divide H and W.
     """
 
     denoiser: Denoiser

@@ -1,4 +1,4 @@
-"""White noise from explicit generators, alike for a batch and for single runs."""
+"""White noise from explicit generators, which is the same for a batch and for single runs."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def randn(shape: Sequence[int], like: Tensor, generator: Generators) -> Tensor:
     Args:
         shape: (B, ...).
         like: any tensor of the dtype and device to return.
-        generator: one, or one per sample; then a batch draws what single runs would.
+        generator: one for the batch, or one per sample; with one per sample, a batch gets the noise of single runs.
 
     Raises:
         ValueError: if the number of generators is not B.

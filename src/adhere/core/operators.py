@@ -1,4 +1,4 @@
-"""Linear operators A with their adjoints: what a measurement y = A x0 contains of an image.
+"""Linear operators A with their adjoints, for measurements y = A x0 of an image.
 
 An operator maps images (B, C, H, W) to measurements sample by sample, and `adjoint` is its exact transpose,
 <A x, y> = <x, A^T y> (`adhere.testing.check_operator` tests it). `outer @ inner` is the composition. A new operator is
@@ -52,24 +52,24 @@ class LinearOperator(ABC):
             r: a measurement, (B, ...), zero in entries that do not depend on the image.
             damping: a variance, at least 0; a number, or one per sample (B, 1, ..., 1).
             num_iterations: the number of products with A A^T.
-            tolerance: a sample no longer changes once its residual is this small, relative to r.
+            tolerance: a sample is not changed any more when the norm of its residual, relative to r, is at most this.
         """
         if self.is_tight:
             num_iterations = min(num_iterations, 2)  # A A^T has at most two eigenvalues
         return conjugate_residuals(lambda u: self(self.adjoint(u)) + damping * u, r, num_iterations, tolerance)
 
     def stack(self, others: Sequence["LinearOperator"], repeats: int) -> "LinearOperator | None":
-        """Return the operator of a batch with `repeats` samples for self and each other one, None if there is none."""
+        """Return the operator of a batch with `repeats` samples for self and for each of `others`, or None."""
         return self if all(other is self or _equal_settings(self, other) for other in others) else None
 
     def restrict(self, y: Tensor) -> Tensor:
-        """Return y with zeros in entries that do not depend on the image, as far as the operator knows them."""
+        """Return y with zeros in the entries of which the operator knows that they do not depend on the image."""
         return y
 
     def measurement_support(self, y: Tensor) -> Bool[Tensor, "..."]:
-        """Return which entries of a measurement shaped like y depend on the image: their row of A is not zero.
+        """Return True for the entries of a measurement shaped like y that depend on the image: their row of A is not 0.
 
-        A is applied to one random image; an entry whose row is not zero gets exactly 0 with probability 0.
+        A is applied to one random image. With probability 1, an entry is then 0 only if its row of A is 0.
         """
         image = self.adjoint(torch.ones_like(y))  # only for its shape
         x = torch.rand(image.shape, generator=Generator().manual_seed(0), dtype=image.dtype, device="cpu")
@@ -77,7 +77,7 @@ class LinearOperator(ABC):
 
 
 def _equal_settings(a: LinearOperator, b: LinearOperator) -> bool:
-    """Return whether two operators of one class have equal numbers and names, and nothing else, as attributes."""
+    """Return whether two operators of one class have only numbers and names as attributes, and equal ones."""
     settings = (int, float, str, tuple)
     return type(a) is type(b) and all(isinstance(value, settings) for value in vars(a).values()) and a == b
 
@@ -183,7 +183,7 @@ def operator(fn: Callable[[Tensor], Tensor], shape: Sequence[int]) -> LinearOper
 
     Args:
         fn: maps images (B, *shape) to measurements (B, ...), sample by sample; linear and differentiable.
-        shape: of one image, (C, H, W), without the batch.
+        shape: the shape (C, H, W) of one image, without the batch.
 
     Raises:
         TypeError: for a shape with other entries than positive integers, or with a batch.
@@ -261,7 +261,7 @@ class _Stacked(LinearOperator):
     Attributes:
         operators: A_i.
         weights: w_i.
-        shapes: of each A_i x, without the batch dimension.
+        shapes: the shape of each A_i x, without the batch dimension.
     """
 
     operators: tuple[LinearOperator, ...]
@@ -303,7 +303,7 @@ def _at_least(noise: float | Tensor, floor: float) -> float | Tensor:
 
 
 def _same_noise(noise: float | Tensor, other: float | Tensor) -> bool:
-    """Return whether the noise of two constraints is the same; a number and a tensor never are."""
+    """Return whether the noise of two constraints is the same; a number and a tensor are never the same."""
     if isinstance(noise, Tensor) and isinstance(other, Tensor):
         return noise is other or torch.equal(noise, other)
     return not isinstance(noise, Tensor) and not isinstance(other, Tensor) and noise == other
@@ -343,7 +343,7 @@ def _check_noise(y: Tensor, noise: Tensor) -> None:
 
 
 def _check_measurement(y: Tensor, noise: float | Tensor) -> None:
-    """Raise unless y is a tensor of floating-point numbers, and the standard deviation of its noise one or several."""
+    """Raise unless y is a floating-point tensor and its noise is one standard deviation or a tensor of them."""
     if not isinstance(y, Tensor) or not isinstance(noise, (Real, Tensor)):
         given = f"y is a {type(y).__name__}, noise a {type(noise).__name__}"
         raise InvalidInput(f"{given}: give a tensor y, and one number for the standard deviation of its noise")

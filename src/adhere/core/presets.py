@@ -45,7 +45,7 @@ _MOMENT_MATCHING = Sampler(
 )
 
 PRESETS: dict[str, Sampler] = {
-    # The default, at the temperature of the model. 12 evaluations.
+    # The default of pipelines, at the temperature of the model. 12 evaluations.
     "moment_matching": _MOMENT_MATCHING,
     # With fewer noise levels, an accurate mean at each of them matters more. 8 evaluations.
     "moment_matching_fast": replace(_MOMENT_MATCHING, solver=MomentMatching(num_iterations=10), num_steps=8),
@@ -95,10 +95,10 @@ def default_preset(constraint: Constraint) -> str:
 
 
 def get_sampler(solver: str | Solver | Sampler) -> Sampler:
-    """Return the sampler of a preset's name or of a solver object; a sampler is returned as it is.
+    """Return the sampler for the name of a preset or for a solver object; a sampler is returned unchanged.
 
-    A solver object gets the transition, the timesteps and the number of steps of the preset with an equal solver, else
-    of the first preset with a solver of its class, else the defaults of `Sampler`.
+    A solver object gets the transition, the timesteps and the number of steps of the preset with an equal solver. If
+    there is none, they are those of the first preset with a solver of its class, or else the defaults of `Sampler`.
 
     Raises:
         ValueError: for an unknown name; the message lists the presets.
@@ -145,15 +145,15 @@ def sample(
 
     Args:
         denoiser: D, such as a `NetworkDenoiser`.
-        constraint: on samples x0 (B, ...).
-        shape: of the samples, (B, ...).
+        constraint: the constraint on samples x0 (B, ...).
+        shape: the shape of the samples, (B, ...).
         solver: a preset's name, a solver or a sampler. By default 'moment_matching_posterior', 'inexact_newton' for a
             constraint that cannot be linearized, and 'plain' without one. The default of pipelines is 'moment_matching'
             at the temperature of the model.
         num_inference_steps: the number of noise levels, the sampler's own by default.
         generator: one, or one per sample. By default the seed is drawn from torch's global generator.
-        dtype: of the state.
-        device: of the state; that of the generator by default.
+        dtype: the dtype of the state.
+        device: the device of the state; by default, that of the generator.
 
     Raises:
         ValueError: for an unknown solver's name, an impossible number of steps, or a measurement that does not fit its

@@ -3,9 +3,9 @@
     x_T --solver--> (x_t, x0) --transition--> x_s --solver--> ... --> x0
           at t                    t -> s
 
-A solver works at one noise level. A transition takes its result to the next, lower noise level. What either keeps from
-one noise level to the next is passed in and returned. `trajectory` yields a `State` per noise level, which serves
-progress bars, previews, interruption and tests.
+A solver works at one noise level. A transition takes its result to the next, lower noise level. The memory of both is
+returned and passed to the next call. `trajectory` yields a `State` per noise level, which serves progress bars,
+previews, interruption and tests.
 """
 
 import logging
@@ -69,17 +69,17 @@ def trajectory(
 ) -> _States:
     """Yield the `State` of each noise level of a run; the x0 of the last one is the sample.
 
-    A state that is sent into the generator replaces the one it yielded: its x_t and x0 are used from there on, and the
-    solver forgets its memory, which belongs to the old ones.
+    A state that is sent into the generator replaces the one that it yielded: its x_t and x0 are used from then on, and
+    the memory of the solver, which belongs to the old ones, is dropped.
 
     Args:
         denoiser: D.
         constraint: a constraint that the solver supports.
-        solver: what is done at each noise level.
+        solver: the solver that works at each noise level.
         x_T: the noise at time timesteps[0], (B, ...), see `initial_noise`.
         timesteps: from high noise to low.
         transition: the step from one noise level to the next.
-        generator: for all noise after x_T.
+        generator: the generators of all noise after x_T.
 
     Raises:
         ValueError: when timesteps are empty or the noise does not decrease.
@@ -92,7 +92,7 @@ def trajectory(
         solver = replace(solver, generator=generator)
     solver = solver.prepare([log_snr(denoiser.schedule, t) for t in timesteps])
     x_t, solver_memory, transition_memory = x_T, None, None
-    del x_T  # of large states, none is kept longer than needed
+    del x_T  # large states are freed as early as possible
     for step, t in enumerate(timesteps):
         result = solver(denoiser, constraint, x_t, t, solver_memory)
         if not isinstance(result, tuple) or len(result) != 3:
@@ -129,11 +129,11 @@ class Sampler:
     """A solver together with the transition, the timesteps and the number of steps that suit it.
 
     Attributes:
-        solver: what is done at each noise level.
+        solver: the solver that works at each noise level.
         transition: the step from one noise level to the next.
         timesteps: maps (schedule, num_steps) to timesteps, from high noise to low.
         num_steps: the default number of noise levels.
-        multiscale_max_log_snr: below this log-SNR, models that support several scales see a down-sampled picture.
+        multiscale_max_log_snr: the log-SNR, in nats, below which models of several scales see a down-sampled picture.
     """
 
     solver: Solver
@@ -177,7 +177,7 @@ class Sampler:
         return timesteps
 
     def for_model(self, temperature: float, covariance: StationaryCovariance | None) -> "Sampler":
-        """Return the sampler with the settings of a model where its own are None."""
+        """Return the sampler with the settings of a model in place of its own that are None."""
         solver = self.solver if covariance is None else self.solver.with_covariance(covariance)
         return replace(self, solver=solver, transition=self.transition.with_temperature(temperature))
 

@@ -36,7 +36,7 @@ class Schedule(Protocol):
         """Return `num_steps` times, uniformly spaced in t, from high noise to low.
 
         Raises:
-            ValueError: if the schedule has not that many times.
+            ValueError: if the schedule has fewer times than `num_steps`.
         """
         ...
 
@@ -44,7 +44,8 @@ class Schedule(Protocol):
 def log_snr(schedule: Schedule, t: float) -> float:
     """Return lambda_t = log(alpha_t / sigma_t) in nats, which is -inf where alpha_t = 0.
 
-    This is called log-SNR throughout, as in DPM-Solver. It is half of log(alpha_t^2 / sigma_t^2), which others call so.
+    adhere calls this quantity log-SNR, as DPM-Solver does. Some papers use that name for log(alpha_t^2 / sigma_t^2),
+    which is twice as large.
     """
     alpha_t, sigma_t = schedule(t)
     return math.log(alpha_t / sigma_t) if alpha_t > 0 else -math.inf
@@ -65,8 +66,8 @@ class DDPMSchedule:
 
     Attributes:
         alphas_cumprod: the table of diffusers' schedulers, as floats. It may end in 0 (zero terminal SNR).
-        spacing: how `timesteps` chooses, as diffusers' `timestep_spacing`: 'trailing' begins at the last time whatever
-            the number of steps; 'leading' does not, which matters when there are few steps.
+        spacing: the rule by which `timesteps` chooses times, as diffusers' `timestep_spacing`: 'trailing' begins at the
+            last time for any number of steps; 'leading' does not, which matters if there are few steps.
         steps_offset: added to the times of 'leading', as in diffusers.
 
     Raises:
@@ -177,7 +178,7 @@ class CosineSchedule:
         return 2 / math.pi * math.atan(math.exp(-log_snr))
 
     def timesteps(self, num_steps: int) -> list[float]:
-        """Return times that divide (0, 1) into equal parts, without its ends."""
+        """Return times that divide (0, 1) into equal parts, without the ends of the interval."""
         _check_num_steps(num_steps)
         return [(num_steps - i) / (num_steps + 1) for i in range(num_steps)]
 
@@ -231,21 +232,21 @@ def log_snr_spacing(
 ) -> list[float]:
     """Return timesteps uniformly spaced in log-SNR, from `log_snr_min` (noise) to `log_snr_max` (nearly clean).
 
-    A discrete schedule may round several of them to the same time, which then appears once: fewer than `num_steps` may
-    be returned.
+    A discrete schedule may round several of them to the same time, which then appears once. The list may therefore be
+    shorter than `num_steps`.
 
     Args:
-        schedule: the noise schedule. The range is cut to what it covers.
+        schedule: the noise schedule. The range is clipped to that of the schedule.
         num_steps: the number of timesteps, at least 1.
         log_snr_min: the first log-SNR, in nats.
         log_snr_max: the last log-SNR, in nats.
 
     Raises:
-        ValueError: if the schedule has not that many times at all.
+        ValueError: if the schedule has fewer times than `num_steps`.
 
     Source: Lu et al., *DPM-Solver* (2022).
     """
-    schedule.timesteps(num_steps)  # raises for an impossible number
+    schedule.timesteps(num_steps)  # raises ValueError for an impossible number
     # Times beyond the ends of a table would all be rounded to its ends.
     start, end = (log_snr(schedule, schedule.t_from_log_snr(bound)) for bound in (-50.0, 50.0))
     start, end = max(log_snr_min, start), min(log_snr_max, end)

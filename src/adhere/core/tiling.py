@@ -22,7 +22,7 @@ class TiledDenoiser(DenoiserWrapper):
     """Evaluates the network tile by tile on states (B, C, H, W); a state within one tile is evaluated whole.
 
     Attributes:
-        tile_size: the side of the square tiles, in entries of the state.
+        tile_size: the side of the tiles, which are squares, in entries of the state.
         overlap: the overlap of neighboring tiles, 0 <= overlap < tile_size.
 
     Raises:

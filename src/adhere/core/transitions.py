@@ -34,12 +34,12 @@ class Transition(ABC, Generic[_Memory]):
             schedule: the noise schedule.
             x_t: the state at time t, (B, ...).
             x0: the denoised image or conditional mean, (B, ...).
-            memory: what the last call returned, None at first.
-            generator: for the noise that is added.
+            memory: the memory that the last call returned; None in the first call.
+            generator: the generators of the noise that is added.
         """
 
     def with_temperature(self, temperature: float) -> "Transition[_Memory]":
-        """Return the transition for a model whose own temperature this is."""
+        """Return the transition with the temperature of a model, if its own is None."""
         return self
 
 
@@ -81,8 +81,8 @@ class DPMSolver2M(Transition[tuple[Tensor, float]]):
 
     Attributes:
         eta: 1 is the stochastic solver, 0 that of the ODE.
-        temperature: scales the noise z. 1 samples the model; less gives samples of lower variance, with less of the
-            grain of a weak prior. None is the model's own, and 1 for a model without one.
+        temperature: the factor of the noise z. 1 samples the model. Lower values give samples of lower variance, with
+            less of the grain of a weak prior. None is that of the model, or 1 if the model has none.
 
     Source: Lu et al., *DPM-Solver++* (2022), algorithm 2 and, for the SDE, the appendix.
     """

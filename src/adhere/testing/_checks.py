@@ -1,4 +1,4 @@
-"""Checks of the laws that operators and solvers keep, on small random problems."""
+"""Checks of the laws that operators and solvers must satisfy, on small random problems."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -41,9 +41,9 @@ def check_operator(
 
     Args:
         operator: A.
-        shape: of one image, (C, H, W).
-        generator: for the random images; a fixed seed by default.
-        dtype: of the images; float32 for a function of a network, for example.
+        shape: the shape (C, H, W) of one image.
+        generator: the generator of the random images; by default, one with a fixed seed.
+        dtype: the dtype of the images, for example float32 for a function of a network.
         tolerance: the largest relative error, 4096 times the machine epsilon by default; 100 times as much for
             `solve_normal`.
 
@@ -153,9 +153,9 @@ def check_solver(
 
     Args:
         solver: a solver, or a sampler. A solver gets the settings of `adhere.core.presets.get_sampler`.
-        constraint: one that the solver supports, for a batch of any size. By default, the left half of the image is
-            known, with noise. Its tensors are best in float32, since float64 would change the dtype of a float32 run.
-        prior: where x0 comes from; by default a Gaussian over images of (1, 4, 4).
+        constraint: a constraint that the solver supports, for a batch of any size. By default, the left half of the
+            image is known, with noise. Use float32, since tensors in float64 would change the dtype of a float32 run.
+        prior: the distribution of x0; by default, a Gaussian over images of shape (1, 4, 4).
         num_steps: the number of noise levels.
         stops_early: whether fewer evaluations and backward passes than stated are allowed.
         tolerance: the largest difference of a batch from single runs, relative and absolute.

@@ -1,1 +1,1 @@
-"""Solvers from the literature that the benchmarks compare with."""
+"""Solvers from the literature, with which the benchmarks compare."""

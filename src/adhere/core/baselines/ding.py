@@ -8,8 +8,8 @@ Gaussian, exactly:
     known:    x_s = (1 - gamma) mu + gamma (alpha_s y + sigma_s eps(z)) + alpha_s noise sqrt(gamma) n
     unknown:  x_s = mu + eta_s n,                    gamma = eta_s^2 / (eta_s^2 + alpha_s^2 noise^2)
 
-Two evaluations per noise level (the first: one), no backward pass; for masks only. `Decoupled` draws z. The paper's
-eta_s = sigma_s (1 - alpha_s) for flows is sigma_s^2 / (alpha_s + sigma_s) on any schedule.
+It takes two evaluations per noise level (one at the first) and no backward pass. It supports masks only. `Decoupled`
+draws z. The paper's eta_s = sigma_s (1 - alpha_s) for flows is sigma_s^2 / (alpha_s + sigma_s) on any schedule.
 
 Source: Moufad et al., *Efficient zero-shot inpainting with decoupled diffusion guidance* (2025).
 """
@@ -34,7 +34,7 @@ class DING(StochasticSolver[tuple[Tensor, Tensor, float]]):
     """For a `Linear` constraint with a `Mask`; needs the transition `Decoupled`. Its memory is (x_t, x0, t).
 
     Attributes:
-        noise_floor: the smallest measurement noise, the paper's 0.01 by default.
+        noise_floor: the smallest measurement noise; the default is the paper's 0.01.
     """
 
     noise_floor: float = 0.01

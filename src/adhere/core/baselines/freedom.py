@@ -1,7 +1,7 @@
 """FreeDoM: moves along the gradient of the constraint, as in `dps`, with time travel; for any constraint.
 
-The move is `DPS` with one iteration, step size included. Fresh noise undoes part of a move, so repeats at low noise
-leave a larger residual than none.
+The move is one iteration of `DPS` with its step size. Fresh noise undoes a part of a move, so at low noise the residual
+is larger with repeats than without.
 
 Source: Yu et al., *FreeDoM: training-free energy-guided conditional diffusion model* (2023), algorithms 1 and 2, which
 uses 100 noise levels and repeats those in the middle; here all but the first are repeated.

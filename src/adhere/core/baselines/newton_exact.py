@@ -1,8 +1,8 @@
 """Exact Newton: moves of x_t by the solution of J dx = e, for states of a few hundred entries.
 
-This is what the products of `adhere.core.solvers.descent` replace. For y = A x0 with orthonormal rows A and constant J,
-as of a Gaussian prior, one step meets the measurement. J is formed column by column, one forward difference each. Where
-the prior has little variance J is nearly singular, and dx is long in just those directions, so samples are poor.
+The products of `adhere.core.solvers.descent` replace this solution. If the rows of A are orthonormal and J is constant,
+as for a Gaussian prior, one step meets y = A x0. J is formed column by column, by one forward difference each. In
+directions in which the prior has little variance, J is nearly singular and dx is long, so samples are poor.
 
 Source: Graikos, Jojic and Samaras, *Fast constrained sampling in pre-trained diffusion models* (2025), section 4.
 """

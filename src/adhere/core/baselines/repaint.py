@@ -1,8 +1,8 @@
-"""RePaint: the known part is replaced by the measurement at the noise of each level, with time travel.
+"""RePaint: the known part is replaced by the measurement with the noise of the level, with time travel.
 
     x_t <- known (alpha_t y + sigma_t eps) + (1 - known) x_t
 
-For masks only; the measurement is taken to be free of noise. One evaluation per move, no backward pass.
+It supports masks only and assumes a measurement without noise. It takes one evaluation per move and no backward pass.
 
 Source: Lugmayr et al., *RePaint: inpainting using denoising diffusion probabilistic models* (2022), equation 8 and
 algorithm 1, which uses 250 noise levels, 10 resamplings and jumps of ten noise levels; here jumps are of one.

@@ -3,9 +3,9 @@
     x_r ~ q(x_r | x_t) = N((alpha_r/alpha_t) x_t, sigma_r^2 - (alpha_r sigma_t/alpha_t)^2)        r: the level before t
     x_r, x0 <- move(x_r),      x_t ~ DDIM(x_r, x0), eta = 1
 
-Each round lets the constrained and the unconstrained part of x_t agree. `repaint` and `freedom` are this loop with
-different moves. The rounds are made on arrival at t rather than on departure from r, so that a noise level does not
-need to know the next one; the first noise level has none.
+Each repeat makes the constrained and the unconstrained part of x_t agree better. `repaint` and `freedom` are this loop
+with different moves. The repeats are made after the step to t and not before the step from r, so that a noise level
+does not need to know the next one. The first noise level has no repeats.
 """
 
 import math
@@ -29,10 +29,10 @@ class TimeTravel(StochasticSolver[float]):
     """Base of solvers with `repeats` moves per noise level; its memory is the time of the level before.
 
     Attributes:
-        repeats: the moves per noise level, at least 1; 1 is no time travel.
+        repeats: the number of moves per noise level, at least 1; 1 is without time travel.
 
     Raises:
-        ValueError: when repeats < 1.
+        ValueError: if repeats < 1.
     """
 
     repeats: int = 5

@@ -1,1 +1,1 @@
-"""Solvers that users choose: what is done at one noise level."""
+"""Solvers that users choose. A solver does the work of one noise level."""

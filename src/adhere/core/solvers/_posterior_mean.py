@@ -1,12 +1,12 @@
 """The posterior mean of a noisy image, E[x0 | y] for y = x0 + noise n, by one evaluation.
 
 A noisy image is a state of the diffusion: x_t = alpha_t y at the time t with sigma_t / alpha_t = noise. There the
-denoiser is the posterior mean. By Tweedie's formula, D - y = noise^2 grad log p(y), which changes little with the noise
-where that is small. So below the smallest noise of a schedule,
+denoiser is the posterior mean. By Tweedie's formula, D - y = noise^2 grad log p(y). The gradient changes little with
+the noise where the noise is small. Below the smallest noise of a schedule, therefore,
 
     x0 = y + (noise alpha_t / sigma_t)^2 (D(alpha_t y, t) - y)                                                      (1)
 
-with the last t, which is y itself for noise 0.
+with t the last time; for noise 0, this is y itself.
 
 Source: Robbins (1956), Efron, *Tweedie's formula and selection bias* (2011).
 """
@@ -25,7 +25,7 @@ from adhere.core.solvers.base import Solver
 
 @dataclass(frozen=True)
 class PosteriorMean(Solver[None]):
-    """Returns E[x0 | y] for a `Linear` constraint of one noise whose operator is `Identity`, whatever x_t and t are."""
+    """Returns E[x0 | y] for a `Linear` constraint with one noise and the operator `Identity`; ignores x_t and t."""
 
     def supports(self, constraint: Constraint) -> bool:
         if not isinstance(constraint, Linear) or isinstance(constraint.noise, Tensor):

@@ -1,4 +1,4 @@
-"""The base of solvers: what a solver does at one noise level."""
+"""The base of solvers, which do the work of one noise level."""
 
 import math
 from abc import ABC, abstractmethod
@@ -35,7 +35,7 @@ class Solver(ABC, Generic[_Memory]):
             denoiser: D.
             constraint: a constraint that `supports` accepts.
             x_t: the state at time t, (B, ...).
-            memory: what the last call returned, None at first.
+            memory: the memory that the last call returned; None in the first call.
         """
 
     @abstractmethod
@@ -52,9 +52,9 @@ class Solver(ABC, Generic[_Memory]):
         return 0
 
     def _check_least(self, least: Mapping[str, float]) -> None:
-        """Raise ValueError for a setting below its least value, NaN, or infinite though the least value is finite.
+        """Raise ValueError for a setting that is NaN, below its least value, or infinite if that value is finite.
 
-        If the least value is an int, the setting must be one, too.
+        If the least value is an int, the setting must also be an int.
         """
         for name, bound in least.items():
             value = getattr(self, name)

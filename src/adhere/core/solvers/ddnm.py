@@ -3,7 +3,7 @@
     x0 <- x0 + A^T (A A^T + (noise/r_t)^2 I)^-1 (y - A x0),     r_t^2 = sigma_t^2 / (alpha_t^2 + sigma_t^2)
 
 With noise, the projection trusts the measurement as far as Cov[x0 | x_t] = r_t^2 I implies. The unmeasured part depends
-on the constraint only through the next evaluation. One evaluation per noise level: the cheapest baseline.
+on the constraint only through the next evaluation. With one evaluation per noise level, it is the cheapest baseline.
 
 Source: Wang, Yu and Zhang, *Zero-shot image restoration using denoising diffusion null-space model* (2023), equation
 13; r_t: Song et al., *Pseudoinverse-guided diffusion models* (2023), equation 7.

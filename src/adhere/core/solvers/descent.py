@@ -29,9 +29,9 @@ class Descent(Solver[None]):
     """Base of solvers that move x_t several times per noise level.
 
     Attributes:
-        num_iterations: the moves per noise level.
+        num_iterations: the number of moves per noise level.
         step_size_start: the largest entry of the first move.
-        step_size_end: the largest entry of the last move; in between it is linear.
+        step_size_end: the largest entry of the last move; it changes linearly in between.
         clip_to_sigma: whether no entry moves by more than sigma_t. The paper has no such bound; without it, moves at
             low noise can leave the data manifold (docs/experiments/solvers-on-photographs.md).
         tolerance: a sample whose residual norm is at most this is not moved further at that noise level.

@@ -5,12 +5,13 @@ x_t, which is exact for a Gaussian prior,
 
     E[x0 | x_t, y] = D + V A^T u,     (noise^2 I + A V A^T) u = y - A D.                                           (1)
 
-V is modeled by V_w of `adhere.core.covariance`, equation (2), which takes no evaluation. One evaluation per noise
-level remains. The noise is at least `noise_floor`, and without noise, m is projected onto A x0 = y.
+V is modeled by V_w of `adhere.core.covariance`, equation (2), which takes no evaluation, so that each noise level takes
+one evaluation. The noise is at least `noise_floor`; for a measurement without noise, m is projected onto A x0 = y.
 
 Tilt. Let eta = alpha_t x_t / sigma_t^2 and snr = alpha_t^2 / sigma_t^2. Adding A^T u to eta means to evaluate D at
 x_t + (sigma_t^2 / alpha_t) A^T u. For any prior, the result is exactly the mean of x0 given x_t, reweighted by
-exp(u^T A x0), the linear part of what y says. So the network gets y before its evaluation, with a prediction u_0 of u.
+exp(u^T A x0), the part of the likelihood of y that is linear in x0. With a prediction u_0 of u, the evaluation of the
+network therefore takes y into account.
 From the previous conditional mean m, which belonged to (eta_m, snr_m),
 
     m' = m + V_w [(eta - eta_m) - (snr - snr_m) m]                        the expected mean at x_t                  (3)
@@ -28,7 +29,7 @@ one evaluation each (Tweedie's second-order formula, V = (sigma_t^2 / alpha_t) J
 V s = d, and (5) is solved again.
 
 Fusion. This comes first; (3) to (5) then use the fused state and its time. At high noise, x_t is compatible with many
-pictures, of which y selects a few, so the previous mean m says more of x0 than x_t does. While snr is below
+pictures, of which y selects a few, so the previous mean m says more about x0 than x_t does. While snr is below
 `fusion_snr`, m is used as an independent observation of x0 with precision gamma = fusion_snr - snr. Together with x_t
 it is equivalent to the state
 
@@ -82,15 +83,16 @@ class MomentMatching(Solver[_Memory]):
     Attributes:
         covariance: V_w; that of the model, or `StationaryCovariance.default` for the number of channels, if None.
         fusion_snr: the SNR exp(2 log-SNR) below which the previous mean is fused by (6); 0 never fuses.
-        jacobian_products: how many are taken at half of the noise levels.
-        product_center: the log-SNR to which these noise levels are closest; -infinity for those of highest noise.
-        num_iterations: at most so many conjugate residuals per linear system; one for a constraint that is linearized,
-            since each product with its operator may take a decoding.
-        tolerance: the relative residual of (5) at which fewer suffice. How many these are is known beforehand where
-            A A^T is a multiple of the identity, from the condition number of V_w, which is small at low noise.
+        jacobian_products: the number of Jacobian products at each of one half of the noise levels.
+        product_center: the log-SNR around which these noise levels are; -infinity for those of highest noise.
+        num_iterations: the largest number of conjugate residuals per linear system; it is one for a constraint that is
+            linearized, since each product with its operator may take a decoding.
+        tolerance: the relative residual of (5) at which fewer conjugate residuals are enough. Where A A^T is a multiple
+            of the identity, their number is computed beforehand from the condition number of V_w, which is small at low
+            noise.
         nonlinear_steps: further Gauss-Newton steps per noise level for a nonlinear constraint. They take no evaluation.
-        tilt_max_log_snr: above this log-SNR, there is no tilt for a constraint through a decoder. There it changes
-            little, and it takes two decodings.
+        tilt_max_log_snr: the log-SNR above which there is no tilt for a constraint through a decoder, where a tilt
+            changes little but takes two decodings.
         noise_floor: the smallest measurement noise, in image units.
         product_log_snrs: the noise levels of the Jacobian products; `prepare` sets it.
 
@@ -153,7 +155,7 @@ class MomentMatching(Solver[_Memory]):
             expected = V((x / scale).sub_(eta_m).sub_(m, alpha=snr - snr_m)).add_(m)  # (3)
             u_0, tilt = self._tilt(constraint, expected, snr)  # (4)
             x = torch.add(x, tilt, alpha=scale)
-            del expected, tilt  # of large pictures, each of them takes much memory
+            del expected, tilt  # for large pictures, each of them takes much memory
         x0 = denoiser(x, s)
 
         network_V = lambda v: scale * jvp(denoiser, x, s, x0, v)  # noqa: E731
@@ -207,7 +209,7 @@ class MomentMatching(Solver[_Memory]):
             A, product = linear.operator, products[i] if i < len(products) else V
             du, step, change = minimal_residual_step(A, A.adjoint, product, variance, residual - variance * u)
             mean = mean + constraint.limit_step(mean, clip_rms(change, linear.max_step_rms))
-            u, total = u + du, total + step  # not shortened: the memory keeps where the steps were heading
+            u, total = u + du, total + step  # the memory gets the steps before they are shortened
         return mean, total
 
     def _tilt(self, constraint: Constraint, expected: Tensor, snr: float) -> tuple[Tensor, Tensor]:
@@ -223,7 +225,7 @@ class MomentMatching(Solver[_Memory]):
         return u_0, A.adjoint(u_0)
 
     def _variance_and_residual(self, constraint: Constraint, linear: Linear, x0: Tensor) -> tuple[Tensor, Tensor]:
-        """Return noise^2, at least noise_floor^2 in image units, and the residual y - A x0, with which it broadcasts.
+        """Return noise^2, at least noise_floor^2 in image units, and the residual y - A x0; they broadcast.
 
         A measurement is in image units after division by its gain |A^T r| / |r|, so the units of A do not matter.
         """
