@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 import adhere
 from adhere.core.presets import PRESETS
 
-# The presets that serve a mask on any pixel model: psld needs a decoder, newton_exact a small state.
+# The presets that serve a mask on any pixel-space model: psld needs a decoder, newton_exact a small state.
 PIXEL_PRESETS = [name for name in PRESETS if name not in ("psld", "newton_exact")]
 WEIGHTS = Path("unet", "diffusion_pytorch_model.safetensors")
 

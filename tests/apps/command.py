@@ -12,7 +12,7 @@ import pytest
 
 from adhere.apps.cli import main
 
-LATENT_VERBS = ("style", "layout", "silhouette")  # they refuse models of pixels
+LATENT_VERBS = ("style", "layout", "silhouette")  # they refuse pixel-space models
 REPORT_LINE = re.compile(r"\d+ NFE, \d+\.\d s, residual \d+\.\d{3}, peak \d+\.\d GB\n")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}  # of child processes
 

@@ -93,7 +93,7 @@ def test_steps_are_for_samples_and_the_mean_has_one(folder, verb_args):
 
 
 def test_denoise_needs_a_model_of_pixels(folder, verb_args, text_model):
-    assert "Denoise needs a model of pixels" in error_line(verb_args("denoise", model=str(text_model)), folder)
+    assert "Denoise needs a pixel-space model" in error_line(verb_args("denoise", model=str(text_model)), folder)
 
 
 def test_deblur_takes_units_of_0_to_1_and_a_shape_or_a_picture(folder, verb_args, shared_model):
@@ -190,7 +190,7 @@ def test_bad_input_of_colorize(folder, hints, verb_args, options, message):
 @pytest.mark.parametrize("model", [None, str(Path(adhere.__file__).with_name("models") / "adhere-photo")])
 def test_the_shipped_model_needs_hints_to_colorize(folder, model):
     line = error_line(arguments_for("colorize", "photo.png", o="out.png", model=model), folder)
-    assert "the hints are missing (--hints): a model of pixels does not know the colors of things" in line
+    assert "the hints are missing (--hints): a pixel-space model does not know the colors of things" in line
 
 
 def test_a_picture_that_is_not_blurred_as_stated_is_noted():

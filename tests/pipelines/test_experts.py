@@ -1,4 +1,4 @@
-"""Pixel models with a second network for low noise: when it is used, what it computes, and how it is saved."""
+"""Pixel-space models with a second network for low noise: when it is used, what it computes, and how it is saved."""
 
 import math
 from itertools import pairwise

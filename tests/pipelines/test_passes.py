@@ -16,7 +16,7 @@ from tests.tiny_models import load, save_model
 
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory):
-    """Return a tiny model of pixels; a side grows by at most half of its native size at once."""
+    """Return a tiny pixel-space model; a side grows by at most half of its native size at once."""
     pipe = load(save_model(tmp_path_factory.mktemp("model") / "model", prediction_type="v_prediction"))
     pipe.set_progress_bar_config(disable=True)
     return pipe

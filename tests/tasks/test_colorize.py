@@ -129,7 +129,7 @@ def test_without_hints_only_the_luma_is_measured():
 
 
 def test_a_model_of_pixels_needs_hints():
-    with pytest.raises(AdhereError, match=r"the hints are missing \(--hints\): a model of pixels does not know"):
+    with pytest.raises(AdhereError, match=r"the hints are missing \(--hints\): a pixel-space model does not know"):
         Colorize(noise(24, 32)).crops(FakeModel(8))
 
 

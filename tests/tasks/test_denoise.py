@@ -108,7 +108,7 @@ def test_noise_out_of_range_is_refused(value):
 
 
 def test_latent_models_and_a_size_are_refused():
-    with pytest.raises(AdhereError, match="Denoise needs a model of pixels"):
+    with pytest.raises(AdhereError, match="Denoise needs a pixel-space model"):
         Denoise(noise(8, 8, 3), 0.1).crops(FakeModel(is_latent=True))
     with pytest.raises(AdhereError, match="Denoise has the size of its input"):
         Denoise(noise(8, 8, 3), 0.1).crops(FakeModel(), (16, 16))

@@ -64,7 +64,7 @@ class Colorize(PhotoTask):
         """Return the luma and, where there are hints, the chroma that spreads from them, with its uncertainty."""
         self._refuse_size(size)
         if self.hint_picture is None and not model.is_latent:
-            raise AdhereError("the hints are missing (--hints): a model of pixels does not know the colors of things")
+            raise AdhereError("the hints are missing (--hints): a pixel-space model does not know the colors of things")
         y = pad_to_multiple(luma(self.picture.tensor()[0])[None], model.multiple)
         size, device = (y.shape[-2], y.shape[-1]), model.execution_device
         if self.hint_picture is None:

@@ -70,7 +70,7 @@ class Denoise(PhotoTask):
         """
         self._refuse_size(size)
         if model.is_latent:
-            raise AdhereError("Denoise needs a model of pixels, as an autoencoder would blur: use adhere-photo")
+            raise AdhereError("Denoise needs a pixel-space model, as an autoencoder would blur: use adhere-photo")
         assert self.noise is not None  # see __post_init__
         x, noise = self.picture.tensor(), self.noise
         if self.picture.is_gray(self.picture.visible()):
