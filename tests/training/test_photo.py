@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.photo.train import FACTOR_PROBABILITIES, FACTORS, RandomCrops
+from training.photo.train import RandomCrops
 
 
 @pytest.fixture
@@ -23,16 +23,16 @@ def is_mean(crop: np.ndarray) -> bool:
     return bool((crop == 127).all())
 
 
-def test_crops_are_of_the_picture_or_of_its_means(checkerboard: Path):
-    crops = RandomCrops(checkerboard, seed=0, size=64)
+@pytest.mark.parametrize(("max_factor", "p"), [(1, 0), (2, 1 / 2), (4, 2 / 3)])
+def test_crops_are_of_the_picture_or_of_its_means(checkerboard: Path, max_factor: int, p: float):
+    crops = RandomCrops(checkerboard, seed=0, size=64, max_factor=max_factor)
     found = [crops._crop(64) for _ in range(400)]
     assert {crop.shape for crop in found} == {(64, 64, 3)}
-    p = sum(p for factor, p in zip(FACTORS, FACTOR_PROBABILITIES, strict=True) if factor > 1)
-    assert abs(np.mean([is_mean(crop) for crop in found]) - p) < 4 * (p * (1 - p) / 400) ** 0.5
+    assert abs(np.mean([is_mean(crop) for crop in found]) - p) <= 4 * (p * (1 - p) / 400) ** 0.5
 
 
 def test_a_picture_that_is_too_small_for_means_is_taken_as_it_is(checkerboard: Path):
-    crops = RandomCrops(checkerboard, seed=0, size=192)
+    crops = RandomCrops(checkerboard, seed=0, size=192, max_factor=4)
     assert not any(is_mean(crops._crop(192)) for _ in range(50))
 
 

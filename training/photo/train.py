@@ -53,7 +53,6 @@ SCALE_WEIGHTS = {  # short side in pixels: relative probability; larger scales a
     1024: 0.5,
     1536: 0.3,
 }
-FACTORS, FACTOR_PROBABILITIES = (1, 2, 4), (0.3, 0.3, 0.4)  # of the means that MultiscaleDenoiser shows at high noise
 PYRAMID_SHARE = 0.5  # of the crops; the others are from gcompris/, which has more subjects and fewer pixels
 TEST_NOISE_STD = 25 / 255  # on images in [0, 1]
 
@@ -92,12 +91,14 @@ class RandomCrops:
         folder: The data folder, with the images in `folder`/pyramid and `folder`/gcompris.
         seed: Seed of all random numbers.
         size: Height and width of the crops in pixels; smaller images are left out.
+        max_factor: A power of two. Crops are of the image or of its means over f x f pixels, f = 2, 4, ..., max_factor,
+            which the network is shown by `MultiscaleDenoiser` at high noise.
 
     Raises:
         SystemExit: If there are no images.
     """
 
-    def __init__(self, folder: Path, seed: int, size: int):
+    def __init__(self, folder: Path, seed: int, size: int, max_factor: int = 1):
         files = sorted((folder / "pyramid").glob("*.png"))
         if not files:
             raise SystemExit(f"no images in {folder / 'pyramid'}: run python -m training.photo.fetch --to {folder}")
@@ -110,13 +111,14 @@ class RandomCrops:
         self.probabilities = np.append(
             share * weights / weights.sum(), [(1 - share) / max(len(others), 1)] * len(others)
         )
+        self.max_factor = max_factor
         self.rng = np.random.default_rng(seed)
 
     def _crop(self, size: int) -> np.ndarray:
-        """Return a random crop of shape (size, size, 3), of a picture or of its means over 2x2 or 4x4 pixels."""
+        """Return a random crop of shape (size, size, 3)."""
         image = self.images[self.rng.choice(len(self.images), p=self.probabilities)]
         height, width = image.shape[:2]
-        factor = int(self.rng.choice(FACTORS, p=FACTOR_PROBABILITIES))
+        factor = 2 ** int(self.rng.integers(self.max_factor.bit_length()))
         while factor * size > min(height, width):
             factor //= 2
         side = factor * size
@@ -289,7 +291,7 @@ def train(args: argparse.Namespace) -> None:
         log_snr_min=-3.5,
         log_snr_max=4.6,
     )
-    crops = RandomCrops(args.data, training.step, args.crop)
+    crops = RandomCrops(args.data, training.step, args.crop, args.max_factor)
     torch.manual_seed(training.step)
     losses_by_log_snr: dict[int, list[float]] = {}  # the log-SNR rounded to an integer
 
@@ -347,6 +349,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate after the warm-up")
     parser.add_argument("--log-snr", type=float, default=0.7, help="mean of the normal distribution of the log-SNR")
     parser.add_argument("--log-snr-std", type=float, default=1.4, help="standard deviation of that distribution")
+    parser.add_argument("--max-factor", type=int, default=1, help="largest f of means over f x f pixels: 1, 2, 4, ...")
     parser.add_argument("--ema", type=float, default=0.9995, help="decay of the weight average per step")
     parser.add_argument("--cooldown", action="store_true", help="decrease the learning rate linearly to zero")
     train(parser.parse_args())
