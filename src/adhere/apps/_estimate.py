@@ -1,18 +1,32 @@
-"""Estimates of the cost of a request before it is run: evaluations, seconds and memory, from one timed evaluation."""
+"""Estimates of the cost of a request before it is run: network evaluations, seconds and memory.
+
+One evaluation of each kind is timed: at each size that the network sees, with and without guidance, and of each of two
+networks. For latent models, so are one encoding and one decoding. How often the solver encodes and decodes is counted
+in a run with stand-ins for the network and the autoencoder, whose time is that of the solver.
+"""
 
 import json
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate
 
 from adhere.core._linalg import kept_directions
 from adhere.core.constraints import Linear
-from adhere.core.noise import randn
+from adhere.core.denoisers import CFGDenoiser, Denoiser, DenoiserWrapper, ExpertDenoiser
+from adhere.core.latents import DecodedConstraint, KnownLatents
+from adhere.core.multiscale import MultiscaleDenoiser
+from adhere.core.noise import initial_noise, randn
+from adhere.core.sampling import trajectory
+from adhere.core.schedules import log_snr
 from adhere.core.solvers.moment_matching import MomentMatching
 from adhere.tasks import Task
 from adhere.tasks.base import Crop
@@ -35,7 +49,8 @@ class Estimate:
 
     Attributes:
         nfe: network evaluations.
-        seconds: the time of sampling; reading and writing files, loading the model and decoding are not counted.
+        seconds: the time of the evaluations, encodings and decodings. Reading and writing files, loading the model,
+            backward passes and the solver of a pixel-space model are not counted.
         peak_gb: the largest amount of memory in use, in units of 1024^3 bytes, or None if the system does not tell.
         weights_gb: the part of it that holds the weights.
         bytes_per_pixel: the bytes per pixel of the largest crop: those of the evaluation, as measured, and those of the
@@ -82,7 +97,7 @@ def estimate(
             for run in runs:
                 before = _memory(pipe.execution_device)
                 calls = run.sampler.evaluations(pipe.schedule(run.plan.size), len(run.timesteps), _entries(pipe, run))
-                nfe, seconds = nfe + calls, seconds + calls * _seconds_per_call(pipe, run)
+                nfe, seconds = nfe + calls, seconds + _seconds(pipe, run, calls)
                 if math.prod(run.plan.size) > math.prod(largest):
                     largest, extra = run.plan.size, max(0, _memory(pipe.execution_device) - before)
                     solver = _solver_bytes(pipe, run)
@@ -137,15 +152,88 @@ def _solver_bytes(pipe: "ConstrainedPipeline", run: "Run") -> int:
     return max(4 * arrays, _BYTES_PER_PIXEL * math.prod(run.plan.size))
 
 
-def _seconds_per_call(pipe: "ConstrainedPipeline", run: "Run") -> float:
-    """Return the seconds of one evaluation, at the lowest noise level, where the network sees the whole crop."""
-    device = pipe.execution_device
-    like = torch.empty(0, dtype=torch.float32, device=device)
+def _seconds(pipe: "ConstrainedPipeline", run: "Run", calls: int) -> float:
+    """Return the seconds of a run of `calls` evaluations, taken as equally many at each noise level."""
+    like = torch.empty(0, dtype=torch.float32, device=pipe.execution_device)
     x = randn((1, *pipe.state_shape(run.plan.size)), like, torch.Generator().manual_seed(0))
-    run.denoiser(x[..., :_WARM_UP_SIDE, :_WARM_UP_SIDE], run.timesteps[-1])  # the first call is slower
+    kinds = [_kind(run.checked.denoiser, x, t) for t in run.timesteps]
+    last = dict(zip(kinds, run.timesteps, strict=True))  # the last noise level of each kind
+    costs = {kind: _timed(lambda x_t, t=t: run.denoiser(x_t, t), x) for kind, t in last.items()}
+    seconds = calls * mean(costs[kind] for kind in kinds)
+    return seconds + (_autoencoder_seconds(pipe, run, x) if pipe.is_latent else 0)
+
+
+def _kind(denoiser: Denoiser, x_t: Tensor, t: float) -> tuple[int, ...]:
+    """Return what decides how long an evaluation takes: the down-sampling, whether guidance is on, and the network."""
+    kind, level = [], log_snr(denoiser.schedule, t)
+    while isinstance(denoiser, DenoiserWrapper):
+        if isinstance(denoiser, MultiscaleDenoiser):
+            kind.append(denoiser.factor(x_t, t))
+            level += math.log(kind[-1])
+        elif isinstance(denoiser, ExpertDenoiser):
+            kind.append(level >= denoiser.boundary_log_snr)
+        elif isinstance(denoiser, CFGDenoiser):
+            kind.append(level <= denoiser.max_log_snr)
+        denoiser = denoiser.denoiser
+    return tuple(kind)
+
+
+def _timed(function: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    """Return the seconds of function(x), after a call with a small part of x, as the first call is slower."""
+    function(x[..., :_WARM_UP_SIDE, :_WARM_UP_SIDE])
     begin = time.perf_counter()
-    run.denoiser(x, run.timesteps[-1]).sum().item()  # waits for the device
+    function(x).sum().item()  # waits for the device
     return time.perf_counter() - begin
+
+
+def _autoencoder_seconds(pipe: "ConstrainedPipeline", run: "Run", z: Tensor) -> float:
+    """Return the seconds of all encodings and decodings of a run on states like z, and of its solver."""
+    decoding = _timed(pipe.decode, z)
+    constraint = run.plan.constraint
+    if not isinstance(constraint, KnownLatents | DecodedConstraint):
+        return decoding
+    encoding = _timed(constraint.autoencoder.encode, pipe.decode(z))
+    begin = time.perf_counter()
+    stand_in = _AutoencoderStandIn(constraint.autoencoder.dtype, z.shape[1], run.plan.size[0] // z.shape[2])
+    constraint = replace(constraint, autoencoder=stand_in)
+    x_T = initial_noise(run.denoiser.schedule, run.timesteps[0], z)
+    solver, transition = run.sampler.solver, run.sampler.transition
+    for _ in trajectory(
+        _DenoiserStandIn(run.denoiser), constraint, solver, x_T, run.timesteps, transition, torch.Generator()
+    ):
+        pass
+    encodings = stand_in.encodings + isinstance(constraint, KnownLatents)  # one has made the constraint
+    return encodings * encoding + (stand_in.decodings + 1) * decoding + time.perf_counter() - begin
+
+
+@dataclass(frozen=True)
+class _DenoiserStandIn(DenoiserWrapper):
+    """E[x0 | x_t] of white noise of unit variance."""
+
+    denoiser: Denoiser
+
+    def __call__(self, x_t: Tensor, t: float) -> Tensor:
+        alpha_t, sigma_t = self.schedule(t)
+        return alpha_t / (alpha_t**2 + sigma_t**2) * x_t
+
+
+@dataclass
+class _AutoencoderStandIn:
+    """Counts encodings and decodings. Encoding takes means over cells, decoding repeats the first channel."""
+
+    dtype: torch.dtype
+    channels: int
+    factor: int
+    encodings: int = 0
+    decodings: int = 0
+
+    def encode(self, x: Tensor) -> Tensor:
+        self.encodings += 1
+        return avg_pool2d(x.mean(1, keepdim=True), self.factor).expand(-1, self.channels, -1, -1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        self.decodings += 1
+        return interpolate(z[:, :1], scale_factor=self.factor, mode="nearest").expand(-1, 3, -1, -1)
 
 
 def _weight_bytes(pipe: "ConstrainedPipeline") -> int:
