@@ -145,6 +145,13 @@ def test_a_feather_that_leaves_nothing(folder, inpaint_args):
     assert "feather 5000: is too wide for what is selected" in error_line(inpaint_args(feather="5000"), folder)
 
 
+def test_a_feather_that_leaves_no_unknown_pixel(folder, inpaint_args):
+    result = run(inpaint_args(feather="30"))
+    assert result.exit_code == 0
+    assert result.stderr.startswith("adhere: note: feather 30: is too wide to leave a pixel fully unknown")
+    assert result.stderr.count("\n") == 1
+
+
 def test_outpaint_without_growth(folder, verb_args):
     for flags in ((), ("--left", "0"), ("--left", "0%")):
         arguments = verb_args("outpaint", *flags)

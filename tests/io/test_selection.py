@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from adhere.errors import AdhereError
+from adhere.errors import AdhereError, AdhereWarning
 from adhere.io._selection import Selection, noise_of
 from adhere.io.images import Picture
 
@@ -54,9 +54,29 @@ def test_grow_of_a_soft_mask_takes_the_largest_weight_within_the_radius(weights,
 
 @examples
 @given(MASKS, RADII)
+@pytest.mark.filterwarnings("ignore:feather")
 def test_feather_is_a_ramp_inwards_from_the_edge(mask, width):
     expected = np.where(mask, np.minimum(1, distance_to(~mask) / (width + 1)), 0)
     np.testing.assert_allclose(selected(mask, feather=width), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("side", "width"), [(5, 3), (5, 10), (1, 1), (16, 8)])
+def test_a_feather_that_leaves_no_pixel_unknown_is_noted(side, width):
+    mask = np.zeros((side + 4, side + 4), bool)
+    mask[2:-2, 2:-2] = True  # the pixel in the middle is (side + 1) // 2 from the edge
+    with pytest.warns(AdhereWarning, match=f"feather {width}: is too wide to leave a pixel fully unknown"):
+        weights = selected(mask, feather=width)
+    assert weights.max() < 15 / 16
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("side", "width"), [(5, 2), (16, 7)])
+def test_a_feather_that_leaves_an_unknown_pixel_is_not_noted(side, width):
+    mask = np.zeros((side + 4, side + 4), bool)
+    mask[2:-2, 2:-2] = True
+    assert selected(mask, feather=width).max() == 1
+    soft = np.where(mask, np.float32(0.5), np.float32(0))  # nothing is unknown before
+    assert selected(soft, feather=width).max() == 0.5
 
 
 @examples

@@ -4,6 +4,7 @@ A selection holds a weight w in [0, 1] per pixel, float32 (H, W): 0 = keep, 1 = 
 or 1. Distances are Euclidean, between the centers of pixels.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch.nn.functional import max_pool2d
 
-from adhere.errors import AdhereError
+from adhere.errors import AdhereError, AdhereWarning
 from adhere.io._crops import Box, _components
 from adhere.io.images import Picture
 
@@ -62,7 +63,7 @@ class Selection:
         return bool(self.boxes) or self.color is not None
 
     def of(self, picture: Picture, weights: Shaped[np.ndarray, "H W"] | None) -> _Weights:
-        """Return the selection in a picture.
+        """Return the selection in a picture; an `AdhereWarning` says if the soft edge leaves no pixel unknown.
 
         Args:
             picture: the picture to inpaint.
@@ -82,16 +83,30 @@ class Selection:
             selected = np.where(_holes(selected < 0.5), np.float32(1), selected)
         if self.grow:
             selected = _grown(selected, self.grow)
-        is_any = bool((selected > KNOWN_MAX_WEIGHT).any())
         if self.feather:
+            largest = float(selected.max())
             selected = _feathered(selected, self.feather)
-            if is_any and not (selected > KNOWN_MAX_WEIGHT).any():
-                raise AdhereError(f"feather {self.feather}: is too wide for what is selected; give a smaller width")
+            _check_feathered(self.feather, largest, float(selected.max()))
         if not (selected > KNOWN_MAX_WEIGHT).any():
             raise AdhereError("nothing to inpaint: nothing is selected; give another mask, box or color")
         if (selected >= UNKNOWN_MIN_WEIGHT).all():
             raise AdhereError("nothing to keep: everything is selected; give another mask, box or color")
         return selected
+
+
+def _check_feathered(width: int, before: float, after: float) -> None:
+    """Raise AdhereError if feathering leaves nothing of a selection; warn if it leaves no unknown pixel.
+
+    Args:
+        width: of the ramp, in pixels.
+        before: the largest weight before feathering.
+        after: the largest weight after it.
+    """
+    if before > KNOWN_MAX_WEIGHT >= after:
+        raise AdhereError(f"feather {width}: is too wide for what is selected; give a smaller width")
+    if before >= UNKNOWN_MIN_WEIGHT > after:
+        known = f"feather {width}: is too wide to leave a pixel fully unknown, so little or nothing changes"
+        warnings.warn(f"{known}; give a smaller width, or enlarge the mask", AdhereWarning, stacklevel=6)
 
 
 def noise_of(weights: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
