@@ -402,6 +402,18 @@ def test_a_composition_of_padding_and_downsampling_keeps_the_laws():
     check_operator(Unpad((2, 3), (2, 2)) @ Downsample(4, "bicubic"), (3, 8, 12), tolerance=TOLERANCE)
 
 
+@pytest.mark.parametrize(
+    "A", [Blur(2.0), Downsample(3, "bicubic"), Downsample(3), Gray(), Gray() @ Unpad((6, 9), (5, 7))]
+)
+def test_padding_that_is_removed_leaves_the_solution_as_it_is(A):
+    """A U U^T A^T = A A^T for U that removes padding, so a closed form stays one."""
+    r = A(normal(seeded(0), 2, 3, 6, 9))
+    composed = A @ Unpad((8, 16), (6, 9))
+    assert composed.is_tight == A.is_tight
+    assert composed.solve_normal(r, 0.01, num_iterations=1).equal(A.solve_normal(r, 0.01, num_iterations=1))
+    check_operator(composed, (3, 8, 16), tolerance=TOLERANCE)
+
+
 def test_equal_operators_serve_a_batch_together_and_others_do_not():
     """Numbers and names are compared; functions, tensors and inner operators must be the same object."""
     flip = operator(lambda x: x.flip(-1), (3, 4, 4))

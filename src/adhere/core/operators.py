@@ -253,6 +253,17 @@ class _Composition(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return self.inner.adjoint(self.outer.adjoint(y))
 
+    @property
+    def is_tight(self) -> bool:
+        return isinstance(self.inner, Unpad) and self.outer.is_tight
+
+    def solve_normal(
+        self, r: Tensor, damping: float | Tensor, num_iterations: int = 30, tolerance: float = 1e-5
+    ) -> Tensor:
+        """Return (A A^T + damping I)^-1 r, with A A^T = outer outer^T where `inner` only removes padding."""
+        solve = self.outer.solve_normal if isinstance(self.inner, Unpad) else super().solve_normal
+        return solve(r, damping, num_iterations, tolerance)
+
 
 @dataclass(frozen=True)
 class _Stacked(LinearOperator):
