@@ -225,6 +225,26 @@ def test_of_large_sides_solve_normal_makes_counted_products_without_a_matrix(A, 
     assert_close(A.solve_normal(y, torch.tensor([0.01, 0.5]).double().view(2, 1, 1, 1), 20)[:1], expected[:1], 1e-3)
 
 
+@pytest.mark.parametrize(
+    ("A", "damping", "num_iterations", "error"),
+    [
+        *((A, damping, 6, 2e-5) for A in (Downsample(2, "bicubic"), Blur(1.0)) for damping in (1e-2, 1e-3, 1e-4)),
+        *((Blur(2.0), damping, 30, error) for damping, error in ((1e-2, 1e-5), (1e-3, 2e-5), (1e-4, 2e-4))),
+        *((Blur(4.0), damping, 30, error) for damping, error in ((1e-2, 1e-5), (1e-3, 2e-5), (1e-4, 1e-2))),
+    ],
+    ids=str,
+)
+def test_of_large_sides_solve_normal_is_as_accurate_as_its_docstring_says(
+    A, damping, num_iterations, error, monkeypatch
+):
+    """With twice the error that it states, since the noise is another."""
+    r = A(torch.randn(1, 3, 192, 192, generator=seeded(0)))
+    expected = A.solve_normal(r.double(), damping)
+    monkeypatch.setattr(filters, "_MAX_DENSE_SIDE", 64)
+    u = A.solve_normal(r, damping, num_iterations)
+    assert (u - expected).norm() <= 2 * error * expected.norm()
+
+
 @given(st.integers(1, 9), st.integers(1, 9))
 def test_cosine_transforms_are_inverse_and_have_their_definition(height, width):
     x = normal(seeded(0), 2, height, width)

@@ -45,7 +45,17 @@ class _SeparableFilter(LinearOperator):
         The damping is at least the machine epsilon of r, since less would amplify rounding errors; zeros in a tensor
         are replaced by it. If a side of r is above 1024, its matrix of eigenvectors would be too large. In that case,
         `num_iterations` conjugate residuals are used instead, preconditioned by the inverse for mirrored edges, which
-        takes cosine transforms.
+        takes cosine transforms. A sample no longer changes once its preconditioned residual P (r - (A A^T + damping I)
+        u) is at most `tolerance` times P r, where P^2 is that inverse. With the default tolerance and r = A x of white
+        noise x, the relative error of u was measured in float32:
+
+            damping                      1e-2    1e-3    1e-4
+            bicubic, 6 products          1e-5    1e-5    1e-5
+            Blur(1), 6 products          2e-5    2e-5    2e-5
+            Blur(2), 10 products         1e-5    1e-3    7e-2
+            Blur(2), 30 products         1e-5    2e-5    2e-4
+            Blur(4), 10 products         2e-4    2e-2    2e-1
+            Blur(4), 30 products         1e-5    2e-5    1e-2
         """
         if self.is_tight:
             return r / (sum(value**2 for value in self.kernel) ** 2 + damping)
