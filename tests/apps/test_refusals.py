@@ -1,6 +1,7 @@
 """Bad input: one line, exit code 2, and no file is written."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from adhere.apps import job
 from adhere.apps._examples import EXAMPLES
 from adhere.core.presets import PRESETS
 from adhere.io import images
@@ -296,6 +298,58 @@ def test_an_output_that_is_another_input_is_refused_with_force(folder, verb_args
     image_of("RGBA").save("b:c.png")
     line = error_line(verb_args(verb, "--force", **{flag: "b:c.png"}, o=target), folder)
     assert "b:c.png: is read by this command, and would be lost; give another name" in line
+
+
+OUTPUT_OPTIONS = {
+    "o": ".png",
+    "json": ".json",
+    "save-mask": ".png",
+    "contact-sheet": ".png",
+    "uncertainty": ".png",
+    "preview": ".png",
+}
+
+
+@pytest.mark.parametrize("option", OUTPUT_OPTIONS)
+def test_no_option_replaces_a_file_without_force(folder, inpaint_args, option):
+    name = f"old{OUTPUT_OPTIONS[option]}"
+    Path(name).write_bytes(b"old")
+    line = error_line(inpaint_args(**{option: name}), folder)
+    assert f"{name}: exists; choose another name or add --force" in line
+
+
+@pytest.mark.parametrize("option", OUTPUT_OPTIONS)
+@pytest.mark.parametrize("part", ["model", "vae", "config"])
+@pytest.mark.parametrize("flags", [[], ["--force"]])
+def test_no_option_replaces_a_file_of_a_model(folder, inpaint_args, option, part, flags):
+    kept = Path(f"folder/unet/kept{OUTPUT_OPTIONS[option]}")
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"kept")
+    os.symlink(kept.resolve(), f"link{kept.suffix}")
+    for name in (str(kept), f"folder/unet/../unet/kept{kept.suffix}", f"link{kept.suffix}"):
+        line = error_line(inpaint_args("photo.png", *flags, **{part: "folder", option: name}), folder)
+        assert f"{name}: belongs to a model, whose files are never replaced; give another name" in line
+
+
+def test_neither_a_link_in_the_folder_of_a_model_nor_a_shipped_file_is_replaced(folder, inpaint_args, monkeypatch):
+    Path("elsewhere.json").write_text("{}")
+    Path("folder").mkdir()
+    Path("folder/config.json").symlink_to(Path("elsewhere.json").resolve())  # as in the cache of the hub
+    assert (job._SHIPPED_MODELS / "adhere-photo" / "model_index.json").is_file()
+    monkeypatch.setattr(job, "_SHIPPED_MODELS", Path("shipped"))  # a failure must not damage the real ones
+    Path("shipped").mkdir()
+    Path("shipped/model_index.json").write_text("{}")
+    for name, model in (("folder/config.json", "folder"), ("shipped/model_index.json", "adhere-photo")):
+        before = Path(name).read_bytes()
+        line = error_line(inpaint_args("photo.png", "--force", model=model, json=name), folder)
+        assert "belongs to a model" in line
+        assert Path(name).read_bytes() == before
+
+
+def test_a_new_file_may_be_written_to_the_folder_of_a_model(folder, inpaint_args, shared_model):
+    shutil.copytree(shared_model, "model")
+    assert run(inpaint_args(model="model", o="model/out.png")).exit_code == 0
+    assert Path("model/out.png").exists()
 
 
 def test_a_numbered_output_that_is_the_mask(folder, inpaint_args):

@@ -73,7 +73,7 @@ class Files:
 
         Args:
             photo: the picture that is worked on, which a picture may replace.
-            others: the other files that are read, which nothing may replace.
+            others: the other files and the folders that are read, in which nothing may be replaced.
 
         Raises:
             AdhereError: if a file cannot be written, two files have the same name, or a format cannot hold the content.
@@ -99,12 +99,10 @@ class Files:
     def _check_names(self, photo: Path | None, others: Sequence[Path]) -> None:
         read = {real_path(path) for path in others}
         for path in self.outputs:
-            if real_path(path) in read:
-                raise AdhereError(f"-o {path}: is read by this command, and would be lost; give another name")
+            _check_not_read("-o", path, read)
         taken = {real_path(path) for path in self.outputs}
         for flag, path in self._others():
-            if real_path(path) in read | {real_path(path) for path in filter(None, [photo])}:
-                raise AdhereError(f"{flag} {path}: is read by this command, and would be lost; give another name")
+            _check_not_read(flag, path, read | {real_path(path) for path in filter(None, [photo])})
             if real_path(path) in taken:
                 what = "a file" if flag != "--json" else "the report a file"
                 hint = "is one of the pictures" if flag == "--json" else "is the name of another file of this command"
@@ -158,6 +156,18 @@ class Files:
         with _process.silenced_stderr():
             quality = self.quality if path.suffix.lower() in _QUALITY_SUFFIXES else None
             encode(image, path.suffix, file, quality)
+
+
+def _check_not_read(flag: str, path: Path, read: set[str]) -> None:
+    """Raise AdhereError if a file to write is one that is read, or an existing one in a folder that is read.
+
+    A link counts as the file that it points to, and as a file of the folder in which it is.
+    """
+    for name in (real_path(path), os.path.join(real_path(path.parent), path.name)):
+        if name in read:
+            raise AdhereError(f"{flag} {path}: is read by this command, and would be lost; give another name")
+        if os.path.isfile(name) and any(str(folder) in read for folder in Path(name).parents):
+            raise AdhereError(f"{flag} {path}: belongs to a model, whose files are never replaced; give another name")
 
 
 def real_path(path: Path) -> str:

@@ -30,6 +30,7 @@ from adhere.tasks import Deblur, Generate, Inpaint, Outpaint, Task
 if TYPE_CHECKING:
     from adhere.pipelines.base import ConstrainedOutput, ConstrainedPipeline
 
+_SHIPPED_MODELS = Path(__file__).parents[1] / "models"
 _USUAL_MASK_SHARE = 0.9
 _LARGE_RESIDUAL = 0.04  # a large residual of deblurring without noise, in [-1, 1] units: five 8-bit levels
 
@@ -194,7 +195,7 @@ class Job:
             Image.MAX_IMAGE_PIXELS = None
         if self.dry_run and self.json_file is not None:
             raise AdhereError(f"--json {self.json_file}: a dry run writes no file; write --json -")
-        parts = [self.model, self.config, self.vae, *(file for file, _ in self.loras)]
+        parts = [_SHIPPED_MODELS, self.model, self.config, self.vae, *(file for file, _ in self.loras)]
         read = [*filter(None, others), *(Path(part) for part in parts if part is not None)]
         self._files.check(photo, read)
         if self.solver is not None:
