@@ -10,6 +10,7 @@ import adhere
 from adhere import Generate, Inpaint
 from adhere.core.derivatives import vjp
 from adhere.core.presets import PRESETS
+from adhere.errors import InvalidInput
 from tests.picture_files import noise
 from tests.tiny_latent_models import tiny_flux, tiny_ldm, tiny_sd, tiny_sd3, tiny_sdxl
 
@@ -82,6 +83,14 @@ def test_tiles_can_be_set_and_switched_off_and_are_not_used_up_to_twice_the_nati
     pipe.tile_size = None
     assert pipe.tile_size is None
     assert longest(LARGE) == 24
+
+
+@pytest.mark.parametrize("side", [0, -16])
+def test_tiles_without_an_area_are_refused(tmp_path, side):
+    pipe = built("sd", tmp_path)
+    with pytest.raises(InvalidInput, match=f"tile_size = {side}: give a side of at least 1"):
+        pipe.tile_size = side
+    assert pipe.tile_size == 16
 
 
 def test_tiles_that_hold_the_whole_picture_change_nothing(tmp_path):

@@ -28,13 +28,11 @@ from adhere.core.latents import DecodedConstraint, KnownLatents
 from adhere.core.operators import Mask
 from adhere.core.sampling import Sampler
 from adhere.core.schedules import PredictionType, Schedule
-from adhere.errors import AdhereError
+from adhere.errors import AdhereError, InvalidInput
 from adhere.pipelines.base import ConstrainedPipeline
 from adhere.pipelines.schedulers import noise_schedule
 
 _REENCODE_AT = (-2.0,)  # log-SNR in nats, measured on adhere-emoji (docs/experiments/adhere-emoji.md)
-
-_DEFAULT_TILES = 0  # stands for a side that was not set; None is no tiles
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class DiffusersVAE:
         return self.vae.dtype
 
     def encode(self, x: Tensor) -> Tensor:
-        z = self._in_tiles(self._encode, x, self.factor, 1)
+        z = self._whole_or_in_tiles(self._encode, x, self.factor, 1)
         z = (z - self._per_channel(self.shift, x)) * self._per_channel(self.scale, x)
         if self.record is not None:
             self.record("encoder of the VAE", x, z)
@@ -85,7 +83,7 @@ class DiffusersVAE:
 
     def decode(self, z: Tensor) -> Tensor:
         z_vae = z / self._per_channel(self.scale, z) + self._per_channel(self.shift, z)
-        x = self._in_tiles(self._decode, z_vae, 1, self.factor)
+        x = self._whole_or_in_tiles(self._decode, z_vae, 1, self.factor)
         if self.record is not None:
             self.record("decoder of the VAE", z, x)
         return x
@@ -97,8 +95,16 @@ class DiffusersVAE:
     def _decode(self, z: Tensor) -> Tensor:
         return self.vae.decode(z.to(self.dtype), return_dict=False, **self.decode_options)[0].to(z.dtype)
 
-    def _in_tiles(self, function: Callable[[Tensor], Tensor], x: Tensor, cell_in: int, cell_out: int) -> Tensor:
-        """Return function(x), in tiles if x is large; a backward pass then recomputes each tile's activations."""
+    def _whole_or_in_tiles(
+        self, function: Callable[[Tensor], Tensor], x: Tensor, cell_in: int, cell_out: int
+    ) -> Tensor:
+        """Return function(x), in tiles if x is larger than one; a backward pass then recomputes their activations.
+
+        Args:
+            function: maps (B, C, H, W) to a tensor with as many cells.
+            x: (B, C, H, W).
+            cell_in, cell_out: the side of a cell in x and in what is returned: 1 for latents, `factor` for pictures.
+        """
         if self.tiles is None or max(x.shape[-2:]) <= self.tiles[0] * cell_in:
             return function(x)
         one = function
@@ -116,7 +122,8 @@ class LatentPipeline(ConstrainedPipeline):
     vae: Any
     scheduler: Any
     vae_scale_factor: int
-    _tile_size: int | None = _DEFAULT_TILES
+    _uses_default_tile_size: bool = True
+    _chosen_tile_size: int | None = None  # unless the default is used; None is without tiles
     _coarse_max_log_snr: float = 1.0  # in nats; up to this, the network sees large pictures at a lower resolution
     guidance_max_log_snr: float = math.inf  # in nats; above this, guidance is off, which saves half of the passes
     _guidance_scale: float = 1.0  # of the current call, or of the last one
@@ -141,11 +148,15 @@ class LatentPipeline(ConstrainedPipeline):
 
         By default it is twice the longer native side: smaller tiles leave visible seams (docs/tasks.md).
         """
-        return 2 * self._native_side if self._tile_size == _DEFAULT_TILES else self._tile_size
+        return 2 * self._native_side if self._uses_default_tile_size else self._chosen_tile_size
 
     @tile_size.setter
     def tile_size(self, value: int | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        self._tile_size = value
+        if value is not None and value < 1:
+            raise InvalidInput(
+                f"tile_size = {value}: give a side of at least 1 cell of the latents, or None for no tiles"
+            )
+        self._uses_default_tile_size, self._chosen_tile_size = False, value
 
     @property
     def _native_side(self) -> int:
