@@ -9,6 +9,7 @@ from PIL import Image
 
 from adhere import AdhereError, Denoise, Linear
 from adhere.core.operators import Identity
+from benchmarks.two_networks import other_picture
 from tests.picture_files import image_of, noise
 from tests.tasks.fake_model import FakeModel
 from tests.tiny_models import load
@@ -45,6 +46,27 @@ def test_the_estimate_of_the_noise(sigma, seed):
     noisy = ramp[..., None] + np.random.default_rng(seed).normal(0, sigma, (128, 128, 3))
     task = Denoise(noisy.clip(0, 255).round().astype(np.uint8))
     assert task.noise == pytest.approx(sigma / 127.5, rel=0.07, abs=(0.5 / 0.6745 + 0.1) / 127.5)
+
+
+@pytest.mark.parametrize("name", ["retina.jpg", "ihc.png", "brick.png", "moon.png"])
+@pytest.mark.parametrize(("quality", "subsampling", "sigma"), [(95, 0, 25), (95, 2, 25), (85, 2, 25), (95, 2, 15)])
+def test_the_estimate_from_a_jpeg_file(tmp_path, name, quality, subsampling, sigma):
+    """Chroma that is subsampled (2) leaves two thirds of the noise in each channel; compression adds up to a tenth."""
+    noisy = other_picture(name) + np.random.default_rng(0).normal(0, sigma, (256, 256, 3))
+    file = tmp_path / "noisy.jpg"
+    Image.fromarray(noisy.clip(0, 255).round().astype(np.uint8)).save(file, quality=quality, subsampling=subsampling)
+    assert Denoise(file).noise == pytest.approx(sigma / 127.5, rel=0.15)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_the_estimate_of_gray_noise(offset):
+    """In a gray picture, it is that of one channel; in a colored one, that of the gray axis, as the model needs it.
+
+    Noise n in all channels is noise of 1 n in the luma, which independent noise of n / 0.668 has as well.
+    """
+    noisy = (np.full((128, 128, 1), 100) + np.random.default_rng(0).normal(0, 20, (128, 128, 1))).round()
+    task = Denoise((noisy + offset * np.array([0, 10, 20])).astype(np.uint8))
+    assert task.noise == pytest.approx((20 / 0.668 if offset else 20) / 127.5, rel=0.05)
 
 
 def test_a_flat_picture_and_one_pixel_have_no_noise():
