@@ -106,7 +106,7 @@ def place(models_and_pictures, tmp_path, monkeypatch) -> Iterator[Path]:
         (tmp_path / entry.name).symlink_to(entry)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(loading, "_MODELS", tmp_path / "shipped")
+    monkeypatch.setattr(loading, "MODELS", tmp_path / "shipped")
     before, modules = [(table, dict(table)) for table in (PRESETS, FAMILIES)], set(sys.modules)
     PRESETS["inexact_newton"] = replace(PRESETS["inexact_newton"], num_steps=2)  # each noise level is like the others
     yield tmp_path

@@ -28,14 +28,31 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "adhere", *arguments]
 
 
-def test_the_help_does_not_import_torch():
+@pytest.mark.parametrize(
+    ("arguments", "heavy", "shown"),
+    [
+        (["--help"], ("torch", "diffusers", "numpy", "PIL"), "Examples"),
+        (["models"], ("torch", "diffusers", "transformers", "scipy", "PIL"), "adhere-photo  PixelPipeline"),
+    ],
+)
+def test_what_needs_no_network_does_not_import_torch(arguments, heavy, shown):
     code = (
-        "import atexit, sys; from adhere.apps.cli import main; heavy = ('torch', 'diffusers', 'numpy', 'PIL'); "
-        "atexit.register(lambda: print([m for m in heavy if m in sys.modules], file=sys.stderr)); main(['--help'])"
+        f"import atexit, sys; from adhere.apps.cli import main; heavy = {heavy}; "
+        f"atexit.register(lambda: print([m for m in heavy if m in sys.modules], file=sys.stderr)); main({arguments})"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)
     assert (result.returncode, result.stderr) == (0, "[]\n")
-    assert "Examples" in result.stdout
+    assert shown in result.stdout
+
+
+def test_a_request_that_cannot_be_read_does_not_import_diffusers(tmp_path):
+    code = (
+        "import atexit, sys; from adhere.apps.cli import main; heavy = ('diffusers', 'transformers', 'scipy'); "
+        "atexit.register(lambda: print([m for m in heavy if m in sys.modules])); "
+        "main(['upscale', 'none.png', '-o', 'out.png'])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "[]\n"), result.stderr
 
 
 @pytest.mark.parametrize(

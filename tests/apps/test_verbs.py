@@ -19,7 +19,7 @@ import adhere
 from adhere.apps import _options, _verbs, cli
 from adhere.apps._examples import EXAMPLES
 from adhere.pipelines.base import ConstrainedPipeline
-from adhere.pipelines.loading import _MODELS
+from adhere.pipelines.registry import MODELS
 from tests.apps.command import LATENT_VERBS, REPORT_LINE, arguments_for, contents_of, error_line, run
 from tests.picture_files import hole, image_of
 
@@ -192,7 +192,7 @@ def test_the_result_depends_on_prompts_and_guidance(folder, verb_args, text_mode
 
 def test_the_shipped_text_model_reads_a_prompt_under_every_version_of_transformers(folder, verb_args):
     """`make test-min` runs this with the lowest version, which does not know the names of weights that 5.6 writes."""
-    with safe_open(_MODELS / "adhere-emoji" / "text_encoder" / "model.safetensors", "pt") as weights:
+    with safe_open(MODELS / "adhere-emoji" / "text_encoder" / "model.safetensors", "pt") as weights:
         assert all(name.startswith("text_model.") for name in weights.keys())  # noqa: SIM118  # it is no dict
     for name, prompt in (("red", "a red heart"), ("blue", "a blue car")):
         assert run(verb_args("generate", model="adhere-emoji", prompt=prompt, o=f"{name}.png")).exit_code == 0

@@ -9,7 +9,7 @@ import adhere
 from adhere import ConstrainedPipeline, Generate, Inpaint
 from adhere.io._samples import to_float
 from adhere.metrics import FeatureDistance, psnr
-from adhere.pipelines.loading import _MODELS
+from adhere.pipelines.registry import MODELS
 from benchmarks import held_out
 from benchmarks.emoji_tasks import half
 
@@ -33,7 +33,7 @@ def to_tensor(pictures: np.ndarray) -> torch.Tensor:
 def test_plain_diffusers_draws_the_same_from_the_same_noise(pipe):
     """The last step of diffusers ends at the noise of t = 0, that of adhere at none."""
     diffusers_pipe = StableDiffusionPipeline.from_pretrained(
-        _MODELS / "adhere-emoji", safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        MODELS / "adhere-emoji", safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
     prompt, settings = "grinning face, cartoon", {"guidance_scale": 3.0, "num_inference_steps": 10}
     expected = diffusers_pipe(prompt, generator=seeded(), output_type="np", height=64, width=64, **settings).images[0]

@@ -9,7 +9,7 @@ import pytest
 
 from adhere.pipelines import _inventory
 from adhere.pipelines._inventory import known_models
-from adhere.pipelines.loading import SHIPPED_MODELS
+from adhere.pipelines.registry import SHIPPED_MODELS
 from tests.apps.command import run
 from tests.tiny_latent_models import tiny_ldm, tiny_sd
 from tests.tiny_models import save_model

@@ -9,9 +9,8 @@ from pathlib import Path
 import huggingface_hub
 
 from adhere.errors import AdhereError
-from adhere.pipelines._model_files import base_class, read_index
-from adhere.pipelines.loading import _MODELS, SHIPPED_MODELS
-from adhere.pipelines.registry import FAMILIES
+from adhere.pipelines._index import base_class, read_index
+from adhere.pipelines.registry import FAMILIES, MODELS, SHIPPED_MODELS
 
 _PURPOSES = {
     "adhere-photo": "photographs: inpaint (text, scratches, small holes), outpaint, upscale, denoise, deblur, "
@@ -52,7 +51,7 @@ class KnownModel:
 
 def known_models() -> list[KnownModel]:
     """Return the shipped models, then those in the cache that can be loaded, by name."""
-    shipped = [_model(name, _MODELS / name) for name in SHIPPED_MODELS]
+    shipped = [_model(name, MODELS / name) for name in SHIPPED_MODELS]
     return [*shipped, *sorted(_cached(), key=lambda model: model.name)]
 
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from adhere._warnings import ignored_library_warnings
 from adhere.core._checks import is_out_of_memory
 from adhere.core.covariance import StationaryCovariance
-from adhere.errors import AdhereError, InvalidInput, OutOfMemory
+from adhere.errors import AdhereError, OutOfMemory
 
 REFINER = (
     "this is the refiner of Stable Diffusion XL, which only finishes pictures of the base model and was not trained at "
@@ -63,31 +63,6 @@ def as_adhere_error(source: str) -> Iterator[None]:
             raise OutOfMemory(f"{source}: out of memory; give a smaller model, or torch_dtype=torch.float16") from error
         reason = textwrap.shorten(str(error) or type(error).__name__, 300)
         raise AdhereError(f"{source} cannot be loaded: {reason}") from error
-
-
-def read_index(folder: Path, source: str) -> dict[str, Any]:
-    """Return the model_index.json of a folder."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise AdhereError(f"{source}: no model_index.json in it; save the pipeline with diffusers' save_pretrained")
-    try:
-        return parse_index(index.read_bytes())
-    except (ValueError, OSError, RecursionError) as error:
-        reason = textwrap.shorten(str(error), 100) if isinstance(error, InvalidInput) else "it is no valid JSON text"
-        raise AdhereError(f"{source}: model_index.json cannot be read: {reason}") from error
-
-
-def parse_index(text: bytes) -> dict[str, Any]:
-    """Return the entries of a model_index.json.
-
-    Raises:
-        ValueError: unless the text is a JSON object with a class name.
-        RecursionError: if it is nested too deeply.
-    """
-    index = json.loads(text.decode("utf-8"))
-    if not isinstance(index, dict) or "_class_name" not in index:
-        raise InvalidInput("it has no _class_name; save the pipeline with diffusers' save_pretrained")
-    return index
 
 
 def check_index(index: dict[str, Any], family: Any, given: Mapping[str, Any], source: str) -> None:
@@ -223,11 +198,6 @@ def check_header(file: Path, shown: str) -> None:
 def variants_of(files: Iterable[str]) -> set[str | None]:
     """Return the variants of the weights in a list of file names, such as 'fp16'; None is the one without a name."""
     return {match["variant"] for file in files if (match := _WEIGHTS.fullmatch(file))}
-
-
-def base_class(class_name: str) -> str:
-    """Return the text-to-image class of diffusers' inpainting and image-to-image pipelines, others as they are."""
-    return re.sub("(Img2Img|Inpaint)Pipeline$", "Pipeline", class_name)
 
 
 def class_of(file: Path) -> str:

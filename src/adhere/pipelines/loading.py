@@ -24,10 +24,10 @@ from adhere.errors import AdhereError
 from adhere.pipelines import experts
 from adhere.pipelines._components import HUB_ID, hub_is_reachable, hub_options, load_component, with_autoencoder
 from adhere.pipelines._foreign_files import refuse_file, refuse_folder, refuse_format
+from adhere.pipelines._index import base_class, parse_index, read_index
 from adhere.pipelines._model_files import (
     REFINER,
     as_adhere_error,
-    base_class,
     check_configurations,
     check_header,
     check_index,
@@ -37,18 +37,14 @@ from adhere.pipelines._model_files import (
     copy_statements,
     is_model,
     number_in,
-    parse_index,
     prior_spectrum_in,
-    read_index,
     scheduler_settings_in,
 )
 from adhere.pipelines.base import ConstrainedPipeline
-from adhere.pipelines.registry import FAMILIES, family_for
+from adhere.pipelines.registry import FAMILIES, MODELS, SHIPPED_MODELS, family_for
 from adhere.pipelines.schedulers import noise_schedule
 
 _DEFAULT_MODEL = "adhere-photo"
-_MODELS = Path(__file__).parents[1] / "models"
-SHIPPED_MODELS = sorted(index.parent.name for index in _MODELS.glob("*/model_index.json"))
 _COMPONENTS = {"unet_2", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"}  # beside the network
 
 
@@ -78,7 +74,7 @@ def load(model: str | Path | None = None, **kwargs: Any) -> ConstrainedPipeline:
         if "://" in text or re.match("https?:/", text):  # Path("https://a") is "https:/a"
             raise AdhereError(f"{place}: is a URL; download the model first, or give its hub id, organization/name")
     with as_adhere_error(source):  # a folder may be unreadable, a name too long for a file
-        path = _MODELS / name if name in SHIPPED_MODELS else Path(name).expanduser()
+        path = MODELS / name if name in SHIPPED_MODELS else Path(name).expanduser()
         is_file, is_folder = path.is_file(), path.is_dir()
     if is_file:
         return _finish(_from_single_file(path, source, kwargs), source)

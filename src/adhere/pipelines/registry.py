@@ -1,10 +1,20 @@
-"""The families of models: which class runs a diffusers pipeline of a given class."""
+"""The families of models, which class runs a diffusers pipeline of a given class, and the models that ship.
+
+A family is imported when it is needed, so that `adhere models` does not wait for torch and diffusers.
+"""
 
 from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adhere.errors import AdhereError
-from adhere.pipelines._model_files import base_class
-from adhere.pipelines.base import ConstrainedPipeline
+from adhere.pipelines._index import base_class
+
+if TYPE_CHECKING:
+    from adhere.pipelines.base import ConstrainedPipeline
+
+MODELS = Path(__file__).parents[1] / "models"
+SHIPPED_MODELS = sorted(index.parent.name for index in MODELS.glob("*/model_index.json"))
 
 # diffusers' class, as in model_index.json -> "module:class"
 FAMILIES = {
@@ -19,7 +29,7 @@ FAMILIES = {
 }
 
 
-def family_for(class_name: object, source: str) -> type[ConstrainedPipeline]:
+def family_for(class_name: object, source: str) -> "type[ConstrainedPipeline]":
     """Return the family of a diffusers pipeline class.
 
     Args:

@@ -1,0 +1,39 @@
+"""The file model_index.json of a folder, which names the class of the pipeline. Loads without torch and diffusers."""
+
+import json
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from adhere.errors import AdhereError, InvalidInput
+
+
+def read_index(folder: Path, source: str) -> dict[str, Any]:
+    """Return the model_index.json of a folder."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise AdhereError(f"{source}: no model_index.json in it; save the pipeline with diffusers' save_pretrained")
+    try:
+        return parse_index(index.read_bytes())
+    except (ValueError, OSError, RecursionError) as error:
+        reason = textwrap.shorten(str(error), 100) if isinstance(error, InvalidInput) else "it is no valid JSON text"
+        raise AdhereError(f"{source}: model_index.json cannot be read: {reason}") from error
+
+
+def parse_index(text: bytes) -> dict[str, Any]:
+    """Return the entries of a model_index.json.
+
+    Raises:
+        ValueError: unless the text is a JSON object with a class name.
+        RecursionError: if it is nested too deeply.
+    """
+    index = json.loads(text.decode("utf-8"))
+    if not isinstance(index, dict) or "_class_name" not in index:
+        raise InvalidInput("it has no _class_name; save the pipeline with diffusers' save_pretrained")
+    return index
+
+
+def base_class(class_name: str) -> str:
+    """Return the text-to-image class of diffusers' inpainting and image-to-image pipelines, others as they are."""
+    return re.sub("(Img2Img|Inpaint)Pipeline$", "Pipeline", class_name)
