@@ -1,5 +1,6 @@
 """What holds for every verb: the format of the file, its quality and mark, and one line for bad input."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,14 @@ def test_bad_files_of_every_verb(folder, verb_args, verb):
 def test_a_model_of_pixels_is_refused_where_it_cannot_do_the_task(folder, verb_args, verb):
     line = error_line(verb_args(verb), folder)
     assert f"{verb} needs a latent model, not one of pixels: give --model, such as adhere-emoji" in line
+
+
+@pytest.mark.parametrize(("verb", "prompt"), [*((verb, None) for verb in LATENT_VERBS), ("generate", "a heart")])
+def test_the_default_model_of_drawings_is_adhere_emoji(folder, verb_args, verb, prompt):
+    result = run(verb_args(verb, model=None, size="64x64", prompt=prompt, json="report.json"))
+    assert result.exit_code == 0, result.stderr
+    assert "adhere: note: the model is adhere-emoji, which draws emoji; --model gives another\n" in result.stderr
+    assert json.loads(Path("report.json").read_text())["model"] == "adhere-emoji"
 
 
 @pytest.mark.parametrize("verb", [verb for verb in EXAMPLES if OWN_FILE.get(verb) == "photo"])

@@ -48,7 +48,8 @@ _HELP = {
     "--size": "The size of the result in pixels. The default is the size of the model's training pictures.",
     "--model": "The diffusion model: a folder in the diffusers layout, a .safetensors file, the id of a model on the "
     "Hugging Face hub, or the name of a shipped model. An unknown name lists the shipped models. The default is "
-    "adhere-photo, the shipped model for photographs.",
+    "adhere-photo, the shipped model for photographs; style, layout, silhouette, and generate with a "
+    "prompt, use adhere-emoji.",
     "--variant": "The variant of the weights in the model's folder, such as fp16 for files that end in "
     ".fp16.safetensors.",
     "--config": "For a .safetensors file: a folder in the diffusers layout, or the id of a model on the hub, with the "

@@ -3,6 +3,7 @@
 They import the rest of the package themselves, so that `adhere --help` does not wait for torch.
 """
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,13 @@ from adhere.apps import _options, _process
 from adhere.apps._inputs import input_file, read_photo
 from adhere.apps._output import print_line
 from adhere.apps._parsers import parse_size
-from adhere.errors import AdhereError
+from adhere.errors import AdhereError, AdhereWarning
 
 if TYPE_CHECKING:
     from adhere.apps.job import Job, Result
     from adhere.tasks import Task
+
+_LATENT_MODEL = "adhere-emoji"  # the latent model that ships
 
 
 def inpaint(
@@ -165,30 +168,32 @@ def denoise(job: "Job", photo: _options.Photo, sigma: _options.Sigma = None, fra
 
 
 def generate(job: "Job", size: _options.Size = None) -> "Result":
-    """Generate a new picture, with or without a prompt."""
+    """Generate a new picture, with or without a prompt. With a prompt, the default model is adhere-emoji."""
     from adhere.tasks import Generate
 
+    if job.prompt is not None or job.negative_prompt is not None:
+        job = _with_latent_model(job)
     job.check()
     sides = None if size is None else parse_size(size)
     return job.run(Generate(sides), sides)
 
 
 def style(job: "Job", reference: _options.StyleReference, size: _options.Size = None) -> "Result":
-    """Generate a picture with the colors and textures of another. Needs a latent model, such as Stable Diffusion."""
+    """Generate a picture with the colors and textures of another. Needs a latent model; the default is adhere-emoji."""
     from adhere.tasks import Style
 
     return _sample(job, reference, size, Style)
 
 
 def layout(job: "Job", reference: _options.LayoutReference, size: _options.Size = None) -> "Result":
-    """Generate a picture with the coarse colors of another. Needs a latent model, such as adhere-emoji."""
+    """Generate a picture with the coarse colors of another. Needs a latent model; the default is adhere-emoji."""
     from adhere.tasks import Layout
 
     return _sample(job, reference, size, Layout)
 
 
 def silhouette(job: "Job", reference: _options.Shape, size: _options.Size = None) -> "Result":
-    """Generate an object with a given outline on white. Needs a latent model, such as adhere-emoji."""
+    """Generate an object with a given outline on white. Needs a latent model; the default is adhere-emoji."""
     from adhere.tasks import Silhouette
 
     return _sample(job, reference, size, Silhouette)
@@ -196,10 +201,20 @@ def silhouette(job: "Job", reference: _options.Shape, size: _options.Size = None
 
 def _sample(job: "Job", reference: Path, size: str | None, make: Any) -> "Result":
     """Check the job, make a task from a reference and a size, and sample it with a latent model."""
+    job = _with_latent_model(job)
     job.check(None, reference)
     sides = None if size is None else parse_size(size)
     task: Task = make(reference, size=sides)
     return job.run(task, sides, needs_latents=True)
+
+
+def _with_latent_model(job: "Job") -> "Job":
+    """Return the job with the shipped latent model, and a warning that says so, if no model is given."""
+    if job.model is not None:
+        return job
+    message = f"the model is {_LATENT_MODEL}, which draws emoji; --model gives another"
+    warnings.warn(message, AdhereWarning, stacklevel=2)
+    return replace(job, model=_LATENT_MODEL)
 
 
 def print_models() -> None:
