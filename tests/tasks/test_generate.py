@@ -12,6 +12,7 @@ from PIL import Image
 import adhere
 from adhere import AdhereError, Custom, Generate, Layout, Linear, Loss, Silhouette, Style
 from adhere.core.constraints import Unconstrained
+from adhere.errors import AdhereWarning
 from tests.picture_files import hole, noise, refusal
 from tests.tasks.fake_model import FakeModel
 from tests.tiny_latent_models import tiny_sd
@@ -136,6 +137,16 @@ def test_a_silhouette_is_where_a_mask_is_true_or_white_or_opaque():
     transparent = np.dstack([noise(40, 30, 3), mask.astype(np.uint8) * 255])
     for given in (mask, mask.astype(np.uint8) * 255, Image.fromarray(mask), Image.fromarray(transparent), transparent):
         assert np.array_equal(Silhouette(given).object_mask, mask)
+
+
+def test_a_warning_if_the_object_covers_most_of_the_border(recwarn):
+    mask = hole(20, 30)
+    with pytest.warns(AdhereWarning, match="the white or opaque part is taken as the object; invert"):
+        Silhouette(~mask)
+    mask[15:] = True  # less than half of the border
+    recwarn.clear()
+    Silhouette(mask)
+    assert not recwarn.list
 
 
 def test_a_picture_of_the_silhouette_has_a_lower_loss_than_its_negative():

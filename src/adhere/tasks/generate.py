@@ -1,6 +1,7 @@
 """New pictures: without a constraint, with any constraint, with a layout of colors, or with a silhouette."""
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from numbers import Real
 
@@ -12,7 +13,7 @@ from torch.nn.functional import interpolate
 from adhere._hints import keyword_hints
 from adhere.core.constraints import Constraint, Linear, Loss, Unconstrained
 from adhere.core.filters import Downsample
-from adhere.errors import AdhereError
+from adhere.errors import AdhereError, AdhereWarning
 from adhere.io.images import Picture, as_picture
 from adhere.losses import SilhouetteLoss
 from adhere.tasks.base import FullImageTask, ImageInput, ModelInfo
@@ -110,6 +111,9 @@ class Silhouette(FullImageTask):
 
     Raises:
         AdhereError: if the mask cannot be read, if it covers everything or nothing, or for a color out of range.
+
+    Warns:
+        AdhereWarning: if most of the mask's border belongs to the object, as for a black shape on white.
     """
 
     mask: ImageInput = field(repr=False)
@@ -126,6 +130,10 @@ class Silhouette(FullImageTask):
         values = self.background if isinstance(self.background, (tuple, list)) else ()
         if len(values) != 3 or not all(isinstance(value, Real) and 0 <= value <= 255 for value in values):
             raise AdhereError(f"background = {self.background!r}: red, green and blue must be from 0 to 255")
+        border = np.concatenate([object_mask[0], object_mask[-1], object_mask[:, 0], object_mask[:, -1]])
+        if border.mean() > 0.5:  # as if a black shape were on white
+            message = "the white or opaque part is taken as the object; invert the reference if the other part is meant"
+            warnings.warn(message, AdhereWarning, stacklevel=3)
         object.__setattr__(self, "object_mask", object_mask)
 
     @torch.inference_mode(False)  # the tensors take part in autograd
