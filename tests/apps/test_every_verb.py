@@ -107,8 +107,10 @@ def test_bad_flags_of_every_verb(folder, verb_args, verb):
 def test_bad_files_of_every_verb(folder, verb_args, verb):
     Path("text.png").write_bytes(b"no picture at all")
     Path("cut.png").write_bytes(Path("photo.png").read_bytes()[:-200])
+    Path("empty.png").write_bytes(b"")
     Path("a-folder").mkdir()
     for name, message in (
+        ("empty.png", "empty.png: is empty (0 bytes); copy or export it again"),
         ("missing.png", "no such file"),
         ("text.png", "not an image"),
         ("cut.png", "damaged or cut short"),

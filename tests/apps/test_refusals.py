@@ -23,10 +23,18 @@ from tests.tiny_models import edit_json
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("inpaint", "Missing argument 'PHOTO'"),
-        ("inpaint photo.png", "Missing option '-o' / '--output'"),
+        ("inpaint", "'PHOTO': write, for example, adhere inpaint photo.jpg --mask mask.png -o out.png"),
+        ("inpaint photo.png", "Missing option '-o' / '--output': write, for example, adhere inpaint photo.jpg --mask"),
         ("inpaint photo.png -o", "Option '-o' requires an argument"),
-        ("inpaint photo.png -o out.png mask.png", "(mask.png)"),
+        (
+            "inpaint photo.png -o out.png mask.png",
+            "(mask.png): give a mask as --mask mask.png",
+        ),
+        (
+            "inpaint photo.png -o out.png --num-inference-steps 0",
+            "--num-inference-steps. Call it --steps",
+        ),
+        ("generate -o out.png --num-images-per-prompt=2", "--num-images-per-prompt. Call it --num-images"),
         ("inpaint photo.png -o out.png --mode x", "No such option: --mode"),
         ("inpaint photo.png -o out.png --force=yes", "Option '--force' does not take a value"),
         ("denoise photo.png -o out.png --noise 0.1", "No such option: --noise. Call it --sigma"),
@@ -35,7 +43,7 @@ from tests.tiny_models import edit_json
         ("paint", "No such command 'paint'"),
         ("upscale -o out.png", "Missing argument 'PHOTO'"),
         ("generate", "Missing option '-o' / '--output'"),
-        ("generate photo.png -o out.png", "(photo.png)"),
+        ("generate photo.png -o out.png", "(photo.png): name each option, such as -o out.png"),
         ("--verbose", "No such option: --verbose"),
         ("--version=2", "Option '--version' does not take a value"),
     ],
@@ -84,7 +92,7 @@ def test_plain_sampling_is_for_generate_only(folder, inpaint_args):
     [
         (None, "no such file"),
         ("folder", "is a folder"),
-        (b"", "not an image"),
+        (b"", "is empty (0 bytes)"),
         (b"no picture at all", "not an image"),
         (encoded(image_of("RGB"), "PNG")[:-200], "damaged or cut short"),
         (encoded(image_of("RGB"), "JPEG")[:-200], "damaged or cut short"),

@@ -12,6 +12,7 @@ and keeps its traceback. The verbs are in `_verbs`, and their options in `_optio
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -33,10 +34,16 @@ if TYPE_CHECKING:
 _app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 _UsageError: type[Exception] = typer.BadParameter.mro()[1]  # click's class; newer typers have a click of their own
 
-_RENAMED = {  # (verb, option that another verb has) -> message
-    ("denoise", "--noise"): "No such option: --noise. Call it --sigma",
-    ("deblur", "--sigma"): "No such option: --sigma. Call it --noise",
-    ("upscale", "--sigma"): "No such option: --sigma. Call it --noise",
+_RENAMED = {  # (verb, option that another verb has) -> the option of this verb
+    ("denoise", "--noise"): "--sigma",
+    ("deblur", "--sigma"): "--noise",
+    ("upscale", "--sigma"): "--noise",
+}
+_PYTHON_NAMES = {  # arguments of the library, as options -> options of the command line
+    "--num-inference-steps": "--steps",
+    "--num-images-per-prompt": "--num-images",
+    "--generator": "--seed",
+    "--torch-dtype": "--dtype",
 }
 _Verb = Callable[..., "Result"]
 _Work = Callable[[], tuple["Result", bool] | None]  # -> (report, whether it is printed as JSON); None: all is printed
@@ -167,9 +174,7 @@ def _exit_code(arguments: list[str]) -> int:
             _finish(work)
     except _UsageError as error:
         verb = f" {arguments[0]}" if arguments[0] in command.commands else ""
-        message: str = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
-        message = _RENAMED.get((arguments[0], getattr(error, "option_name", "")), message)
-        return _failure(2, f"{message.rstrip('.')} (see adhere{verb} --help)")
+        return _failure(2, f"{_explained(error, arguments[0])} (see adhere{verb} --help)")
     except (OutOfMemory, MemoryError):
         return _failure(2, "out of memory; nothing was written: use a part of the picture, or a smaller one")
     except AdhereError as error:
@@ -179,6 +184,20 @@ def _exit_code(arguments: list[str]) -> int:
     except OutputLost as error:
         return _failure(1, str(error))
     return 0
+
+
+def _explained(error: Any, verb: str) -> str:
+    """Return the message of a usage error of a verb, and how to correct it if that is known."""
+    message: str = error.format_message().rstrip(".")
+    option = getattr(error, "option_name", None)
+    if option is not None and (name := _RENAMED.get((verb, option)) or _PYTHON_NAMES.get(option)):
+        return f"No such option: {option}. Call it {name}"
+    if message.startswith("Missing") and verb in EXAMPLES:
+        return f"{message}: write, for example, {EXAMPLES[verb][0]}"
+    if extra := re.fullmatch(r"Got unexpected extra argument\S* \((.*)\)", message):
+        hint = f"give a mask as --mask {extra[1]}" if verb == "inpaint" else "name each option, such as -o out.png"
+        return f"{message}: {hint}"
+    return message
 
 
 def _parse(command: Any, arguments: list[str]) -> _Work | None:

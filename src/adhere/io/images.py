@@ -168,7 +168,10 @@ def _check_readable(path: str) -> None:
 def _read_file(file: Any, name: str, frame: int | None) -> Picture:
     """Return the picture of a binary file, read completely; see `as_picture`."""
     with _as_read_error(name), ignored_library_warnings():  # damaged EXIF is dropped
-        image = Image.open(file if file.seekable() else BytesIO(file.read()))
+        file = file if file.seekable() else BytesIO(file.read())
+        if file.seek(0, os.SEEK_END) == 0:
+            raise AdhereError(f"{name}: is empty (0 bytes); copy or export it again")
+        image = Image.open(file)
         _check_size(image.height, image.width, name)
         return _from_pil(image, name, select_frame(image, name, frame))
 
