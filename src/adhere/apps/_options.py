@@ -68,7 +68,7 @@ _HELP = {
     "default depends on the model.",
     "--solver": "The method that imposes the constraint: moment_matching (12 network evaluations), "
     "moment_matching_fast (8), moment_matching_posterior (16, more varied results) or inexact_newton (the method of "
-    "the paper, 220). An unknown name lists all methods. The default is moment_matching. Exceptions: denoise takes one "
+    "the paper, 220). An unknown name lists others. The default is moment_matching. Exceptions: denoise takes one "
     "evaluation, which gives a mean; colorize with a pixel-space model takes 8; generate uses plain (20); style and "
     "silhouette use moment_matching_loss (12).",
     "--steps": "The number of noise levels, from 1 to 1000. Time grows with it. The default depends on the solver.",

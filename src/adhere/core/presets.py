@@ -101,7 +101,7 @@ def get_sampler(solver: str | Solver | Sampler) -> Sampler:
     there is none, they are those of the first preset with a solver of its class, or else the defaults of `Sampler`.
 
     Raises:
-        ValueError: for an unknown name; the message lists the presets.
+        ValueError: for an unknown name; the message lists the presets that are no baselines.
         TypeError: for anything but a name, a solver or a sampler.
     """
     if isinstance(solver, Sampler):
@@ -117,10 +117,17 @@ def get_sampler(solver: str | Solver | Sampler) -> Sampler:
     if solver not in PRESETS:
         if solver in _RENAMED_PRESETS:
             raise InvalidInput(f"solver '{solver}' is now called '{_RENAMED_PRESETS[solver]}'")
-        near = difflib.get_close_matches(solver, PRESETS, n=1, cutoff=0.5)
+        usual = [name for name, sampler in PRESETS.items() if not _is_baseline(sampler)]
+        near = difflib.get_close_matches(solver, PRESETS, cutoff=0.7)
+        near += difflib.get_close_matches(solver, usual, cutoff=0.5)  # baselines only for names that are nearly right
         hint = f"did you mean '{near[0]}'? " if near else ""
-        raise InvalidInput(f"unknown solver '{solver}': {hint}choose one of {', '.join(PRESETS)}")
+        raise InvalidInput(f"unknown solver '{solver}': {hint}choose one of {', '.join(usual)}")
     return PRESETS[solver]
+
+
+def _is_baseline(sampler: Sampler) -> bool:
+    """Return whether the solver is a method of `core.baselines`, which tables compare with."""
+    return type(sampler.solver).__module__.startswith("adhere.core.baselines.")
 
 
 @torch.no_grad()
