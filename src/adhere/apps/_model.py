@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from adhere.pipelines.base import ConstrainedPipeline
 
 _DTYPES = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
+_NOTE_LENGTH = 190  # in characters: with 'adhere: note: ' in front, a note is one line of about 200
 Lora = tuple[str, float]  # (file, weight)
 
 
@@ -160,4 +161,4 @@ class _Notes(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
         if any(phrase in message for phrase in self.phrases):
-            warnings.warn(textwrap.shorten(message, 300), AdhereWarning, stacklevel=2)
+            warnings.warn(textwrap.shorten(message, _NOTE_LENGTH), AdhereWarning, stacklevel=2)
