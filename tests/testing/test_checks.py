@@ -240,7 +240,7 @@ class DropsTheBatch(OneEvaluation):
 @dataclass(frozen=True)
 class DrawsFromOneGenerator(StochasticSolver[None]):
     def __call__(self, denoiser, constraint, x_t, t, memory):
-        source = self._source if isinstance(self._source, torch.Generator) else self._source[0]
+        source = self.run_generators if isinstance(self.run_generators, torch.Generator) else self.run_generators[0]
         x_t = x_t + 0.1 * randn(x_t.shape, x_t, source)
         return x_t, denoiser(x_t, t), None
 

@@ -25,7 +25,7 @@ class NoisySolver(StochasticSolver[None]):
         return len(log_snrs)
 
     def __call__(self, denoiser, constraint, x_t, t, memory):
-        x_t = x_t + randn(x_t.shape, x_t, self._source)
+        x_t = x_t + randn(x_t.shape, x_t, self.run_generators)
         return x_t, denoiser(x_t, t), None
 
 

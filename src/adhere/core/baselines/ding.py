@@ -61,7 +61,7 @@ class DING(StochasticSolver[tuple[Tensor, Tensor, float]]):
             predicted_noise = x_t - alpha_t * denoiser(x_t, t)  # sigma_t eps(z)
             std = alpha_t * _at_least(constraint.noise, self.noise_floor)
             gamma = eta**2 / (eta**2 + std**2)
-            n = randn(x_t.shape, x_t, self._source)
+            n = randn(x_t.shape, x_t, self.run_generators)
             posterior = (1 - gamma) * mu + gamma * (alpha_t * constraint.y + predicted_noise) + std * gamma**0.5 * n
             x_t = known * posterior + (1 - known) * (mu + eta * n)
         x0 = denoiser(x_t, t)

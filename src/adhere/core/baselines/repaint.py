@@ -35,6 +35,6 @@ class RePaint(TimeTravel):
         known = mask_of(constraint)
         assert isinstance(constraint, Linear) and known is not None
         alpha_t, sigma_t = denoiser.schedule(t)
-        noisy = alpha_t * constraint.y + sigma_t * randn(x_t.shape, x_t, self._source)
+        noisy = alpha_t * constraint.y + sigma_t * randn(x_t.shape, x_t, self.run_generators)
         x_t = known * noisy + (1 - known) * x_t
         return x_t, known * constraint.y + (1 - known) * denoiser(x_t, t)

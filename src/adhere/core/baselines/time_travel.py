@@ -54,9 +54,9 @@ class TimeTravel(StochasticSolver[float]):
     ) -> tuple[Tensor, Tensor, float]:
         r = t if memory is None else memory
         for _ in range(0 if memory is None else self.repeats - 1):
-            noisier = _add_noise(denoiser.schedule, x_t, t, r, self._source)
+            noisier = _add_noise(denoiser.schedule, x_t, t, r, self.run_generators)
             x_r, x0 = self.move(denoiser, constraint, noisier, r)
-            x_t, _ = DDIM(eta=1.0)(denoiser.schedule, x_r, x0, r, t, None, self._source)
+            x_t, _ = DDIM(eta=1.0)(denoiser.schedule, x_r, x0, r, t, None, self.run_generators)
         return *self.move(denoiser, constraint, x_t, t), t
 
 

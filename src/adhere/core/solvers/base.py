@@ -78,7 +78,7 @@ class Solver(ABC, Generic[_Memory]):
 
 @dataclass(frozen=True)
 class StochasticSolver(Solver[_Memory]):
-    """Base of solvers that draw noise.
+    """Base of solvers that draw noise, by `randn(x_t.shape, x_t, self.run_generators)` of `adhere.core.noise`.
 
     Attributes:
         generator: `trajectory` sets it to the generators of its run.
@@ -87,7 +87,12 @@ class StochasticSolver(Solver[_Memory]):
     generator: Generators | None = field(default=None, kw_only=True)
 
     @property
-    def _source(self) -> Generators:
+    def run_generators(self) -> Generators:
+        """The generators of the run: one for the batch, or one per sample.
+
+        Raises:
+            ValueError: outside of a run, if no generator was given.
+        """
         if self.generator is None:
             raise InvalidInput(f"{type(self).__name__} draws noise: run it by trajectory, or give it a generator")
         return self.generator
