@@ -1,10 +1,16 @@
 """Prompts and guidance of a batch, and how the network's batch is put together from its embeddings."""
 
+from typing import Any
+
 import pytest
 import torch
 
+import adhere
 from adhere import AdhereError
+from adhere.pipelines.pixel import PixelPipeline
 from adhere.pipelines.prompts import PromptInputs, TextConditioning
+from tests.tiny_latent_models import tiny_ldm, tiny_sd
+from tests.tiny_models import load
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
@@ -57,3 +63,33 @@ def test_the_negative_half_of_the_batch_comes_first_and_only_with_guidance():
     half = PromptInputs(2, ["a", "b"]).resolve(1.0).cat_for_cfg(positive, None, torch.float16)
     assert half.dtype == torch.float16
     assert half.tolist() == [[1.0], [1.0]]
+
+
+class IgnoresPrompts(PixelPipeline):
+    """A family whose author did not think of prompts."""
+
+    def make_denoiser(self, prompts=None, size=None):
+        return super().make_denoiser()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompt": "a cat"}, "reads no text"),
+        ({"negative_prompt": "a cat"}, "reads no text"),
+        ({"prompt_embeds": torch.ones(1, 2, 3)}, "reads no text"),
+        ({"guidance_scale": 3.0}, "reads no prompt"),
+    ],
+)
+def test_families_without_encode_prompt_refuse_prompts(shared_model, given, message):
+    pixels: Any = load(shared_model)
+    families: list[Any] = [pixels, IgnoresPrompts.from_pipe(pixels), adhere.from_pipe(tiny_ldm())]
+    for pipe in families:
+        assert not pipe.reads_text
+        with pytest.raises(AdhereError, match=message):
+            pipe(adhere.Generate(), num_inference_steps=1, **given)
+
+
+def test_families_with_encode_prompt_read_text(tmp_path):
+    pipe: Any = adhere.from_pipe(tiny_sd(tmp_path))
+    assert pipe.reads_text

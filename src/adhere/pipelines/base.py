@@ -119,11 +119,16 @@ class ConstrainedPipeline(DiffusionPipeline):
         """Whether the states are the latents of an autoencoder, and not pixels."""
         return False
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether prompts are accepted: by default, whether the diffusers pipeline has `encode_prompt`."""
+        return hasattr(self, "encode_prompt")
+
     def make_denoiser(self, prompts: PromptInputs | None = None, size: tuple[int, int] | None = None) -> Denoiser:
         """Return the network as E[x0 | x_t], with prompts and guidance bound to it.
 
         Args:
-            prompts: the prompts of the batch; none by default.
+            prompts: the prompts of the batch, none by default; not used by families that read no text.
             size: (height, width) of the pictures in pixels, on which the schedule may depend; native by default.
 
         Raises:
@@ -351,6 +356,8 @@ class ConstrainedPipeline(DiffusionPipeline):
             self._checks = None
 
     def _prepare(self, plans: list[RunPlan], batch: Batch, options: RunOptions, checks: FiniteChecks) -> list[Run]:
+        if not self.reads_text:
+            batch.prompts.refuse_text()
         denoisers: dict[tuple[int, ...], Denoiser] = {}  # prompts are encoded once per set of samples
         runs = []
         for plan in plans:

@@ -39,8 +39,6 @@ class UnconditionalLatentPipeline(LatentPipeline, LDMPipeline):  # pyright: igno
         return self._tiled(DiffusersVAE.from_config(self.vqvae, self._record)).decode(x0)
 
     def make_denoiser(self, prompts: PromptInputs | None = None, size: tuple[int, int] | None = None) -> Denoiser:
-        (prompts or PromptInputs()).refuse_text()
-
         def network(z_t: Tensor, t: Tensor) -> Tensor:
             return self.unet(z_t, t, return_dict=False)[0]
 

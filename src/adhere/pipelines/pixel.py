@@ -95,7 +95,6 @@ class PixelPipeline(ConstrainedPipeline, DDIMPipeline):  # pyright: ignore[repor
         return noise_schedule(self.scheduler)[0]
 
     def make_denoiser(self, prompts: PromptInputs | None = None, size: tuple[int, int] | None = None) -> Denoiser:
-        (prompts or PromptInputs()).refuse_text()
         r, channels = self.unshuffle_factor, int(self.unet.config["in_channels"])
 
         def network(x_t: Tensor, t: Tensor) -> Tensor:
