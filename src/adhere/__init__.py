@@ -9,7 +9,7 @@
 Models:          load, from_pipe, ConstrainedPipeline, ConstrainedOutput
 Tasks:           Inpaint, Outpaint, Restore, Upscale, Denoise, Deblur, Colorize, Generate, Custom, Layout,
                  Silhouette, Style
-Constraints:     Linear, Nonlinear, Loss, Sum, Constraint
+Constraints:     Linear, Nonlinear, Loss, Sum, Constraint, Linearization, Unconstrained
 Operators:       Mask, Downsample, Blur, Convolve, Resize, Gray, Identity, operator, LinearOperator
 Solvers:         MomentMatching, InexactNewton, DDNM, Plain, Solver, Sampler, PRESETS, DDIM, DPMSolver2M
 Any network:     NetworkDenoiser, sample
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
-    from adhere.core.constraints import Constraint, Linear, Loss, Sum
+    from adhere.core.constraints import Constraint, Linear, Linearization, Loss, Sum, Unconstrained
     from adhere.core.denoisers import NetworkDenoiser
     from adhere.core.filters import Blur, Convolve, Downsample, Resize
     from adhere.core.nonlinear import Nonlinear
@@ -76,6 +76,7 @@ __all__ = [
     "Layout",
     "Linear",
     "LinearOperator",
+    "Linearization",
     "Loss",
     "Mask",
     "MomentMatching",
@@ -90,6 +91,7 @@ __all__ = [
     "Solver",
     "Style",
     "Sum",
+    "Unconstrained",
     "Upscale",
     "__version__",
     "from_pipe",
@@ -99,7 +101,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "adhere.core.constraints": ("Constraint", "Linear", "Loss", "Sum"),
+    "adhere.core.constraints": ("Constraint", "Linear", "Linearization", "Loss", "Sum", "Unconstrained"),
     "adhere.core.denoisers": ("NetworkDenoiser",),
     "adhere.core.filters": ("Blur", "Convolve", "Downsample", "Resize"),
     "adhere.core.nonlinear": ("Nonlinear",),
