@@ -87,6 +87,7 @@ def models_and_pictures(tmp_path_factory) -> Path:
         tiny_sd3(folder).save_pretrained(folder / f"stabilityai/stable-diffusion-{name}")
     tiny_flux(folder).save_pretrained(folder / "black-forest-labs/FLUX.1-dev")
     tiny_ldm().save_pretrained(folder / "models/ldm-celebahq-256")
+    save_model(folder / "models/ddpm-cifar10-32", ddpm=True)
     tinier_vae().save_pretrained(folder / "madebyollin/taesd")
     sd.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
     sd.save_lora_weights(folder, get_peft_model_state_dict(sd.unet), weight_name="lora.safetensors")

@@ -14,4 +14,8 @@ class AdhereWarning(UserWarning):
 
 
 class InvalidInput(AdhereError, ValueError, TypeError):
-    """An argument has an impossible value or type: what checks of arguments raise."""
+    """An argument has an impossible value or type: what checks of arguments raise.
+
+    It is both a ValueError and a TypeError: where a docstring of `core` or `pipelines` says that one of these is
+    raised, it is this error.
+    """
