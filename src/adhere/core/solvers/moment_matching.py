@@ -5,19 +5,34 @@ x_t, which is exact for a Gaussian prior,
 
     E[x0 | x_t, y] = D + V A^T u,     (noise^2 I + A V A^T) u = y - A D.                                           (1)
 
-V is modeled by V_w of `adhere.core.covariance`, equation (2), which takes no evaluation, so that each noise level takes
-one evaluation. The noise is at least `noise_floor`; for a measurement without noise, m is projected onto A x0 = y.
+V is modeled by the posterior covariance of a Gaussian prior with the power spectrum S of photographs or latents,
 
-Tilt. Let eta = alpha_t x_t / sigma_t^2 and snr = alpha_t^2 / sigma_t^2. Adding A^T u to eta means to evaluate D at
-x_t + (sigma_t^2 / alpha_t) A^T u. For any prior, the result is exactly the mean of x0 given x_t, reweighted by
-exp(u^T A x0), the part of the likelihood of y that is linear in x0. With a prediction u_0 of u, the evaluation of the
-network therefore takes y into account.
-From the previous conditional mean m, which belonged to (eta_m, snr_m),
+    V_w = F^-1 S (I + snr S)^-1 F,     snr = alpha_t^2 / sigma_t^2,     F the Fourier transform,                   (2)
 
-    m' = m + V_w [(eta - eta_m) - (snr - snr_m) m]                        the expected mean at x_t                  (3)
-    u_0 = (noise^2 I + A A^T / snr)^-1 (y - A m')                         V = I / snr, for a cautious tilt          (4)
+see `adhere.core.covariance`. It takes no evaluation, so that each noise level takes one evaluation. The noise is at
+least `noise_floor` in image units, which in units of y is noise_floor |A^T r| / |r|, with the residual r. For a
+measurement without noise, m is projected onto A x0 = y. The steps of a noise level follow in the order of the code.
+
+Fusion. At high noise, x_t is compatible with many pictures, of which y selects a few, so the conditional mean m of the
+previous noise level says more about x0 than x_t does. While snr is below `fusion_snr`, m is used as an independent
+observation of x0 with precision gamma = fusion_snr - snr. Together with x_t it is equivalent to the state
+
+    x = (sigma^2 / alpha) (alpha_t / sigma_t^2 x_t + gamma m)                                                      (6)
+
+at the time of `fusion_snr`, whose coefficients are alpha and sigma. It takes no evaluation. In (3) to (5), x_t, t and
+snr are then those of the fused state.
+
+Tilt. Let eta = alpha_t x_t / sigma_t^2, the natural parameter of x_t, which is not the eta of DDIM. Adding A^T u to eta
+means to evaluate D at x_t + (sigma_t^2 / alpha_t) A^T u. For any prior, the result is exactly the mean of x0 given x_t,
+reweighted by exp(u^T A x0), the part of the likelihood of y that is linear in x0. With a prediction u_0 of u, the
+evaluation of the network therefore takes y into account. From m, which belonged to (eta_m, snr_m),
+
+    m' = m + V_w [(eta - eta_m) - (snr - snr_m) m]                        the expected mean at x_t                 (3)
+    u_0 = (noise^2 I + A A^T / snr)^-1 (y - A m')                         V = I / snr, for a cautious tilt         (4)
     x0 = D(x_t + (sigma_t^2 / alpha_t) A^T u_0)                           the evaluation
-    (noise^2 I + A V_w A^T) u = y - A x0 - noise^2 u_0,     m = x0 + V_w A^T u                                      (5)
+    (noise^2 I + A V_w A^T) u = y - A x0 - noise^2 u_0,     m = x0 + V_w A^T u                                     (5)
+
+To first order, x0 = D + V A^T u_0. With V = V_w, (5) therefore says that u_0 + u solves (1).
 
 The next noise level gets m, eta_m = eta + A^T (u_0 + u) and snr_m = snr. For a Gaussian prior with posterior covariance
 V_w, the tilt changes nothing. (4) and (5) are solved in closed form or by a fixed number of conjugate residuals. If
@@ -28,17 +43,9 @@ Jacobian products. At some noise levels, d = V s along s = A^T u is measured by 
 one evaluation each (Tweedie's second-order formula, V = (sigma_t^2 / alpha_t) J). V is then the BFGS update of V_w with
 V s = d, and (5) is solved again.
 
-Fusion. This comes first; (3) to (5) then use the fused state and its time. At high noise, x_t is compatible with many
-pictures, of which y selects a few, so the previous mean m says more about x0 than x_t does. While snr is below
-`fusion_snr`, m is used as an independent observation of x0 with precision gamma = fusion_snr - snr. Together with x_t
-it is equivalent to the state
-
-    x = (sigma^2 / alpha) (alpha_t / sigma_t^2 x_t + gamma m)                                                       (6)
-
-at the time of `fusion_snr`, whose coefficients are alpha and sigma. It takes no evaluation.
-
 Other constraints. A loss, a nonlinear measurement and any constraint through a decoder are linearized at m' for (4) and
-at x0 for (5). For the first two, Gauss-Newton steps follow, which linearize them again at the mean.
+at x0 for (5). The changes V A^T u_0 and V_w A^T u are shortened to a root mean square of at most `max_step_rms` of the
+linearization. For the first two, Gauss-Newton steps follow, which linearize them again at the mean.
 
 Source: Gaussian approximation: TMPD (Boys et al., 2023) and MMPS (Rozet et al., 2024), which use J^T by
 backpropagation; updates of a covariance during sampling: Free Hunch (arXiv 2410.11149); tilting and factors: Minka,
