@@ -267,6 +267,12 @@ def test_another_number_of_channels_is_refused():
         StationaryCovariance.default(3).product(torch.zeros(1, 4, 8, 8), 1.0)
 
 
+@pytest.mark.parametrize("shape", [(3, 8), (3, 3, 8), (1, 3, 2, 8, 8)])
+def test_states_that_are_not_batches_of_images_are_refused(shape):
+    with pytest.raises(ValueError, match=r"states have shape \(.*\): give \(B, C, H, W\), or another solver"):
+        StationaryCovariance.default(3).product(torch.zeros(shape), 1.0)
+
+
 def test_an_exponent_of_zero_is_white_noise():
     model, v = StationaryCovariance(((0.5,),), exponent=0.0), normal(seeded(0), 2, 1, 4, 6)
     assert_close(model.product(v, 3.0), v / (1 / 0.5 + 3.0), 1e-12)

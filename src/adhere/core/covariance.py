@@ -103,8 +103,10 @@ class StationaryCovariance:
         """Return V_w v for v (B, c, H, W).
 
         Raises:
-            ValueError: if v has another number of channels than the covariance.
+            ValueError: if v is not (B, c, H, W), or has another number of channels than the covariance.
         """
+        if v.ndim != 4:
+            raise InvalidInput(f"states have shape {tuple(v.shape)}: give (B, C, H, W), or another solver")
         if v.shape[1] != len(self.channel_covariance):
             raise InvalidInput(f"states have {v.shape[1]} channels, the covariance has {len(self.channel_covariance)}")
         S, U = _spectrum(self, v.shape[-2:], v.dtype, v.device)
