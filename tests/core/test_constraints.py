@@ -607,7 +607,7 @@ def test_a_gradient_of_a_measurement_that_is_not_finite_is_refused():
 
 @pytest.mark.parametrize("factor", [0.01, 100.0])
 def test_a_sum_does_not_depend_on_the_units_of_y(factor):
-    """The floor of a part without noise is in units of its y."""
+    """The floor of a part without noise is in image units."""
     x0 = normal(seeded(0), 2, *SHAPE)
     mask, _ = satisfied_constraint(OPERATORS["mask"], seeded(1))
     scaled_mask = Linear(Matrix(factor * matrix_of(OPERATORS["mask"], SHAPE), SHAPE), (factor * mask.y).flatten(1))
@@ -626,15 +626,59 @@ def test_a_sum_moves_a_picture_no_further_than_its_most_cautious_part_allows(ord
         assert_close(moved.square().flatten(1).mean(1).sqrt(), torch.full((2,), radius, dtype=x0.dtype), 1e-9)
 
 
-def test_parts_of_a_sum_without_noise_have_a_hundredth_of_twice_the_size_of_y_as_noise():
+def test_parts_of_a_sum_without_noise_have_a_hundredth_of_their_gain_as_noise():
     """By a dense solution. The two contradict each other, so the result depends on how precise each one is."""
     x0 = normal(seeded(0), 2, *SHAPE)
     exact, _ = satisfied_constraint(OPERATORS["area"], seeded(1))
     noisy, _ = satisfied_constraint(OPERATORS["area"], seeded(2), 0.05)
     found = Sum((exact, noisy), (1.0, 1.0)).linearize(x0).project(x0)
     A = matrix_of(OPERATORS["area"], SHAPE).repeat(2, 1)
-    floor = 0.01 * 2 * exact.y.square().mean().sqrt()
+    floor = 0.01 * 0.25  # means over 16 pixels: A A^T = I / 16
     variances = torch.cat([torch.full((12,), float(noise) ** 2).double() for noise in (floor, 0.05)])
     y = torch.cat([exact.y.flatten(1), noisy.y.flatten(1)], 1)
     u = torch.linalg.solve(A @ A.T + variances.diag(), (y - x0.flatten(1) @ A.T).T)
     assert_close(found.flatten(1), x0.flatten(1) + u.T @ A, 1e-3)  # conjugate residuals stop at 1e-5 of the residual
+
+
+@pytest.mark.parametrize("count", [2, 3])  # without and with a loss
+@few_examples
+@given(SEEDS)
+def test_the_linearization_of_a_sum_for_a_batch_is_that_of_its_singles(count, seed):
+    """Also of a sample at which all residuals of the linear parts are 0: there is no division by them."""
+    g = seeded(seed)
+    A, x0, y = normal(g, 4, 192), normal(g, 3, *SHAPE), torch.zeros(1, 2, dtype=torch.float64)
+    x0[1] = 0
+    exact, noisy = Linear(Matrix(A[:2] / 1000, SHAPE), y), Linear(Matrix(100 * A[2:], SHAPE), y, 0.1)
+    parts = (exact, noisy, Loss(log_cosh))[:count]
+    both = Sum(parts, (1.0, 2.0, 0.5)[:count])
+    together = both.linearize(x0).project(x0)
+    assert together.isfinite().all()
+    for i in range(3):
+        one = x0[i : i + 1]
+        assert_close(together[i : i + 1], both.linearize(one).project(one), 1e-6)
+
+
+@pytest.mark.parametrize("gain", [1 / 32, 1.0, 100.0])
+def test_a_part_of_a_sum_that_is_satisfied_stays_so(gain):
+    """Its residual is 0, from which no gain follows. A distance of 0.01, its noise, would be 0.01 times the gain."""
+    x0 = torch.zeros(2, *SHAPE, dtype=torch.float64)
+    row, other = torch.linalg.qr(normal(seeded(0), 192, 2))[0].T.split(1)
+    satisfied = Linear(Matrix(gain * row, SHAPE), torch.zeros(1, 1, dtype=torch.float64))
+    violated = Linear(Matrix(row + other, SHAPE), torch.ones(1, 1, dtype=torch.float64))
+    linear = Sum((satisfied, violated), (1.0, 1.0)).linearize(x0)
+    moved = linear.project(x0)
+    assert (satisfied.residual_norm(moved) < 0.001 * gain).all() and (violated.residual_norm(moved) < 0.001).all()
+
+
+def test_a_sum_of_residuals_of_zero_changes_nothing():
+    x0 = torch.zeros(2, *SHAPE, dtype=torch.float64)
+    nothing = Linear(Matrix(torch.zeros(2, 192, dtype=torch.float64), SHAPE), torch.zeros(1, 2, dtype=torch.float64))
+    area = Linear(Downsample(2), Downsample(2)(x0[:1]))
+    for parts in ((nothing, area), (area, Loss(lambda x: x.square().flatten(1).mean(1))), (nothing, nothing)):
+        assert Sum(parts, (1.0, 1.0)).linearize(x0).project(x0).equal(x0)
+
+
+@pytest.mark.parametrize("noise_floor", [0.0, -0.1, math.nan, math.inf])
+def test_the_noise_floor_of_a_sum_must_be_above_0(noise_floor):
+    with pytest.raises(ValueError, match=f"^noise_floor = {noise_floor}: it must be a finite number above 0"):
+        Sum((Loss(log_cosh),), (1.0,), noise_floor)

@@ -25,6 +25,7 @@ from adhere.core.operators import (
     LinearOperator,
     Mask,
     _check_measurement,
+    _noise_variance,
     _same_noise,
     _solve_normal,
     _Stacked,
@@ -169,11 +170,6 @@ class Linear(Constraint):
     def residual_norm(self, x0: Tensor) -> Float[Tensor, " b"]:
         """Return the root mean square of y - A x0 over the measured entries; under a mask, over the known ones."""
         return (self._weight**0.5 * self.residual(x0)).flatten(1).norm(dim=1) / self._total_weight.sqrt()
-
-    @cached_property
-    def _scale(self) -> float:
-        """Twice the root mean square of the measured entries of y: about 1 for pictures in [-1, 1]."""
-        return 2 * float((self.y.square().sum() / self._num_measured.sum()).sqrt())
 
     def linearize(self, x0: Tensor) -> "Linear":
         return self
@@ -337,11 +333,11 @@ class Sum(Constraint):
     Attributes:
         constraints: at least one.
         weights: one for each constraint, finite and at least 0.
-        noise_floor: the smallest noise of a part in the linearization, over twice the root mean square of a linear
-            part's y; otherwise a part without noise would outweigh all others.
+        noise_floor: the smallest noise of a part in the linearization, in image units, above 0; otherwise a part
+            without noise would outweigh all others.
 
     Raises:
-        ValueError: unless each constraint has such a weight.
+        ValueError: unless each constraint has such a weight, and for a noise floor out of range.
     """
 
     constraints: tuple[Constraint, ...]
@@ -355,6 +351,8 @@ class Sum(Constraint):
             )
         if not all(0 <= weight < math.inf for weight in self.weights) or not any(self.weights):
             raise InvalidInput(f"weights = {self.weights}: each must be finite and at least 0, one of them above 0")
+        if not 0 < self.noise_floor < math.inf:
+            raise InvalidInput(f"noise_floor = {self.noise_floor}: it must be a finite number above 0; 0.01 is usual")
         if any(isinstance(one, Linear) and isinstance(one.noise, Tensor) for one in self.constraints):
             raise InvalidInput(
                 "a constraint with noise per entry cannot be part of a Sum: give one number as its noise"
@@ -388,15 +386,18 @@ class Sum(Constraint):
         if not self.is_linearizable:
             return super().linearize(x0)
         parts = [constraint.linearize(x0) for constraint, _ in self._active]
+        residuals = [part.residual(x0) for part in parts]
+        noise = max(self.noise_floor, *(float(part.noise) for part in parts))  # of all entries, after the scaling
+        variances = [
+            _noise_variance(part.operator, part.noise, residual, self.noise_floor, constraint.needs_decoding)
+            for (constraint, _), part, residual in zip(self._active, parts, residuals, strict=True)
+        ]
+        scales = [noise * (w / v).sqrt().reshape(-1, 1) for (_, w), v in zip(self._active, variances, strict=True)]
         is_linear = not any(isinstance(part, Linearization) for part in parts)
-        measured = [part.y.expand(len(x0), *part.y.shape[1:]) if is_linear else part.residual(x0) for part in parts]
-        scales = [1.0 if isinstance(part, Linearization) else part._scale for part in parts]
-        noises = [max(float(part.noise), self.noise_floor * scale) for part, scale in zip(parts, scales, strict=True)]
-        scales = [max(noises) / noise * math.sqrt(w) for noise, (_, w) in zip(noises, self._active, strict=True)]
-        shapes = tuple(tuple(y.shape[1:]) for y in measured)
+        measured = [part.y.expand_as(r) for part, r in zip(parts, residuals, strict=True)] if is_linear else residuals
+        shapes, limit = tuple(tuple(r.shape[1:]) for r in residuals), min(part.max_step_rms for part in parts)
         operator = _Stacked(tuple(part.operator for part in parts), tuple(scales), shapes)
-        max_step_rms = min(part.max_step_rms for part in parts)
         y = operator.concatenate(measured)
         if is_linear:
-            return Linear(operator, y, max(noises), max_step_rms=max_step_rms)
-        return Linearization(operator, y, max(noises), origin=x0, max_step_rms=max_step_rms)
+            return Linear(operator, y, noise, max_step_rms=limit)
+        return Linearization(operator, y, noise, origin=x0, max_step_rms=limit)

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 from torch.nn.functional import pad
 
-from adhere.core._linalg import conjugate_residuals, constants, dot, per_sample, repeat_samples, safe_divide
+from adhere.core._linalg import conjugate_residuals, constants, dot, per_sample, repeat_samples
 from adhere.core.derivatives import finite_difference_step, forward_difference, vjp
 from adhere.errors import InvalidInput
 
@@ -271,12 +271,12 @@ class _Stacked(LinearOperator):
 
     Attributes:
         operators: A_i.
-        weights: w_i.
+        weights: w_i, one number or one for each sample, (B or 1, 1).
         shapes: the shape of each A_i x, without the batch dimension.
     """
 
     operators: tuple[LinearOperator, ...]
-    weights: tuple[float, ...]
+    weights: tuple[float | Tensor, ...]
     shapes: tuple[tuple[int, ...], ...]
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -289,7 +289,7 @@ class _Stacked(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         parts = y.split([math.prod(shape) for shape in self.shapes], 1)
         terms = zip(self.operators, self.weights, self.shapes, parts, strict=True)
-        return reduce(add, [w * A.adjoint(part.reshape(-1, *shape)) for A, w, shape, part in terms])
+        return reduce(add, [A.adjoint((w * part).reshape(-1, *shape)) for A, w, shape, part in terms])
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,9 +321,33 @@ def _same_noise(noise: float | Tensor, other: float | Tensor) -> bool:
 
 
 def _squared_gain(A: LinearOperator, y: Tensor) -> Tensor:
-    """Return |A^T y|^2 / |y|^2 of each sample, which broadcasts with a measurement y; 0 where y is 0."""
+    """Return |A^T y|^2 / |y|^2 of each sample, which broadcasts with a measurement y; for y = 0, that of ones.
+
+    It is above 0: 1 where A^T y is 0.
+    """
+    y = torch.where(dot(y, y) > 0, y, 1)
     back = A.adjoint(y)
-    return per_sample(safe_divide(dot(back, back).flatten(), dot(y, y).flatten()), y)
+    gain = dot(back, back).flatten() / dot(y, y).flatten()
+    return per_sample(torch.where(gain > 0, gain, 1), y)
+
+
+def _noise_variance(
+    A: LinearOperator, noise: float | Tensor, residual: Tensor, floor: float, needs_decoding: bool = False
+) -> Tensor:
+    """Return noise^2, at least floor^2 in image units, above 0 if the floor is; it broadcasts with a measurement.
+
+    A measurement is in image units after division by its gain |A^T r| / |r|, so the units of A do not matter.
+
+    Args:
+        A: the operator.
+        noise: the standard deviation of the measurement's noise.
+        residual: r = y - A x0, (B, ...).
+        floor: a standard deviation, in image units; through a decoder, in units of the measurement.
+        needs_decoding: whether A is through a decoder: its noise has a floor of its own, and A^T takes an encoding.
+    """
+    if needs_decoding:
+        return torch.as_tensor(_at_least(noise, floor) ** 2).to(residual)
+    return (floor**2 * _squared_gain(A, residual)).clamp_min(noise**2)
 
 
 def _solve_normal(

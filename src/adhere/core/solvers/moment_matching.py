@@ -74,7 +74,7 @@ from adhere.core.constraints import Constraint, Linear, Linearization
 from adhere.core.covariance import StationaryCovariance
 from adhere.core.denoisers import Denoiser
 from adhere.core.derivatives import jvp
-from adhere.core.operators import _at_least, _solve_normal, _squared_gain
+from adhere.core.operators import _noise_variance, _solve_normal, _squared_gain
 from adhere.core.schedules import Schedule, check_signal, log_snr
 from adhere.core.solvers.base import Solver
 
@@ -232,12 +232,7 @@ class MomentMatching(Solver[_Memory]):
         return u_0, A.adjoint(u_0)
 
     def _variance_and_residual(self, constraint: Constraint, linear: Linear, x0: Tensor) -> tuple[Tensor, Tensor]:
-        """Return noise^2, at least noise_floor^2 in image units, and the residual y - A x0; they broadcast.
-
-        A measurement is in image units after division by its gain |A^T r| / |r|, so the units of A do not matter.
-        """
+        """Return noise^2, at least noise_floor^2 in image units, and the residual y - A x0; they broadcast."""
         residual = linear.residual(x0)
-        if constraint.needs_decoding:  # its linearization has a floor of its own, and A^T takes an encoding
-            return torch.as_tensor(_at_least(linear.noise, self.noise_floor) ** 2).to(residual), residual
-        floor = self.noise_floor**2 * _squared_gain(linear.operator, residual)
-        return floor.clamp_min(linear.noise**2), residual
+        A, floor, decodes = linear.operator, self.noise_floor, constraint.needs_decoding
+        return _noise_variance(A, linear.noise, residual, floor, decodes), residual
