@@ -50,6 +50,23 @@ class Given(LinearOperator):
         return self.transposed(y)
 
 
+class Nearest(Constraint):
+    """C = |x0|^2 / 2 by two functions, as users write it."""
+
+    def __init__(
+        self,
+        gradient: Callable[[Tensor], Any] = torch.neg,
+        residual: Callable[[Tensor], Any] = lambda x: x.flatten(1).norm(dim=1),
+    ) -> None:
+        self.gradient, self.residual = gradient, residual
+
+    def neg_grad(self, x0: Tensor) -> Tensor:
+        return self.gradient(x0)
+
+    def residual_norm(self, x0: Tensor) -> Tensor:
+        return self.residual(x0)
+
+
 def without_grad_mode(y: Tensor) -> Tensor:
     leaf = torch.zeros(len(y), *SHAPE, requires_grad=True)
     return torch.autograd.grad(sense(leaf), leaf, y)[0]
@@ -114,6 +131,28 @@ WRONG: dict[str, tuple[Callable[[], Constraint], str]] = {
     "nonlinear NaN": (lambda: Nonlinear(torch.square, X / 0), r"y has NaN or infinity"),
     "nonlinear shape": (lambda: Nonlinear(torch.square, X[0]), r"f\(x0\) has \(1, 3, 8, 8\): add the batch dimension"),
     "nonlinear f": (lambda: Nonlinear(torch.log, X), r"f returns NaN or infinity for an image in \[-1, 1\]"),
+    "a mean per sample": (
+        lambda: Linear(operator(lambda x: x.mean((1, 2, 3)), SHAPE), torch.zeros(1)),
+        r"A\(x0\) has shape \(1,\): return \(B, 1\), for example by \.reshape\(len\(x\), -1\)",
+    ),
+    "a scalar as residual": (
+        lambda: Nearest(residual=lambda x: x.square().mean()),
+        r"residual_norm of Nearest returns the shape \(\) for x0 \(2, 3, 8, 8\): return \(2,\)",
+    ),
+    "a residual per pixel": (lambda: Nearest(residual=torch.abs), r"\(2, 3, 8, 8\): return \(2,\)"),
+    "a gradient of one sample": (
+        lambda: Nearest(gradient=lambda x: -x[:1]),
+        r"neg_grad of Nearest returns the shape \(1, 3, 8, 8\) for x0 \(2, 3, 8, 8\): return \(2, 3, 8, 8\)",
+    ),
+    "a gradient of one channel": (lambda: Nearest(gradient=lambda x: -x[:, :1]), r"returns the shape \(2, 1, 8, 8\)"),
+    "a part of a sum with a scalar": (
+        lambda: Sum((Linear(A, Y), Nearest(residual=lambda x: x.square().mean())), (1.0, 1.0)),
+        r"residual_norm of Nearest returns",
+    ),
+    "no tensor": (
+        lambda: Nearest(residual=lambda x: 0.0),
+        r"residual_norm of Nearest returned a float: return",
+    ),
     "part of a sum": (lambda: Sum((Linear(A, Y / 0), Linear(A, Y)), (0.0, 1.0)), r"y has NaN or infinity"),
 }
 
@@ -191,6 +230,7 @@ RIGHT: dict[str, Callable[[], Constraint]] = {
     "nonlinear": lambda: Nonlinear(torch.square, X.square(), 0.1),
     "loss": lambda: Loss(lambda x: x.square().mean((1, 2, 3))),
     "unconstrained": lambda: Unconstrained(),
+    "a class of its own": lambda: Nearest(),
     "sum": lambda: Sum((Linear(A, Y, 0.1), Linear(Gray(), Gray()(X), 0.1)), (1.0, 0.0)),
 }
 
@@ -323,3 +363,13 @@ def test_a_mask_holds_zeros_and_ones():
         sampled(
             lambda x, t: 0.1 * x, adhere.Linear(adhere.Mask(torch.full((1, 1, 8, 8), 0.5)), torch.zeros(1, 3, 8, 8))
         )
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (2, 1, 2, 3, 4)])
+def test_moment_matching_refuses_states_that_are_no_pictures_and_another_solver_takes_them(shape):
+    prior = Gaussian(torch.zeros(shape[1:], dtype=torch.float64), torch.eye(math.prod(shape[1:]), dtype=torch.float64))
+    D, constraint = prior.denoiser(CosineSchedule()), Linear(adhere.Identity(), torch.zeros(1, *shape[1:]), 0.1)
+    given = re.escape(f"states have the shape {shape}, ")
+    with pytest.raises(ValueError, match=rf"^{given}.*need \(B, C, H, W\): reshape them, or choose .* such as ddnm$"):
+        adhere.sample(D, constraint, shape)
+    assert adhere.sample(D, constraint, shape, solver="ddnm", num_inference_steps=2).shape == shape

@@ -84,6 +84,7 @@ BROKEN_OPERATORS = {
     "NaN": (AnyOperator(lambda x: x / x), r"^zero: .* is nan"),
     "batch dropped": (AnyOperator(lambda x: x.mean(0, keepdim=True)), r"^shape: A x is \(1, 3, 4, 6\) float64"),
     "one number": (AnyOperator(lambda x: x.sum()), r"^shape: A x is \(\) float64"),
+    "one number per sample": (AnyOperator(lambda x: x.mean((1, 2, 3))), r"^shape: A x is \(2,\) .*: return \(B, 1\)"),
     "other dtype": (AnyOperator(lambda x: x.float()), r"^shape: A x is \(2, 3, 4, 6\) float32 for x .* float64$"),
     "adjoint of other shape": (
         AnyOperator(lambda x: x[..., :2]),

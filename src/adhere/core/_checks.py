@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from adhere.core._linalg import dot
-from adhere.core.constraints import Constraint, Linear, Linearization, Sum
+from adhere.core.constraints import Constraint, Linear, Linearization, Loss, Sum
 from adhere.core.noise import randn
 from adhere.core.nonlinear import Nonlinear
 from adhere.core.operators import LinearOperator, Mask
@@ -43,8 +43,10 @@ def check_constraint(constraint: Constraint, shape: Sequence[int], dtype: torch.
     - A 0 = 0.
     - A^T is the transpose of A: <A x, u> = <x, A^T u>.
 
+    Of other constraints, only the shapes of what they return are checked; a `Loss` checks its own.
+
     Args:
-        constraint: `Linear`, `Nonlinear` or a `Sum` of these; others are not checked.
+        constraint: the constraint. One through a decoder is not checked.
         shape: of the run's images, (B, ...).
         dtype: of the images.
         device: of the images.
@@ -67,6 +69,9 @@ def check_constraint(constraint: Constraint, shape: Sequence[int], dtype: torch.
             _check_measurement("f", _apply("f", constraint.f, x), y, shape[0])
         else:
             _check_operator(constraint, x, shape[0], generator)
+    elif not constraint.needs_decoding and not isinstance(constraint, (Linear, Loss)):
+        like = torch.empty(0, dtype=dtype, device=device)
+        _check_returned_shapes(constraint, randn(shape, like, Generator(device).manual_seed(0)).clamp(-1, 1))
 
 
 def check_range(constraint: Constraint, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
@@ -163,6 +168,18 @@ def _check_operator(constraint: Linear, x: Tensor, batch_size: int, generator: G
         )
 
 
+def _check_returned_shapes(constraint: Constraint, x0: Tensor) -> None:
+    """Raise unless neg_grad and residual_norm return tensors shaped like x0 (B, ...) and (B,)."""
+    parts = (("neg_grad", constraint.neg_grad, x0.shape), ("residual_norm", constraint.residual_norm, x0.shape[:1]))
+    for name, method, allowed in parts:
+        given = _apply(f"{name} of {type(constraint).__name__}", method, x0).shape
+        if given != allowed:
+            raise InvalidInput(
+                f"{name} of {type(constraint).__name__} returns the shape {tuple(given)} for x0 {tuple(x0.shape)}: "
+                f"return {tuple(allowed)}"
+            )
+
+
 def _apply(name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Return function(x); an error of the user's code becomes one line that names the function."""
     try:
@@ -182,6 +199,9 @@ def _apply(name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor
 def _check_measurement(name: str, measured: Tensor, y: Tensor, batch_size: int) -> None:
     if measured.is_complex():
         raise InvalidInput(f"{name} returns complex numbers: measure torch.view_as_real of them")
+    if measured.ndim < 2:
+        given = tuple(measured.shape)
+        raise InvalidInput(f"{name}(x0) has shape {given}: return (B, 1), for example by .reshape(len(x), -1)")
     if measured.shape != y.shape:
         hint = ""
         if y.shape == measured.shape[1:]:

@@ -106,7 +106,8 @@ class StationaryCovariance:
             ValueError: if v is not (B, c, H, W), or has another number of channels than the covariance.
         """
         if v.ndim != 4:
-            raise InvalidInput(f"states have shape {tuple(v.shape)}: give (B, C, H, W), or another solver")
+            given = f"states have the shape {tuple(v.shape)}: moment matching needs (B, C, H, W)"
+            raise InvalidInput(f"{given}; reshape them, or choose another solver, such as ddnm")
         if v.shape[1] != len(self.channel_covariance):
             raise InvalidInput(f"states have {v.shape[1]} channels, the covariance has {len(self.channel_covariance)}")
         S, U = _spectrum(self, v.shape[-2:], v.dtype, v.device)

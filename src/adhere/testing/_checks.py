@@ -30,7 +30,8 @@ def check_operator(
     """Check an operator on two random images.
 
     - zero: A 0 = 0.
-    - shape: A x has the batch size and the dtype of x, and A^T y has the shape and the dtype of x.
+    - shape: A x has a dimension besides the batch, and the batch size and the dtype of x. A^T y has the shape and the
+      dtype of x.
     - linearity: A (x + c z) = A x + c A z.
     - batch: a batch gives the results of single images.
     - adjointness: <A x, y> = <x, A^T y>.
@@ -70,6 +71,8 @@ def _check_zero_and_shapes(A: LinearOperator, x: Tensor) -> None:
     largest = float(y.abs().max()) if y.numel() else 0.0
     if largest != 0:
         raise AssertionError(f"zero: the largest entry of A 0 is {largest:.1e}, not 0")
+    if y.ndim < 2:
+        raise AssertionError(f"shape: A x is {_describe(y)} for x {_describe(x)}: return (B, 1), one row per sample")
     if y.dtype != x.dtype or y.shape[:1] != x.shape[:1]:
         raise AssertionError(f"shape: A x is {_describe(y)} for x {_describe(x)}")
     back = A.adjoint(y)
