@@ -213,7 +213,7 @@ def test_jacobian_products_do_not_change_the_mean_of_a_stationary_gaussian(A, ja
     """V s = d is met already. Differences with h = 1e-5 are exact up to rounding errors of about 1e-11."""
     solver, prior, constraint, original = gaussian_case(A, 0.1)
     t = SCHEDULE.t_from_log_snr(-0.5)
-    solver = replace(solver, jacobian_products=jacobian_products).prepare([log_snr(SCHEDULE, t), 5.0])
+    solver = replace(solver, jacobian_products=jacobian_products, product_log_snrs=frozenset({log_snr(SCHEDULE, t)}))
     x_t, counting = noisy(original, t), CountingDenoiser(prior.denoiser(SCHEDULE))
     _, mean, _ = solver(counting, constraint, x_t, t, None)
     assert counting.nfe == 1 + jacobian_products
@@ -228,7 +228,8 @@ def test_as_many_jacobian_products_as_measurements_correct_a_wrong_covariance():
     x_t = normal(seeded(3), 2, 1, 3, 3)
     exact = posterior_denoiser(prior, constraint)(x_t, t)
     for jacobian_products, tolerance in ((0, None), (1, 1e-8)):
-        solver = MomentMatching(jacobian_products=jacobian_products).prepare([log_snr(SCHEDULE, t), 5.0])
+        levels = frozenset({log_snr(SCHEDULE, t)})
+        solver = MomentMatching(jacobian_products=jacobian_products, product_log_snrs=levels)
         mean = solver(prior.denoiser(SCHEDULE), constraint, x_t, t, None)[1]
         if tolerance is None:
             assert (mean - exact).abs().max() > 1e-3
@@ -403,7 +404,7 @@ def test_the_updated_covariance_is_symmetric_and_positive_definite_under_any_net
     network = RandomNetwork(seed, gain)
     t, used = SCHEDULE.t_from_log_snr(level), []
     constraint = Linear(A, A(normal(seeded(seed), 1, *network.shape)), 0.05)
-    solver = MomentMatching(jacobian_products=count).prepare([log_snr(SCHEDULE, t), 9.0])
+    solver = MomentMatching(jacobian_products=count, product_log_snrs=frozenset({log_snr(SCHEDULE, t)}))
 
     def recording(product, pairs, v):
         used.append((product, list(pairs)))
@@ -602,7 +603,17 @@ def test_jacobian_products_are_taken_at_the_levels_closest_to_log_snr_0():
     ):
         assert solver.prepare(levels).product_log_snrs == expected
         assert solver.evaluations(levels) == len(levels) + 2 * len(expected)
-    assert solver.product_log_snrs == frozenset()  # the solver itself does not change
+    assert solver.product_log_snrs is None  # the solver itself does not change
+
+
+def test_jacobian_products_without_noise_levels_are_refused():
+    constraint, x_t = measured(HALF, MIXTURE.sample(1, seeded(1)), 0.1), normal(seeded(0), 1, *MIXTURE.shape)
+    counting = CountingDenoiser(MIXTURE.denoiser(SCHEDULE))
+    with pytest.raises(ValueError, match=r"^jacobian_products without noise levels: call prepare"):
+        MomentMatching(jacobian_products=2)(counting, constraint, x_t, 0.5, None)
+    assert counting.nfe == 0
+    MomentMatching(jacobian_products=2).prepare([1.0])(counting, constraint, x_t, 0.5, None)
+    assert counting.nfe == 1
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,7 @@ from adhere.core.derivatives import jvp
 from adhere.core.operators import _noise_variance, _solve_normal, _squared_gain
 from adhere.core.schedules import Schedule, check_signal, log_snr
 from adhere.core.solvers.base import Solver
+from adhere.errors import InvalidInput
 
 _Memory = tuple[Tensor, Tensor, float]  # m, eta_m + A^T (u_0 + u), snr_m
 _Product = Callable[[Tensor], Tensor]  # v -> V v
@@ -101,10 +102,10 @@ class MomentMatching(Solver[_Memory]):
         tilt_max_log_snr: the log-SNR above which there is no tilt for a constraint through a decoder, where a tilt
             changes little but takes two decodings.
         noise_floor: the smallest measurement noise, in image units.
-        product_log_snrs: the noise levels of the Jacobian products; `prepare` sets it.
+        product_log_snrs: the log-SNRs of the Jacobian products; `prepare` sets it.
 
     Raises:
-        ValueError: for settings out of range.
+        ValueError: for settings out of range, and if it is called with Jacobian products but without `prepare`.
     """
 
     covariance: StationaryCovariance | None = None
@@ -116,7 +117,7 @@ class MomentMatching(Solver[_Memory]):
     nonlinear_steps: int = 3
     tilt_max_log_snr: float = 0.5
     noise_floor: float = 0.01
-    product_log_snrs: frozenset[float] = frozenset()
+    product_log_snrs: frozenset[float] | None = None
 
     def __post_init__(self) -> None:
         least = {"fusion_snr": 0.0, "tolerance": 0.0, "noise_floor": 0.0, "jacobian_products": 0, "num_iterations": 1}
@@ -150,6 +151,10 @@ class MomentMatching(Solver[_Memory]):
         self, denoiser: Denoiser, constraint: Constraint, x_t: Tensor, t: float, memory: _Memory | None
     ) -> tuple[Tensor, Tensor, _Memory]:
         check_signal(denoiser.schedule(t)[0], "moment_matching")
+        if self.jacobian_products and self.product_log_snrs is None:
+            raise InvalidInput(
+                "jacobian_products without noise levels: call prepare(log_snrs), or run it by trajectory"
+            )
         lambda_t = log_snr(denoiser.schedule, t)
         x, s = self.fused_state(denoiser.schedule, x_t, t, None if memory is None else memory[0])
         alpha, sigma = denoiser.schedule(s)
@@ -166,7 +171,7 @@ class MomentMatching(Solver[_Memory]):
         x0 = denoiser(x, s)
 
         network_V = lambda v: scale * jvp(denoiser, x, s, x0, v)  # noqa: E731
-        products = [network_V] * (self.jacobian_products if lambda_t in self.product_log_snrs else 0)
+        products = [network_V] * (self.jacobian_products if lambda_t in (self.product_log_snrs or ()) else 0)
         linear = constraint.linearize(x0)
         if isinstance(linear, Linearization):
             mean, step = self._nonlinear_mean(constraint, linear, x0, u_0, V, products)
