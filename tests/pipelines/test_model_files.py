@@ -68,9 +68,11 @@ def test_a_part_that_is_left_out_is_named(folder, part):
 
 
 @pytest.mark.parametrize("entry", [[1], ["diffusers"], 3, {"a": 1}])
-def test_entries_that_are_no_components_are_not_read(folder, entry):
+def test_entries_that_are_no_components_are_not_read(sd, folder, entry):
     edit_json(folder / "model_index.json", _anything=entry)
-    assert load(folder).unet is not None
+    pipe = load(folder)
+    assert pipe.unet.conv_in.weight.equal(load(sd).unet.conv_in.weight)
+    assert not hasattr(pipe, "_anything") and "_anything" not in pipe.components
 
 
 @pytest.mark.parametrize("start", ["", '{"_class_name": '])
@@ -153,7 +155,11 @@ def test_a_device_is_not_ignored(sd):
 
 
 def save_variant(sd: Path, folder: Path, variant: str = "fp16") -> Path:
-    load(sd).save_pretrained(folder, variant=variant)
+    """Save a variant of a model that differs from it: the first biases of the network and of the encoder are 3."""
+    pipe = load(sd)
+    pipe.unet.conv_in.bias.data.fill_(3)
+    pipe.vae.encoder.conv_in.bias.data.fill_(3)
+    pipe.save_pretrained(folder, variant=variant)
     return folder
 
 
@@ -161,14 +167,16 @@ def test_weights_of_a_variant_are_read_if_it_is_named(sd, tmp_path):
     folder = save_variant(sd, tmp_path / "half")
     assert "has only the variant 'fp16' of its weights: give variant='fp16' (--variant fp16" in refusal(folder)
     assert "has only the variant 'fp16'" in refusal(folder, variant="bf16")
-    assert load(folder, variant="fp16").unet is not None
+    assert (load(folder, variant="fp16").unet.conv_in.bias == 3).all()
 
 
 def test_a_part_without_the_variant_is_read_without_it(sd, tmp_path):
     folder = save_variant(sd, tmp_path / "mixed")
     shutil.rmtree(folder / "vae")
     shutil.copytree(sd / "vae", folder / "vae")
-    assert load(folder, variant="fp16").vae is not None
+    pipe = load(folder, variant="fp16")
+    assert (pipe.unet.conv_in.bias == 3).all()
+    assert pipe.vae.encoder.conv_in.bias.equal(load(sd).vae.encoder.conv_in.bias)
 
 
 def test_a_variant_that_does_not_exist_is_refused(sd):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch.autograd.functional import jacobian
 
 from adhere.core.denoisers import Denoiser
-from adhere.core.schedules import FlowSchedule
+from adhere.core.operators import Identity
+from adhere.core.schedules import CosineSchedule, FlowSchedule
 from adhere.testing.priors import FactorMixture, GaussianMixture
 from tests.core.exact import (
     Matrix,
@@ -26,6 +27,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 NOISE_LEVELS = st.floats(0.05, 0.95)
 few_examples = settings(max_examples=15, deadline=None)
 flow = FlowSchedule()
+COSINE = CosineSchedule()
 
 
 def as_dense(prior):
@@ -360,3 +362,27 @@ def test_inputs_of_another_shape_and_operators_that_are_not_linear_are_refused()
         prior.posterior(lambda x: x, torch.zeros(2).double(), 0.1)
     with pytest.raises(ValueError, match="not linear"):
         prior.posterior(lambda x: x + 1, torch.zeros(3).double(), 0.1)
+
+
+def tilted_mean(mixture, b):
+    """Return the mean (1, n) of a Gaussian mixture reweighted by exp(<b, x>): a mixture with other weights."""
+    log_weights, means = [], []
+    for k in range(mixture.components):
+        S, mean = mixture.component_covariance(k), mixture.means[k].flatten()
+        log_weights.append(mixture.log_weights[k] + b @ mean + 0.5 * b @ S @ b)
+        means.append(mean + S @ b)
+    return torch.stack(log_weights).softmax(0) @ torch.stack(means)
+
+
+@few_examples
+@given(SEEDS, st.floats(-2.0, 2.5))
+def test_the_denoiser_at_a_tilted_state_is_the_mean_of_the_reweighted_distribution(seed, level):
+    """D at eta + A^T u is E[x0 exp(u^T A x0)] / E[exp(u^T A x0)] under x0 given x_t, for any mixture."""
+    g, t = seeded(seed), COSINE.t_from_log_snr(level)
+    prior, (alpha_t, sigma_t) = random_mixture(g, shape=(1, 2, 3)), COSINE(t)
+    x_t = alpha_t * prior.sample(1, g) + sigma_t * normal(g, 1, 1, 2, 3)
+    A, u = normal(g, 2, 6), normal(g, 2)
+    given_x_t = prior.posterior(Identity(), x_t / alpha_t, sigma_t / alpha_t)
+    tilted_state = x_t + sigma_t**2 / alpha_t * (u @ A).view_as(x_t)
+    found = prior.denoiser(COSINE)(tilted_state, t)
+    assert_close(found.flatten(), tilted_mean(given_x_t, u @ A), 1e-9)

@@ -39,7 +39,6 @@ from tests.core.exact import (
     normal,
     random_factors,
     random_gaussian,
-    random_mixture,
     seeded,
 )
 
@@ -273,30 +272,6 @@ def test_samples_have_mean_and_covariance_of_the_posterior(operator):
 # The tilt ------------------------------------------------------------------------------------------------------------
 
 
-def tilted_mean(mixture, b):
-    """Return the mean (1, n) of a Gaussian mixture reweighted by exp(<b, x>): a mixture with other weights."""
-    log_weights, means = [], []
-    for k in range(mixture.components):
-        S, mean = mixture.component_covariance(k), mixture.means[k].flatten()
-        log_weights.append(mixture.log_weights[k] + b @ mean + 0.5 * b @ S @ b)
-        means.append(mean + S @ b)
-    return torch.stack(log_weights).softmax(0) @ torch.stack(means)
-
-
-@few_examples
-@given(SEEDS, st.floats(-2.0, 2.5))
-def test_the_denoiser_at_a_tilted_state_is_the_mean_of_the_reweighted_distribution(seed, level):
-    """D at eta + A^T u is E[x0 exp(u^T A x0)] / E[exp(u^T A x0)] under x0 given x_t, for any mixture."""
-    g, t = seeded(seed), SCHEDULE.t_from_log_snr(level)
-    prior, (alpha_t, sigma_t) = random_mixture(g, shape=(1, 2, 3)), SCHEDULE(t)
-    x_t = noisy(prior.sample(1, g), t, seed, count=1)
-    A, u = normal(g, 2, 6), normal(g, 2)
-    given_x_t = prior.posterior(Identity(), x_t / alpha_t, sigma_t / alpha_t)
-    tilted_state = x_t + sigma_t**2 / alpha_t * (u @ A).view_as(x_t)
-    found = prior.denoiser(SCHEDULE)(tilted_state, t)
-    assert_close(found.flatten(), tilted_mean(given_x_t, u @ A), 1e-9)
-
-
 class RecordingDenoiser(CountingDenoiser):
     """Records the states and times it is called with."""
 
@@ -312,7 +287,10 @@ class RecordingDenoiser(CountingDenoiser):
 @pytest.mark.parametrize("noise", [0.0, 0.05])
 @any_operator
 def test_the_second_evaluation_is_at_the_state_of_equations_3_and_4(A, noise):
-    """u_0 by a dense solution; noise 0 is taken as 0.01 times the gain |A^T r| / |r|."""
+    """u_0 by a dense solution; noise 0 is taken as 0.01 times the gain |A^T r| / |r|.
+
+    Compositions have no closed form: (4) is solved to a residual e of 0.01 |r|, which changes A^T u_0 by A^T K^-1 e.
+    """
     model = StationaryCovariance.default(3)
     solver, prior, constraint, original = gaussian_case(A, noise)
     recording = RecordingDenoiser(prior.denoiser(SCHEDULE))
@@ -330,12 +308,13 @@ def test_the_second_evaluation_is_at_the_state_of_equations_3_and_4(A, noise):
     for i in (0, 1):
         r = (constraint.y - A(expected[i : i + 1])).flatten()
         variance = max(noise**2, 0.01**2 * float((M.T @ r).square().sum() / r.square().sum()))
-        u_0 = torch.linalg.solve(variance * torch.eye(len(M)).double() + M @ M.T / snr, r)  # (4)
-        if isinstance(A, type(Gray() @ Gray())):  # solved to a residual of 0.01 only
-            r = constraint.y - A(expected[i : i + 1])
-            u_0 = snr * A.solve_normal(r, snr * variance, solver.num_iterations, tolerance=0.01).flatten()
-        tilt = alpha / sigma**2 * (x[i] - states[1][i])
-        assert_close(tilt.flatten() / (M.T @ u_0).norm(), M.T @ u_0 / (M.T @ u_0).norm(), 1e-8)
+        K = variance * torch.eye(len(M)).double() + M @ M.T / snr
+        exact = M.T @ torch.linalg.solve(K, r)  # A^T u_0 of (4)
+        tilt = alpha / sigma**2 * (x[i] - states[1][i]).flatten()
+        bound = 1e-8 * exact.norm()
+        if isinstance(A, type(Gray() @ Gray())):
+            bound = 0.01 * torch.linalg.matrix_norm(M.T @ torch.linalg.inv(K), 2) * r.norm()
+        assert (tilt - exact).norm() <= bound
 
 
 def test_the_tilt_and_the_fusion_bring_the_mean_of_a_mixture_closer_to_the_exact_one():
