@@ -269,7 +269,7 @@ def test_another_number_of_channels_is_refused():
 
 @pytest.mark.parametrize("shape", [(3, 8), (3, 3, 8), (1, 3, 2, 8, 8)])
 def test_states_that_are_not_batches_of_images_are_refused(shape):
-    with pytest.raises(ValueError, match=r"states have shape \(.*\): give \(B, C, H, W\), or another solver"):
+    with pytest.raises(ValueError, match=r"states have the shape \(.*\): moment matching needs \(B, C, H, W\)"):
         StationaryCovariance.default(3).product(torch.zeros(shape), 1.0)
 
 
