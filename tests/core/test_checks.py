@@ -370,6 +370,6 @@ def test_moment_matching_refuses_states_that_are_no_pictures_and_another_solver_
     prior = Gaussian(torch.zeros(shape[1:], dtype=torch.float64), torch.eye(math.prod(shape[1:]), dtype=torch.float64))
     D, constraint = prior.denoiser(CosineSchedule()), Linear(adhere.Identity(), torch.zeros(1, *shape[1:]), 0.1)
     given = re.escape(f"states have the shape {shape}: ")
-    with pytest.raises(ValueError, match=rf"^{given}.*need \(B, C, H, W\): reshape them, or choose .* such as ddnm$"):
+    with pytest.raises(ValueError, match=rf"^{given}.*needs \(B, C, H, W\); reshape them, or choose .* such as ddnm$"):
         adhere.sample(D, constraint, shape)
     assert adhere.sample(D, constraint, shape, solver="ddnm", num_inference_steps=2).shape == shape
