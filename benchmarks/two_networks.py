@@ -59,13 +59,18 @@ def comparison(one: ConstrainedPipeline, two: ConstrainedPipeline) -> Image.Imag
     return image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
 
 
-def states(pipe: ConstrainedPipeline, picture: np.ndarray) -> tuple[list[float], list[np.ndarray]]:
-    """Return the log-SNR of each step and the middle of its denoised picture, under the mask of strokes."""
-    log_snrs, found = [], []
+def states(pipe: ConstrainedPipeline, picture: np.ndarray) -> tuple[list[str], list[np.ndarray]]:
+    """Return the title of each step and the middle of its denoised picture, under the mask of strokes.
+
+    A title has the log-SNR and the network that is evaluated: at coarse levels, its log-SNR is a higher one.
+    """
+    titles, found, evaluated = [], [], []
     schedule = pipe.schedule()
+    for name in ("unet", "unet_2"):
+        pipe.components[name].register_forward_hook(lambda *_, name=name: evaluated.append(name))
 
     def keep(_: object, step: int, t: float, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        log_snrs.append(log_snr(schedule, t))
+        titles.append(f"{log_snr(schedule, t):.2f}  {evaluated[-1]}")
         found.append(to_uint8(tensors["x0"])[0][CROP, CROP])
         return {}
 
@@ -77,19 +82,17 @@ def states(pipe: ConstrainedPipeline, picture: np.ndarray) -> tuple[list[float],
         callback_on_step_end=keep,
         callback_on_step_end_tensor_inputs=["x0"],
     )
-    return log_snrs, found
+    return titles, found
 
 
 def steps(pipe: ConstrainedPipeline, pictures: list[np.ndarray]) -> Image.Image:
     """Return the states of each picture in a row, under the log-SNR of each step and the network that it uses."""
-    rows, log_snrs = [], []
+    rows, titles = [], []
     for picture in pictures:
-        log_snrs, found = states(pipe, picture)
+        titles, found = states(pipe, picture)
         rows.append(found)
     side = CROP.stop - CROP.start
-    networks = ["unet_2" if one >= pipe.config["boundary_log_snr"] else "unet" for one in log_snrs]
-    titles = [label(f"{one:.2f}  {name}", 24, side) for one, name in zip(log_snrs, networks, strict=True)]
-    return grid([titles, *rows])
+    return grid([[label(title, 24, side) for title in titles], *rows])
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from skimage import data
 from transformers.utils import logging as transformers_logging
 
 import adhere
-from adhere.pipelines.registry import SHIPPED_MODELS
+from adhere.pipelines._index import SHIPPED_MODELS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PHOTOGRAPHS = (("chelsea", "text"), ("coffee", "strokes"), ("astronaut", "strokes"), ("rocket", "hole"))  # and masks

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adhere.apps._examples import EXAMPLES
-from adhere.pipelines.registry import SHIPPED_MODELS
+from adhere.pipelines._index import SHIPPED_MODELS
 from tests.apps.command import error_line, run
 from tests.single_file import save_single_file
 from tests.tiny_models import WEIGHTS, edit_json, edit_weights, load, with_nan

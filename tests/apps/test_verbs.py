@@ -18,8 +18,8 @@ from typer.models import OptionInfo
 import adhere
 from adhere.apps import _options, _verbs, cli
 from adhere.apps._examples import EXAMPLES
+from adhere.pipelines._index import MODELS
 from adhere.pipelines.base import ConstrainedPipeline
-from adhere.pipelines.registry import MODELS
 from tests.apps.command import LATENT_VERBS, REPORT_LINE, arguments_for, contents_of, error_line, run
 from tests.picture_files import hole, image_of
 

@@ -9,7 +9,7 @@ import adhere
 from adhere import ConstrainedPipeline, Generate, Inpaint
 from adhere.io._samples import to_float
 from adhere.metrics import FeatureDistance, psnr
-from adhere.pipelines.registry import MODELS
+from adhere.pipelines._index import MODELS
 from benchmarks import held_out
 from benchmarks.emoji_tasks import half
 

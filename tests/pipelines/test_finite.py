@@ -10,7 +10,7 @@ import adhere
 from adhere import AdhereError, Custom, Generate, Inpaint, Layout, Loss, Upscale
 from adhere.core.schedules import CosineSchedule
 from adhere.pipelines._checks import CheckedDenoiser, FiniteChecks
-from adhere.pipelines.registry import SHIPPED_MODELS
+from adhere.pipelines._index import SHIPPED_MODELS
 from adhere.testing.priors import Gaussian
 from tests.picture_files import hole, noise
 from tests.tiny_latent_models import tiny_flux, tiny_ldm, tiny_sd, tiny_sd3, tiny_sdxl

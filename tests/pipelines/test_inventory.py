@@ -8,8 +8,8 @@ import huggingface_hub
 import pytest
 
 from adhere.pipelines import _inventory
+from adhere.pipelines._index import SHIPPED_MODELS
 from adhere.pipelines._inventory import known_models
-from adhere.pipelines.registry import SHIPPED_MODELS
 from tests.apps.command import run
 from tests.tiny_latent_models import tiny_ldm, tiny_sd
 from tests.tiny_models import save_model

@@ -261,8 +261,8 @@ class _Composition(LinearOperator):
         self, r: Tensor, damping: float | Tensor, num_iterations: int = 30, tolerance: float = 1e-5
     ) -> Tensor:
         """Return (A A^T + damping I)^-1 r, with A A^T = outer outer^T where `inner` only removes padding."""
-        solve = self.outer.solve_normal if isinstance(self.inner, Unpad) else super().solve_normal
-        return solve(r, damping, num_iterations, tolerance)
+        A = self.outer if isinstance(self.inner, Unpad) else super()
+        return A.solve_normal(r, damping, num_iterations, tolerance)
 
 
 @dataclass(frozen=True)
@@ -326,8 +326,7 @@ def _squared_gain(A: LinearOperator, y: Tensor) -> Tensor:
     It is above 0: 1 where A^T y is 0.
     """
     y = torch.where(dot(y, y) > 0, y, 1)
-    back = A.adjoint(y)
-    gain = dot(back, back).flatten() / dot(y, y).flatten()
+    gain = A.adjoint(y).flatten(1).square().sum(1) / y.flatten(1).square().sum(1)
     return per_sample(torch.where(gain > 0, gain, 1), y)
 
 

@@ -1,4 +1,4 @@
-"""The file model_index.json of a folder, which names the class of the pipeline. Loads without torch and diffusers."""
+"""The models that ship, and model_index.json, which names a pipeline class. Imports neither torch nor diffusers."""
 
 import json
 import re
@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from adhere.errors import AdhereError, InvalidInput
+
+MODELS = Path(__file__).parents[1] / "models"
+SHIPPED_MODELS = sorted(index.parent.name for index in MODELS.glob("*/model_index.json"))
 
 
 def read_index(folder: Path, source: str) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import huggingface_hub
 
 from adhere.errors import AdhereError
-from adhere.pipelines._index import base_class, read_index
-from adhere.pipelines.registry import FAMILIES, MODELS, SHIPPED_MODELS
+from adhere.pipelines._index import MODELS, SHIPPED_MODELS, base_class, read_index
+from adhere.pipelines.registry import FAMILIES
 
 _PURPOSES = {
     "adhere-photo": "photographs: inpaint (text, scratches, small holes), outpaint, upscale, denoise, deblur, "

@@ -24,7 +24,7 @@ from adhere.errors import AdhereError
 from adhere.pipelines import experts
 from adhere.pipelines._components import HUB_ID, hub_is_reachable, hub_options, load_component, with_autoencoder
 from adhere.pipelines._foreign_files import refuse_file, refuse_folder, refuse_format
-from adhere.pipelines._index import base_class, parse_index, read_index
+from adhere.pipelines._index import MODELS, SHIPPED_MODELS, base_class, parse_index, read_index
 from adhere.pipelines._model_files import (
     REFINER,
     as_adhere_error,
@@ -41,7 +41,7 @@ from adhere.pipelines._model_files import (
     scheduler_settings_in,
 )
 from adhere.pipelines.base import ConstrainedPipeline
-from adhere.pipelines.registry import FAMILIES, MODELS, SHIPPED_MODELS, family_for
+from adhere.pipelines.registry import FAMILIES, family_for
 from adhere.pipelines.schedulers import noise_schedule
 
 _DEFAULT_MODEL = "adhere-photo"

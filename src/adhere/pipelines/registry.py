@@ -1,10 +1,9 @@
-"""The families of models, which class runs a diffusers pipeline of a given class, and the models that ship.
+"""The families of models, and which class runs a diffusers pipeline of a given class.
 
 A family is imported when it is needed, so that `adhere models` does not wait for torch and diffusers.
 """
 
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adhere.errors import AdhereError
@@ -12,9 +11,6 @@ from adhere.pipelines._index import base_class
 
 if TYPE_CHECKING:
     from adhere.pipelines.base import ConstrainedPipeline
-
-MODELS = Path(__file__).parents[1] / "models"
-SHIPPED_MODELS = sorted(index.parent.name for index in MODELS.glob("*/model_index.json"))
 
 # diffusers' class, as in model_index.json -> "module:class"
 FAMILIES = {
