@@ -132,7 +132,8 @@ def main() -> None:
     found = methods(args.bm3d)
     if unknown := set(args.methods or ()) - set(found):
         parser.error(f"unknown methods {sorted(unknown)}: choose from {list(found)}")
-    others = [row for row in load(args.json)[0] if row.method not in args.methods] if args.methods else []
+    rows = load(args.json)[0] if args.methods and args.json.exists() else []
+    others = [row for row in rows if row.method not in (args.methods or found)]
     rows = [
         measure(name, method, group, item, level)
         for group, (items, _) in GROUPS.items()
@@ -141,7 +142,7 @@ def main() -> None:
         if not args.methods or name in args.methods
         for item in items
     ]
-    order = list(found) + [row.method for row in others]  # as without --methods
+    order = list(found) + [row.method for row in others]
     rows = sorted(rows + others, key=lambda row: order.index(row.method))
     save(args.json, rows, meta())
     text = level_table(rows)

@@ -62,12 +62,14 @@ def comparison(one: ConstrainedPipeline, two: ConstrainedPipeline) -> Image.Imag
 def states(pipe: ConstrainedPipeline, picture: np.ndarray) -> tuple[list[str], list[np.ndarray]]:
     """Return the title of each step and the middle of its denoised picture, under the mask of strokes.
 
-    A title has the log-SNR and the network that is evaluated: at coarse levels, its log-SNR is a higher one.
+    A title has the log-SNR of the step and the network that is evaluated. Smaller pictures have a higher log-SNR.
     """
     titles, found, evaluated = [], [], []
     schedule = pipe.schedule()
-    for name in ("unet", "unet_2"):
+    hooks = [
         pipe.components[name].register_forward_hook(lambda *_, name=name: evaluated.append(name))
+        for name in ("unet", "unet_2")
+    ]
 
     def keep(_: object, step: int, t: float, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         titles.append(f"{log_snr(schedule, t):.2f}  {evaluated[-1]}")
@@ -82,6 +84,8 @@ def states(pipe: ConstrainedPipeline, picture: np.ndarray) -> tuple[list[str], l
         callback_on_step_end=keep,
         callback_on_step_end_tensor_inputs=["x0"],
     )
+    for hook in hooks:
+        hook.remove()
     return titles, found
 
 

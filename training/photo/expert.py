@@ -29,8 +29,9 @@ Every random choice of a step is seeded by its number, so a resumed training tak
 `--cooldown`, which brings the learning rate linearly to zero over the `--hours` of one call. Otherwise, the rate is
 constant after a warm-up.
 
-On a GPU, `--device cuda --bf16 --compile` keeps the decoded pictures on the device, cuts the crops there, and lays out
-the activations with channels last. Hours are then those of the clock instead of the processor.
+On a GPU, `--device cuda --compile` (and `--bf16` at first) keeps the decoded pictures on the device, cuts
+the crops there, and lays out the activations with channels last. Hours are then those of the clock instead of the
+processor.
 """
 
 import argparse

@@ -349,7 +349,13 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate after the warm-up")
     parser.add_argument("--log-snr", type=float, default=0.7, help="mean of the normal distribution of the log-SNR")
     parser.add_argument("--log-snr-std", type=float, default=1.4, help="standard deviation of that distribution")
-    parser.add_argument("--max-factor", type=int, default=1, help="largest f of means over f x f pixels: 1, 2, 4, ...")
+    parser.add_argument(
+        "--max-factor",
+        type=int,
+        choices=(1, 2, 4, 8),
+        default=1,
+        help="largest f of means over f x f pixels: 1, 2, 4, ...",
+    )
     parser.add_argument("--ema", type=float, default=0.9995, help="decay of the weight average per step")
     parser.add_argument("--cooldown", action="store_true", help="decrease the learning rate linearly to zero")
     train(parser.parse_args())
