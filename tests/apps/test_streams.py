@@ -36,10 +36,13 @@ def test_a_photo_from_standard_input(folder, inpaint_args, seekable):
     assert Path("out.png").read_bytes() == Path("expected.png").read_bytes()
 
 
-@pytest.mark.parametrize("data", [b"", b"no picture", b"\x89PNG\r\n\x1a\n"])
-def test_standard_input_that_is_no_picture(folder, inpaint_args, monkeypatch, data):
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [(b"", "is empty (0 bytes)"), (b"no picture", "not an image"), (b"\x89PNG\r\n\x1a\n", "not an image")],
+)
+def test_standard_input_that_is_no_picture(folder, inpaint_args, monkeypatch, data, reason):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-    assert "not an image" in error_line(inpaint_args("-"), folder)
+    assert reason in error_line(inpaint_args("-"), folder)
 
 
 def test_standard_input_that_is_closed_or_a_terminal(folder, inpaint_args, monkeypatch):

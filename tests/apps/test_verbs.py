@@ -258,7 +258,7 @@ def test_the_examples_are_valid_except_for_missing_files(folder, example, monkey
     Path("photo.png").unlink()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     arguments = shlex.split(re.sub(r" (\[dim\]|< photo).*", "", example))[1:]
-    problem = "the image: not an image" if arguments[1] == "-" else f"{arguments[1]}: no such file"
+    problem = "the image: is empty" if arguments[1] == "-" else f"{arguments[1]}: no such file"
     assert problem in error_line(arguments, folder)
 
 

@@ -350,7 +350,7 @@ def test_latents_of_several_crops_are_refused(pipe):
     [("ddmn", "ddnm"), ("inexact-newton", "inexact_newton"), ("Moment_Matching", "moment_matching")],
 )
 def test_an_unknown_solver_names_the_nearest(pipe, task, given, nearest):
-    with pytest.raises(ValueError, match=f"'{given}': did you mean '{nearest}'.*{', '.join(PRESETS)}"):
+    with pytest.raises(ValueError, match=f"'{given}': did you mean '{nearest}'.* one of moment_matching, .*, plain"):
         pipe(task, solver=given)
 
 
