@@ -19,7 +19,7 @@ from adhere.core.latents import DecodedConstraint
 from adhere.core.operators import LinearOperator, Mask
 from adhere.core.presets import PRESETS, default_preset, get_sampler, sample
 from adhere.core.sampling import Sampler
-from adhere.core.schedules import CosineSchedule, DDPMSchedule, FlowSchedule, log_snr_spacing
+from adhere.core.schedules import CosineSchedule, DDPMSchedule, FlowSchedule, log_snr, log_snr_spacing
 from adhere.core.solvers.base import Solver, StochasticSolver
 from adhere.core.solvers.ddnm import DDNM
 from adhere.core.solvers.inexact_newton import InexactNewton
@@ -193,7 +193,8 @@ def test_a_sample_that_meets_the_measurement_stays_beside_one_that_does_not(samp
     x0 = denoiser(x_t, t)
     y = LEFT_HALF(x0) + torch.tensor([0.0, 1.0]).double().view(2, 1, 1, 1) * LEFT_HALF(torch.ones_like(x0))
     constraint = as_supported(sampler, Linear(LEFT_HALF, y, 0.05))
-    moved, after, _ = sampler.solver(denoiser, constraint, x_t, t, None)
+    solver = sampler.solver.prepare([log_snr(SCHEDULE, t), log_snr(SCHEDULE, 0.2)])  # the first has the products
+    moved, after, _ = solver(denoiser, constraint, x_t, t, None)
     assert_close(moved[0], x_t[0], 1e-12)
     assert_close(after[0], x0[0], 1e-12)
     assert after[1].isfinite().all() and not after[1].equal(x0[1])
