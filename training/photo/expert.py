@@ -17,6 +17,7 @@ falls about in proportion to it.
 `--bf16` computes in bfloat16, which is twice as fast. Its rounding changes the output by more than the error at low
 noise: FFDNet loses 1.6 dB at 5/255 by it. So the second and the third training, in float32, recover what the first one
 has lost. The target of the third is half x0, which brings the network ahead of FFDNet at the lowest noise.
+expert-low.safetensors in this folder holds the averaged weights after the second one.
 
 The run folder holds
 - checkpoint.pt, from which a later call goes on;
